@@ -1,0 +1,102 @@
+import { EventEmitter } from 'eventemitter3';
+import { channels } from './diagnostics.js';
+import type { LifecycleEventName, LifecycleEvents } from './events.js';
+
+/** A listener of one event. What it returns is ignored, except that a rejected promise is reported. */
+export type LifecycleListener<E extends LifecycleEventName> = (payload: LifecycleEvents[E]) => unknown;
+
+/**
+ * The typed lifecycle hooks. One instance may serve limiter, pool, gates and manager together.
+ *
+ * Invariants:
+ * - Observers only. A listener that throws or rejects is reported as `hook:error`; it changes nothing for the request,
+ *   and the listeners after it are still told.
+ * - An event that nobody listens to costs one check: no payload is made, no clock is read.
+ *
+ * @example
+ * const hooks = new LifecycleHooks();
+ * hooks.on('lease:acquired', ({ instanceId, taskId, waitMs }) => {
+ *   console.log(`task ${taskId} got instance ${instanceId} after ${waitMs} ms`);
+ * });
+ * const pool = new PipelinePool({ size: 5, create: () => new ResearchPipeline(), hooks });
+ */
+export class LifecycleHooks {
+  readonly #emitter = new EventEmitter();
+  // The emitter knows a listener by the function it was given; what it calls is a wrapper that cannot throw.
+  readonly #guarded = new Map<LifecycleEventName, Map<unknown, (payload: unknown) => void>>();
+  #listeners = 0;
+
+  /** Calls `listener` each time `event` happens. Adding the same listener again changes nothing. */
+  on<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
+    return this.#add(event, listener, false);
+  }
+
+  /** Calls `listener` the next time `event` happens, and then no more. */
+  once<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
+    return this.#add(event, listener, true);
+  }
+
+  /** Takes a listener away again. */
+  off<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
+    const guards = this.#guarded.get(event);
+    const guard = guards?.get(listener);
+    if (guards === undefined || guard === undefined) return this;
+    guards.delete(listener);
+    this.#listeners--;
+    this.#emitter.off(event, guard);
+    return this;
+  }
+
+  /** How many listeners an event has. */
+  listenerCount(event: LifecycleEventName): number {
+    return this.#emitter.listenerCount(event);
+  }
+
+  /** Whether anybody would be told of this event: ask before making its payload. */
+  hears(event: LifecycleEventName): boolean {
+    return (
+      (this.#listeners !== 0 && this.#emitter.listenerCount(event) !== 0) || channels[event].hasSubscribers
+    );
+  }
+
+  /** Tells everybody who listens. Never throws. */
+  emit<E extends LifecycleEventName>(event: E, payload: LifecycleEvents[E]): void {
+    this.#emitter.emit(event, payload);
+    const channel = channels[event];
+    if (channel.hasSubscribers) channel.publish({ event, payload });
+  }
+
+  #add<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>, once: boolean): this {
+    if (!Object.hasOwn(channels, event))
+      throw new TypeError(`There is no lifecycle event \`${String(event)}\``);
+    if (typeof listener !== 'function') {
+      throw new TypeError(`Expected the listener of \`${event}\` to be a function, got ${typeof listener}`);
+    }
+    let guards = this.#guarded.get(event);
+    if (guards === undefined) {
+      guards = new Map();
+      this.#guarded.set(event, guards);
+    }
+    if (guards.has(listener)) return this;
+    const guard = (payload: unknown): void => {
+      if (once) this.off(event, listener);
+      try {
+        const answer = listener(payload as LifecycleEvents[E]);
+        if (typeof (answer as PromiseLike<unknown> | undefined)?.then === 'function') {
+          Promise.resolve(answer).catch((error: unknown) => this.#report(event, error));
+        }
+      } catch (error) {
+        this.#report(event, error);
+      }
+    };
+    guards.set(listener, guard);
+    this.#listeners++;
+    this.#emitter.on(event, guard);
+    return this;
+  }
+
+  #report(event: LifecycleEventName, error: unknown): void {
+    // A failing listener of `hook:error` has nobody left to tell: telling itself would never end.
+    if (event !== 'hook:error') this.emit('hook:error', { event, error });
+  }
+}
