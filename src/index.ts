@@ -1,5 +1,5 @@
 export * from './errors.js';
-export { LIFECYCLE_EVENTS } from './hooks/events.js';
 export type * from './hooks/events.js';
+export { LIFECYCLE_EVENTS } from './hooks/events.js';
 export { LifecycleHooks, type LifecycleListener } from './hooks/lifecycle-hooks.js';
 export type * from './limiter/limiter.js';
