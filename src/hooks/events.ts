@@ -174,6 +174,8 @@ export interface ManagerEvents {
 interface CallTold extends Told {
   /** One call through the gate, all its attempts included. */
   readonly callId: number;
+  /** The tool call that this call serves, where a `ToolManager` made it. */
+  readonly toolCallId?: number;
 }
 
 /** What an attempt's result means for the call and for the key that made it. See `classify` of `ServiceGate`. */
