@@ -1,0 +1,28 @@
+import type { LifecycleEventName } from '../hooks/events.js';
+import type { LifecycleHooks, LifecycleListener } from '../hooks/lifecycle-hooks.js';
+import { refusal } from '../internal/validate.js';
+
+/** The listeners that one observer has put on some hooks, so that all of them can be taken away again at once. */
+export class Attachment {
+  readonly #hooks: LifecycleHooks;
+  #removers: (() => void)[] = [];
+
+  constructor(hooks: LifecycleHooks) {
+    if (typeof hooks?.on !== 'function' || typeof hooks.off !== 'function') {
+      throw new TypeError(refusal('hooks', 'a LifecycleHooks', hooks));
+    }
+    this.#hooks = hooks;
+  }
+
+  on<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
+    this.#hooks.on(event, listener);
+    this.#removers.push(() => this.#hooks.off(event, listener));
+    return this;
+  }
+
+  /** Takes every listener away; a second call does nothing. */
+  detach(): void {
+    for (const remove of this.#removers) remove();
+    this.#removers = [];
+  }
+}
