@@ -30,9 +30,6 @@ export type PipelinePoolErrorCode =
 // Shared by all copies of this package in one process.
 const kind = Symbol.for('pipeline-pool.error-kind');
 
-/** What an error says about the moment it was made: plain values, put on the error itself and shown in logs. */
-export type ErrorDetails = Readonly<Record<string, unknown>>;
-
 /**
  * The base of all errors of this library.
  *
@@ -112,7 +109,7 @@ export class AcquireTimeoutError extends PipelinePoolError implements QueueFigur
   /** The step that was under way: always `wait` for a limiter, `wait`, `validate` or `prepare` for a pool. */
   declare readonly stage: LifecycleStage;
 
-  constructor(figures: QueueFigures & { readonly stage?: LifecycleStage } & ErrorDetails, cause?: unknown) {
+  constructor(figures: QueueFigures & { readonly stage?: LifecycleStage }, cause?: unknown) {
     super(
       'ERR_ACQUIRE_TIMEOUT',
       `Gave up on ${figures.source} after ${Math.round(figures.waitedMs)} ms (${figuresText(figures)})`,
@@ -179,20 +176,24 @@ export interface LeaseHolder {
   readonly stack?: string;
 }
 
-/** `drain` or `close` reached its deadline while leases were still held. */
+/** `drain` or `close` reached its deadline while leases or permits were still held. */
 export class DrainTimeoutError extends PipelinePoolError {
   static override readonly [kind] = 'DrainTimeoutError';
+  /** Who still holds a lease; empty for a limiter, which does not know its holders. */
   readonly holders: readonly LeaseHolder[];
-  constructor(source: string, timeoutMs: number, holders: readonly LeaseHolder[]) {
+  /** How much is still held. */
+  readonly held: number;
+
+  constructor(source: string, timeoutMs: number, held: number | readonly LeaseHolder[]) {
+    const holders = typeof held === 'number' ? [] : held;
     const who = holders.map(
-      (h) =>
-        `instance ${h.instanceId}${h.taskId === undefined ? '' : ` by task ${h.taskId}`} for ${Math.round(h.heldMs)} ms`,
+      ({ instanceId, taskId, heldMs }) =>
+        `instance ${instanceId}${taskId === undefined ? '' : ` by task ${taskId}`} for ${Math.round(heldMs)} ms`,
     );
-    super(
-      'ERR_DRAIN_TIMEOUT',
-      `${source} is not empty after ${timeoutMs} ms: held are ${who.join(', ') || 'none'}`,
-    );
+    const what = typeof held === 'number' ? `${held} held` : `held are ${who.join(', ') || 'none'}`;
+    super('ERR_DRAIN_TIMEOUT', `${source} is not empty after ${timeoutMs} ms: ${what}`);
     this.holders = holders;
+    this.held = typeof held === 'number' ? held : held.length;
   }
 }
 
@@ -369,25 +370,39 @@ export class ToolUnknownError extends PipelinePoolError {
   }
 }
 
-/** A tool's call took longer than allowed. */
+/** What a tool was doing: making its client, answering a call, or letting its client go. */
+export type ToolStage = 'connect' | 'call' | 'disconnect';
+
+/** A tool's call, or the letting go of its client, took longer than allowed. */
 export class ToolTimeoutError extends PipelinePoolError {
   static override readonly [kind] = 'ToolTimeoutError';
   readonly tool: string;
   readonly timeoutMs: number;
-  constructor(tool: string, timeoutMs: number) {
-    super('ERR_TOOL_TIMEOUT', `Tool ${tool} took longer than ${timeoutMs} ms`);
+  readonly stage: ToolStage;
+  constructor(tool: string, timeoutMs: number, stage: ToolStage = 'call') {
+    super(
+      'ERR_TOOL_TIMEOUT',
+      `Tool ${tool} took longer than ${timeoutMs} ms${stage === 'call' ? '' : ` to ${stage}`}`,
+    );
     this.tool = tool;
     this.timeoutMs = timeoutMs;
+    this.stage = stage;
   }
 }
 
-/** A tool's call failed; what its client threw is the `cause`. */
+/** A tool failed; what its client threw is the `cause`, with keys and inputs masked. */
 export class ToolFailedError extends PipelinePoolError {
   static override readonly [kind] = 'ToolFailedError';
   readonly tool: string;
-  constructor(tool: string, cause: unknown) {
-    super('ERR_TOOL_FAILED', `Tool ${tool} failed: ${causeText(cause)}`, cause);
+  readonly stage: ToolStage;
+  constructor(tool: string, cause: unknown, stage: ToolStage = 'call') {
+    super(
+      'ERR_TOOL_FAILED',
+      `Tool ${tool} ${stage === 'call' ? 'failed' : `could not ${stage}`}: ${causeText(cause)}`,
+      cause,
+    );
     this.tool = tool;
+    this.stage = stage;
   }
 }
 

@@ -245,6 +245,13 @@ export interface ToolEvents {
     readonly durationMs: number;
     readonly error?: unknown;
   };
+  /** Letting a tool's client go failed or took too long. Nobody waits for it any longer, but it may be alive still. */
+  'tool:disconnectFailed': Told & {
+    /** The first of the tools that the client serves. */
+    readonly tool: string;
+    readonly instanceId: number;
+    readonly error: unknown;
+  };
 }
 
 /** What any component tells when a listener of yours failed. */
@@ -297,6 +304,7 @@ const NAMES = {
   'cache:miss': 0,
   'tool:started': 0,
   'tool:finished': 0,
+  'tool:disconnectFailed': 0,
   'hook:error': 0,
 } satisfies Record<LifecycleEventName, 0>;
 

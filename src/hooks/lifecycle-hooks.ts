@@ -1,4 +1,6 @@
+import type { Channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'eventemitter3';
+import { refusal } from '../internal/validate.js';
 import { channels } from './diagnostics.js';
 import type { LifecycleEventName, LifecycleEvents } from './events.js';
 
@@ -52,6 +54,14 @@ export class LifecycleHooks {
     return this.#emitter.listenerCount(event);
   }
 
+  /**
+   * Whether somebody might be told of the event of this channel. Cheaper than `hears`, for paths where a look-up by name
+   * is felt: it knows only whether there are listeners at all.
+   */
+  mayHear(channel: Channel): boolean {
+    return this.#listeners !== 0 || channel.hasSubscribers;
+  }
+
   /** Whether anybody would be told of this event: ask before making its payload. */
   hears(event: LifecycleEventName): boolean {
     return (
@@ -99,4 +109,12 @@ export class LifecycleHooks {
     // A failing listener of `hook:error` has nobody left to tell: telling itself would never end.
     if (event !== 'hook:error') this.emit('hook:error', { event, error });
   }
+}
+
+/** Refuses what is not lifecycle hooks; those of another copy of this package will do. */
+export function checkHooks(value: LifecycleHooks): LifecycleHooks {
+  if (typeof value?.emit !== 'function' || typeof value.hears !== 'function') {
+    throw new TypeError(refusal('hooks', 'a LifecycleHooks', value));
+  }
+  return value;
 }

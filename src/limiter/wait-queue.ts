@@ -22,7 +22,8 @@ export abstract class QueueNode {
   /** @internal */ after: QueueNode | undefined = undefined;
 }
 
-class Lane {
+/** @internal The waiters of one tenant and priority. */
+export class Lane {
   head: QueueNode | undefined = undefined;
   tail: QueueNode | undefined = undefined;
   previous: Lane = this;

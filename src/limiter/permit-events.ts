@@ -1,0 +1,55 @@
+import type { QueueFigures } from '../errors.js';
+import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import type { AcquireOptions, Limiter } from './limiter.js';
+import type { LimiterPermit } from './permit.js';
+
+type TellingLimiter = Limiter & { readonly hooks: LifecycleHooks };
+
+/** What a limiter's errors say of the moment. */
+export const figuresOf = (limiter: Limiter, waitedMs: number): QueueFigures => ({
+  source: limiter.name,
+  waitedMs,
+  active: limiter.activeCount,
+  queued: limiter.queuedCount,
+  size: limiter.maxConcurrent,
+});
+
+const told = (limiter: Limiter, weight: number, options: AcquireOptions | undefined) => ({
+  source: limiter.name,
+  taskId: options?.taskId,
+  requestId: options?.requestId,
+  tenant: options?.tenant,
+  active: limiter.activeCount,
+  queued: limiter.queuedCount,
+  maxConcurrent: limiter.maxConcurrent,
+  weight,
+});
+
+/** Tells what became of a permit, if anybody listens. */
+export function tellPermit(
+  limiter: TellingLimiter,
+  event: 'permit:queued' | 'permit:acquired' | 'permit:released',
+  permit: LimiterPermit,
+  outcome: PermitOutcome = 'ok',
+): void {
+  const { hooks } = limiter;
+  if (!hooks.hears(event)) return;
+  const payload = told(limiter, permit.weight, permit.extras);
+  if (event === 'permit:queued') hooks.emit(event, payload);
+  else if (event === 'permit:acquired') hooks.emit(event, { ...payload, waitMs: permit.waitMs });
+  else hooks.emit(event, { ...payload, outcome });
+}
+
+/** Tells of a request that got no permit, if anybody listens. */
+export function tellRejected(
+  limiter: TellingLimiter,
+  reason: PermitRejection,
+  error: unknown,
+  waitMs: number,
+  options: AcquireOptions | undefined,
+): void {
+  if (!limiter.hooks.hears('permit:rejected')) return;
+  const payload = { ...told(limiter, options?.weight ?? 1, options), reason, error, waitMs };
+  limiter.hooks.emit('permit:rejected', payload);
+}

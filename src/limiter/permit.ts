@@ -1,0 +1,83 @@
+import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import type { AbortWatcher } from '../internal/abort-watch.js';
+import { refusal } from '../internal/validate.js';
+import type { AcquireOptions, Permit, RunContext } from './limiter.js';
+import type { Lane, QueueNode } from './wait-queue.js';
+
+/** Where in its life a permit is; one that was never held ends with the reason. */
+export type PermitState = 'waiting' | 'held' | 'released' | PermitRejection;
+
+/** What few permits have. */
+export interface PermitExtras extends AcquireOptions {
+  /** Ends the waiting. */
+  timer?: NodeJS.Timeout;
+  /** When it was granted, on the clock of the adaptive limit that asks. */
+  grantedMs?: number;
+}
+
+/** The limiter, as a permit sees it. */
+export interface PermitIssuer {
+  takeBack(permit: LimiterPermit, outcome: PermitOutcome): void;
+  abandon(permit: LimiterPermit, reason: unknown): void;
+}
+
+/**
+ * A permit, from the moment it is asked for: it waits, is held, and is over. Waiter, queue node and permit are one
+ * object without a base class: at a hundred thousand waiters, memory and its collection are what the time goes to.
+ *
+ *     waiting ──granted──► held ──► released
+ *        └──► aborted, timed out, turned away
+ */
+export class LimiterPermit implements Permit, QueueNode, AbortWatcher {
+  readonly weight: number;
+  /** @internal */ state: PermitState;
+  /** @internal While waiting the moment it was queued, then the milliseconds waited. */
+  clockMs: number;
+  /** @internal */ readonly issuer: PermitIssuer;
+  /** @internal */ extras: PermitExtras | undefined;
+  /** @internal What `run` will run. */
+  work: ((context: RunContext) => unknown) | undefined;
+  /** @internal Settles the promise of `acquire`; a rejected promise fails it, which spares a second function. */
+  settle: ((answer: LimiterPermit | Promise<never>) => void) | undefined;
+  /** @internal */ lane: Lane | undefined;
+  /** @internal */ before: QueueNode | undefined;
+  /** @internal */ after: QueueNode | undefined;
+
+  constructor(issuer: PermitIssuer, weight: number, state: PermitState, extras: PermitExtras | undefined) {
+    this.weight = weight;
+    this.state = state;
+    this.clockMs = 0;
+    this.issuer = issuer;
+    this.extras = extras;
+    this.work = undefined;
+    this.settle = undefined;
+    this.lane = undefined;
+    this.before = undefined;
+    this.after = undefined;
+  }
+
+  get waitMs(): number {
+    return this.clockMs;
+  }
+
+  release(outcome: PermitOutcome = 'ok'): void {
+    if (this.state !== 'held') return;
+    this.state = 'released';
+    if (outcome === 'ok' || outcome === 'dropped' || outcome === 'ignored') {
+      this.issuer.takeBack(this, outcome);
+      return;
+    }
+    // A misspelt outcome must not cost the permit.
+    this.issuer.takeBack(this, 'ignored');
+    throw new TypeError(refusal('outcome', '"ok", "dropped" or "ignored"', outcome));
+  }
+
+  [Symbol.dispose](): void {
+    this.release();
+  }
+
+  /** @internal */
+  onAbort(reason: unknown): void {
+    this.issuer.abandon(this, reason);
+  }
+}
