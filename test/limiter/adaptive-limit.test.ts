@@ -1,0 +1,483 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import {
+  AdaptiveLimit,
+  type AdaptiveLimitOptions,
+  type LimitSample,
+} from '../../src/limiter/adaptive-limit.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+
+/** A limit on a clock that the test moves, told of one call at a time: each begins a moment after the one before ended. */
+function setUp(given: AdaptiveLimitOptions = {}) {
+  const clock = { ms: 0 };
+  const adaptive = new AdaptiveLimit({ now: () => clock.ms, random: () => 0, ...given });
+  const call = (sample: Partial<LimitSample> = {}) => {
+    const startedMs = clock.ms + 1;
+    clock.ms += 1000;
+    adaptive.onSample({ startedMs, outcome: 'ok', inFlight: adaptive.limit, ...sample });
+  };
+  const calls = (count: number, sample?: Partial<LimitSample>) => {
+    for (let i = 0; i < count; i++) call(sample);
+  };
+  return { clock, adaptive, call, calls };
+}
+
+describe('AdaptiveLimit', () => {
+  describe('its bounds', () => {
+    it('begins at 8, or at the bound nearest to it', () => {
+      expect(new AdaptiveLimit().limit).toBe(8);
+      expect(new AdaptiveLimit({ max: 3 }).limit).toBe(3);
+      expect(new AdaptiveLimit({ min: 20 }).limit).toBe(20);
+      expect(new AdaptiveLimit({ initial: 5 }).limit).toBe(5);
+    });
+
+    it('never goes above max: 200 where none is given', () => {
+      const { adaptive, calls } = setUp();
+      calls(1000);
+      expect(adaptive.limit).toBe(200);
+    });
+
+    it('never goes below min: 1 where none is given', () => {
+      const { adaptive, calls } = setUp();
+      calls(100, { outcome: 'dropped' });
+      expect(adaptive.limit).toBe(1);
+      const four = setUp({ min: 4 });
+      four.calls(100, { outcome: 'dropped' });
+      expect(four.adaptive.limit).toBe(4);
+    });
+
+    it('stays where min and max meet', () => {
+      const { adaptive, calls } = setUp({ min: 6, max: 6 });
+      calls(10);
+      calls(10, { outcome: 'dropped' });
+      calls(10);
+      expect(adaptive.limit).toBe(6);
+    });
+
+    it.each([
+      [{ min: 0 }, RangeError, 'Expected `min` to be a whole number from 1, got 0 (number)'],
+      [{ min: 9, max: 8 }, RangeError, 'Expected `max` to be a whole number from 9, got 8 (number)'],
+      [
+        { initial: 9, max: 8 },
+        RangeError,
+        'Expected `initial` to be a whole number from 1 to 8, got 9 (number)',
+      ],
+      [{ initial: 2.5 }, RangeError, 'Expected `initial`'],
+      [{ max: Number.NaN }, RangeError, 'Expected `max`'],
+      [{ max: '8' as never }, TypeError, 'Expected `max`'],
+      [{ latencyBrake: 1 as never }, TypeError, 'Expected `latencyBrake`'],
+      [{ now: 0 as never }, TypeError, 'Expected `now`'],
+      [{ random: 0 as never }, TypeError, 'Expected `random`'],
+      [{ maximum: 8 } as never, TypeError, 'Unknown option `maximum`'],
+    ])('refuses %o', (given, kind, message) => {
+      expect(() => new AdaptiveLimit(given)).toThrow(kind);
+      expect(() => new AdaptiveLimit(given)).toThrow(message);
+    });
+  });
+
+  describe('growth', () => {
+    it('adds one for each success until the first overload', () => {
+      const { adaptive, calls } = setUp();
+      calls(5);
+      expect(adaptive.limit).toBe(13);
+    });
+
+    it('needs nine tenths of the limit in use', () => {
+      const { adaptive, calls } = setUp({ initial: 20 });
+      calls(10, { inFlight: 17 });
+      expect(adaptive.limit).toBe(20);
+      calls(1, { inFlight: 18 });
+      expect(adaptive.limit).toBe(21);
+    });
+
+    it('slows down towards the last overload, to half a step a round trip', () => {
+      const { adaptive, call, calls } = setUp({ initial: 100 });
+      call({ outcome: 'dropped' });
+      expect(adaptive.limit).toBe(85);
+      // The way back to 100: in each round trip about half of what is left, and no less than half a step.
+      const trips = Array.from({ length: 8 }, () => {
+        calls(adaptive.limit);
+        return adaptive.limit;
+      });
+      expect(trips).toEqual([90, 94, 96, 97, 98, 99, 99, 100]);
+    });
+
+    it('speeds up once it is well beyond the last overload, up to half as much again a round trip', () => {
+      const { adaptive, call, calls } = setUp({ initial: 20, max: 1000 });
+      call({ outcome: 'dropped' });
+      const gains: number[] = [];
+      for (let trip = 0; trip < 16; trip++) {
+        const before = adaptive.limit;
+        calls(before);
+        gains.push(adaptive.limit / before);
+      }
+      expect(Math.max(...gains.slice(0, 6))).toBeLessThan(1.12);
+      expect(Math.max(...gains)).toBeGreaterThan(1.35);
+      expect(Math.max(...gains)).toBeLessThanOrEqual(1.65);
+    });
+
+    it('can leave a limit of 1 again', () => {
+      const { adaptive, calls } = setUp();
+      calls(50, { outcome: 'dropped' });
+      expect(adaptive.limit).toBe(1);
+      calls(30);
+      expect(adaptive.limit).toBeGreaterThanOrEqual(6);
+    });
+
+    it('takes more than thirty calls to try a limit of 2 again that was refused', () => {
+      const { adaptive, call, calls } = setUp({ initial: 2 });
+      call({ outcome: 'dropped' });
+      calls(30);
+      expect(adaptive.limit).toBe(1);
+      calls(20);
+      expect(adaptive.limit).toBe(2);
+    });
+
+    it('heads for the limit before an outage, not for those that the outage went through', () => {
+      const { adaptive, call, calls } = setUp({ initial: 64 });
+      call();
+      calls(30, { outcome: 'dropped' });
+      expect(adaptive.limit).toBe(1);
+      calls(120);
+      expect(adaptive.limit).toBeGreaterThan(30);
+    });
+
+    it('comes back from an outage by half as much again a round trip, not in one leap', () => {
+      const { adaptive, call, calls } = setUp({ initial: 64 });
+      call();
+      calls(30, { outcome: 'dropped' });
+      calls(3);
+      expect(adaptive.limit).toBeLessThanOrEqual(3);
+    });
+  });
+
+  describe('cuts', () => {
+    it('goes down by fifteen in a hundred when a call is dropped', () => {
+      const { adaptive, call } = setUp({ initial: 100 });
+      call({ outcome: 'dropped' });
+      expect(adaptive.limit).toBe(85);
+    });
+
+    it('cuts once for all the calls of one burst', () => {
+      const { adaptive, clock } = setUp({ initial: 100 });
+      clock.ms = 1000;
+      for (let i = 0; i < 50; i++) {
+        clock.ms += 10;
+        adaptive.onSample({ startedMs: 500, outcome: 'dropped', inFlight: 50 - i });
+      }
+      expect(adaptive.limit).toBe(85);
+    });
+
+    it('cuts again for a call that began after the cut', () => {
+      const { adaptive, call } = setUp({ initial: 100 });
+      call({ outcome: 'dropped' });
+      call();
+      call({ outcome: 'dropped' });
+      expect(adaptive.limit).toBe(72);
+    });
+
+    it('counts a call that began in the moment of the cut as sent before it', () => {
+      const { adaptive, clock } = setUp({ initial: 100 });
+      adaptive.onSample({ startedMs: clock.ms - 1, outcome: 'dropped', inFlight: 100 });
+      adaptive.onSample({ startedMs: clock.ms, outcome: 'dropped', inFlight: 100 });
+      expect(adaptive.limit).toBe(85);
+    });
+
+    it('learns nothing from the success of a call that was sent before the cut', () => {
+      const { adaptive, call } = setUp({ initial: 10 });
+      call({ outcome: 'dropped' });
+      for (let i = 0; i < 100; i++) adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 10 });
+      expect(adaptive.limit).toBe(8);
+    });
+
+    it('learns nothing from an ignored call', () => {
+      const { adaptive, calls } = setUp({ initial: 10 });
+      calls(100, { outcome: 'ignored' });
+      expect(adaptive.limit).toBe(10);
+    });
+  });
+
+  describe('the gate of Retry-After', () => {
+    it('blocks new calls for as long as the service says', () => {
+      const { adaptive, clock, call } = setUp();
+      expect(adaptive.blockedForMs).toBe(0);
+      call({ outcome: 'dropped', retryAfterMs: 2000 });
+      expect(adaptive.blockedForMs).toBe(2000);
+      clock.ms += 1500;
+      expect(adaptive.blockedForMs).toBe(500);
+      clock.ms += 501;
+      expect(adaptive.blockedForMs).toBe(0);
+    });
+
+    it('is never shortened', () => {
+      const { adaptive } = setUp();
+      adaptive.blockFor(5000);
+      adaptive.blockFor(100);
+      adaptive.blockFor(0);
+      expect(adaptive.blockedForMs).toBe(5000);
+    });
+
+    it('heeds the Retry-After of calls from before the cut, and of ignored ones', () => {
+      const { adaptive, call, clock } = setUp();
+      call({ outcome: 'dropped' });
+      adaptive.onSample({ startedMs: 0, outcome: 'dropped', inFlight: 1, retryAfterMs: 3000 });
+      expect(adaptive.blockedForMs).toBe(3000);
+      adaptive.onSample({ startedMs: clock.ms, outcome: 'ignored', inFlight: 1, retryAfterMs: 4000 });
+      expect(adaptive.blockedForMs).toBe(4000);
+    });
+
+    it('adds up to a tenth by chance, and never takes anything off', () => {
+      const { adaptive } = setUp({ random: () => 0.999 });
+      adaptive.blockFor(10_000);
+      expect(adaptive.blockedForMs).toBeCloseTo(10_999);
+    });
+  });
+
+  describe('the gauge of waiting requests', () => {
+    it('cuts by a tenth when more wait than a tenth of the limit', () => {
+      const { adaptive } = setUp({ initial: 100 });
+      adaptive.onGauge(10);
+      expect(adaptive.limit).toBe(100);
+      adaptive.onGauge(11);
+      expect(adaptive.limit).toBe(90);
+    });
+
+    it('lets two wait at any limit', () => {
+      const { adaptive } = setUp({ initial: 10 });
+      adaptive.onGauge(2);
+      expect(adaptive.limit).toBe(10);
+      adaptive.onGauge(3);
+      expect(adaptive.limit).toBe(9);
+    });
+
+    it('cuts once a round trip, however often it is read', () => {
+      const { adaptive, call } = setUp({ initial: 100 });
+      for (let i = 0; i < 50; i++) adaptive.onGauge(60);
+      expect(adaptive.limit).toBe(90);
+      adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 1 });
+      adaptive.onGauge(60);
+      expect(adaptive.limit).toBe(90);
+      call();
+      call({ inFlight: 1 });
+      adaptive.onGauge(60);
+      expect(adaptive.limit).toBe(81);
+    });
+  });
+
+  describe('the latency brake', () => {
+    const slowDown = (latencyBrake: boolean) => {
+      const it = setUp({ initial: 20, latencyBrake });
+      it.calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
+      it.calls(39, { inFlight: 1, normalisedLatencyMs: 40 });
+      return it;
+    };
+
+    it('is off unless asked for', () => {
+      const { adaptive, calls } = slowDown(false);
+      calls(1000, { inFlight: 1, normalisedLatencyMs: 400 });
+      expect(adaptive.limit).toBe(20);
+    });
+
+    it('cuts by the slowdown once two means in a row are half as slow again as the best', () => {
+      const { adaptive, call } = slowDown(true);
+      expect(adaptive.limit).toBe(20);
+      call({ inFlight: 1, normalisedLatencyMs: 40 });
+      expect(adaptive.limit).toBe(10);
+    });
+
+    it('never cuts below half at once', () => {
+      const { adaptive, calls } = setUp({ initial: 20, latencyBrake: true });
+      calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
+      calls(40, { inFlight: 1, normalisedLatencyMs: 2000 });
+      expect(adaptive.limit).toBe(10);
+    });
+
+    it('does not grow while the last mean was too slow', () => {
+      const { adaptive, calls } = slowDown(true);
+      calls(18, { normalisedLatencyMs: 40 });
+      expect(adaptive.limit).toBe(10);
+    });
+
+    it('learns its measure while the limit still grows with each call', () => {
+      const { adaptive, calls } = setUp({ latencyBrake: true });
+      calls(10, { normalisedLatencyMs: 20 });
+      calls(100, { normalisedLatencyMs: 60 });
+      expect(adaptive.limit).toBeLessThan(40);
+    });
+
+    it('lets one slow mean pass', () => {
+      const { adaptive, calls } = setUp({ initial: 20, latencyBrake: true });
+      for (let i = 0; i < 10; i++) {
+        calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
+        calls(20, { inFlight: 1, normalisedLatencyMs: 200 });
+      }
+      expect(adaptive.limit).toBe(20);
+    });
+
+    it('takes a service that stays slow at the smallest limit as it is', () => {
+      const { adaptive, call, calls } = setUp({ initial: 20, latencyBrake: true });
+      calls(20, { normalisedLatencyMs: 20 });
+      let lowest = adaptive.limit;
+      for (let i = 0; i < 600; i++) {
+        call({ normalisedLatencyMs: 60 });
+        lowest = Math.min(lowest, adaptive.limit);
+      }
+      expect(lowest).toBe(1);
+      expect(adaptive.limit).toBeGreaterThan(10);
+    });
+  });
+
+  it.each([
+    [{ startedMs: Number.NaN }, '`startedMs`'],
+    [{ outcome: 'failed' as never }, '`outcome`'],
+    [{ inFlight: -1 }, '`inFlight`'],
+    [{ retryAfterMs: Number.NaN }, '`retryAfterMs`'],
+    [{ normalisedLatencyMs: -1 }, '`normalisedLatencyMs`'],
+  ])('refuses the sample %o and learns nothing from it', (wrong, field) => {
+    const { adaptive, clock } = setUp();
+    const sample = { startedMs: clock.ms, outcome: 'dropped', inFlight: 8, ...wrong } as const;
+    expect(() => adaptive.onSample(sample)).toThrow(field);
+    expect(adaptive.limit).toBe(8);
+    expect(adaptive.blockedForMs).toBe(0);
+  });
+
+  it('refuses a gauge or a block that is no number', () => {
+    const { adaptive } = setUp();
+    expect(() => adaptive.onGauge(Number.NaN)).toThrow('`waiting`');
+    expect(() => adaptive.onGauge(-1)).toThrow('`waiting`');
+    expect(() => adaptive.blockFor(Number.NaN)).toThrow('`retryAfterMs`');
+  });
+});
+
+describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
+  beforeEach(() => {
+    vi.useFakeTimers();
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  const held = () => {
+    const adaptive = new AdaptiveLimit({ initial: 4, random: () => 0 });
+    const limiter = new ConcurrencyLimiter({ adaptive });
+    const order: number[] = [];
+    const permits = Array.from({ length: 4 }, () => limiter.tryAcquire()!);
+    const waiters = Array.from({ length: 8 }, (_, i) => limiter.acquire().then(() => order.push(i)));
+    return { adaptive, limiter, permits, waiters, order };
+  };
+
+  it('begins with the limit of the adaptive one', () => {
+    expect(held().limiter.maxConcurrent).toBe(4);
+  });
+
+  it('grows by the release of a success, and lets one more in', async () => {
+    const { limiter, permits, order } = held();
+    await vi.advanceTimersByTimeAsync(1000);
+    permits[0]!.release();
+    await vi.advanceTimersByTimeAsync(0);
+    expect(limiter.maxConcurrent).toBe(5);
+    expect(order).toEqual([0, 1]);
+  });
+
+  it('shrinks by a dropped release, before that release lets anybody in', async () => {
+    const { limiter, permits, order } = held();
+    await vi.advanceTimersByTimeAsync(1000);
+    permits[0]!.release('dropped');
+    await vi.advanceTimersByTimeAsync(0);
+    expect(limiter.maxConcurrent).toBe(3);
+    expect(order).toEqual([]);
+    permits[1]!.release('ignored');
+    await vi.advanceTimersByTimeAsync(0);
+    expect(order).toEqual([0]);
+  });
+
+  it('moves the limiter on the gauge, without waiting for a release', () => {
+    const { adaptive, limiter } = held();
+    adaptive.onGauge(50);
+    expect(limiter.maxConcurrent).toBe(3);
+  });
+
+  it('lets nobody in until a Retry-After has passed, and then in the old order', async () => {
+    const { adaptive, limiter, permits, order } = held();
+    await vi.advanceTimersByTimeAsync(1000);
+    adaptive.blockFor(5000);
+    for (const permit of permits) permit.release('ignored');
+    await vi.advanceTimersByTimeAsync(4999);
+    expect(order).toEqual([]);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    await vi.advanceTimersByTimeAsync(2);
+    expect(order).toEqual([0, 1, 2, 3]);
+    expect(limiter.activeCount).toBe(4);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('waits on when a longer Retry-After comes meanwhile', async () => {
+    const { adaptive, permits, order } = held();
+    adaptive.blockFor(1000);
+    for (const permit of permits) permit.release('ignored');
+    await vi.advanceTimersByTimeAsync(900);
+    adaptive.blockFor(1000);
+    expect(vi.getTimerCount()).toBe(1);
+    await vi.advanceTimersByTimeAsync(999);
+    expect(order).toEqual([]);
+    await vi.advanceTimersByTimeAsync(2);
+    expect(order).toEqual([0, 1, 2, 3]);
+  });
+
+  it('keeps a Retry-After that, with its jitter, is longer than a timer can be', () => {
+    const adaptive = new AdaptiveLimit({ random: () => 0.5 });
+    adaptive.drive(new ConcurrencyLimiter({ maxConcurrent: 1 }));
+    const timers = vi.spyOn(globalThis, 'setTimeout');
+    const longest = 2 ** 31 - 1;
+    adaptive.blockFor(longest);
+    expect(timers.mock.calls.map(([, ms]) => ms)).toEqual([longest]);
+  });
+
+  it('pauses before it grows, so that nobody slips through between', async () => {
+    const adaptive = new AdaptiveLimit({ initial: 4 });
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 4 });
+    const stop = adaptive.drive(limiter);
+    for (let i = 0; i < 4; i++) limiter.tryAcquire();
+    const waiting = limiter.acquire();
+    const startedMs = adaptive.clockMs();
+    await vi.advanceTimersByTimeAsync(10);
+    adaptive.onSample({ startedMs, outcome: 'ok', inFlight: 4, retryAfterMs: 1000 });
+    expect(limiter.maxConcurrent).toBe(5);
+    expect(limiter.activeCount).toBe(4);
+    stop();
+    await waiting;
+  });
+
+  it('drives one limiter, until it is stopped', () => {
+    const adaptive = new AdaptiveLimit();
+    const first = new ConcurrencyLimiter({ maxConcurrent: 100 });
+    const second = new ConcurrencyLimiter({ maxConcurrent: 100 });
+    const stop = adaptive.drive(first);
+    expect(first.maxConcurrent).toBe(8);
+    expect(() => adaptive.drive(second)).toThrow('drives one limiter at a time');
+    stop();
+    const stopSecond = adaptive.drive(second);
+    stop();
+    adaptive.onGauge(50);
+    expect([first.maxConcurrent, second.maxConcurrent]).toEqual([8, 7]);
+    stopSecond();
+  });
+
+  it('ends its pause and its timer when it is stopped, and leaves the limit as it is', () => {
+    const adaptive = new AdaptiveLimit();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    const stop = adaptive.drive(limiter);
+    adaptive.blockFor(60_000);
+    expect(limiter.stats().paused).toBe(true);
+    stop();
+    expect(limiter.stats()).toMatchObject({ paused: false, maxConcurrent: 8 });
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('leaves a pause that is not its own alone', () => {
+    const adaptive = new AdaptiveLimit();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    limiter.pause();
+    adaptive.drive(limiter)();
+    expect(limiter.stats().paused).toBe(true);
+  });
+});
