@@ -150,6 +150,11 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
     text: (p) =>
       `Tool ${one(p.tool)} finished for ${task(p)} in ${shownDuration(p.durationMs)}: ${p.outcome}${p.error === undefined ? '' : `: ${why(p.error)}`}`,
   },
+  'tool:disconnectFailed': {
+    level: 'warn',
+    text: (p) =>
+      `Could not disconnect the client of tool ${one(p.tool)}${p.instanceId === undefined ? '' : ` of pipeline instance ${p.instanceId}`}: ${why(p.error)}`,
+  },
   'hook:error': { level: 'warn', text: (p) => `A listener of ${p.event} failed: ${why(p.error)}` },
 };
 

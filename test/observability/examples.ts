@@ -51,5 +51,6 @@ export const EXAMPLES: LifecycleEvents = {
   'cache:miss': { source: 'serper', ...ids },
   'tool:started': tool,
   'tool:finished': { ...tool, outcome: 'ok', durationMs: 2_310 },
+  'tool:disconnectFailed': { source: 'tools', tool: 'runCode', instanceId: 2, error },
   'hook:error': { event: 'lease:acquired', error },
 };

@@ -70,6 +70,7 @@ describe('logTo', () => {
       'lease:revoked',
       'request:rejected',
       'key:quarantined',
+      'tool:disconnectFailed',
       'hook:error',
     ]);
   });
