@@ -1,0 +1,221 @@
+import { type LeaseHolder, LeaseRevokedError } from '../errors.js';
+import type { DestroyReason, RevocationReason } from '../hooks/events.js';
+import { type AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { turnMs } from '../internal/clock.js';
+import { options as checkOptions, flag } from '../internal/validate.js';
+import { HostCall } from './host-call.js';
+import type { Instance } from './instance.js';
+import { DONE, Hold, Lease, type LeaseIssuer, RELEASED, type ReleaseOptions } from './lease.js';
+import type { LeaseOptions, PoolSettings } from './pool-options.js';
+import type { PoolTeller } from './pool-teller.js';
+import type { Roster } from './roster.js';
+
+/** What a desk works with. */
+export interface LeaseDeskParts<T> {
+  readonly settings: PoolSettings<T>;
+  readonly roster: Roster<T>;
+  readonly teller: PoolTeller<T>;
+  readonly giveUp: AbortSignal;
+  /** An instance came back that can go on to the next task. */
+  readonly cameBack: (instance: Instance<T>) => void;
+  /** Tears down an instance that came back and has to go; settles when it is gone. */
+  readonly retire: (instance: Instance<T>, reason: DestroyReason) => Promise<void>;
+}
+
+/**
+ * Gives leases and takes them back.
+ *
+ * Invariants:
+ * - An instance has at most one hold, and a hold ends once: by release or by revocation, whichever comes first.
+ * - Whatever a holder does after that reaches nobody else.
+ */
+export class LeaseDesk<T> implements LeaseIssuer<T> {
+  acquired = 0;
+  released = 0;
+  revoked = 0;
+  readonly #parts: LeaseDeskParts<T>;
+  readonly #settings: PoolSettings<T>;
+  readonly #roster: Roster<T>;
+  readonly #teller: PoolTeller<T>;
+  readonly #isWatched: boolean;
+  /** Finds leases that were dropped without release; what it keeps is the hold, never the lease. */
+  readonly #dropped: FinalizationRegistry<Hold<T>> | undefined;
+
+  constructor(parts: LeaseDeskParts<T>) {
+    const { leakWarningMs, maxLeaseMs } = parts.settings;
+    this.#parts = parts;
+    this.#settings = parts.settings;
+    this.#roster = parts.roster;
+    this.#teller = parts.teller;
+    this.#isWatched = leakWarningMs !== undefined || maxLeaseMs !== undefined;
+    if (leakWarningMs !== undefined) this.#dropped = new FinalizationRegistry(this.#onDropped);
+  }
+
+  get name(): string {
+    return this.#settings.name;
+  }
+
+  /** Leases an instance that is in nobody's hands. */
+  grant(
+    instance: Instance<T>,
+    options: LeaseOptions | undefined,
+    context: AsyncContext | undefined,
+    site: Error | undefined,
+    waitMs: number,
+  ): Lease<T> {
+    const hold = new Hold(instance, options, context, turnMs(), waitMs);
+    this.#roster.move(instance, hold);
+    this.acquired++;
+    if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
+    const lease = new Lease(hold, this);
+    if (this.#isWatched) this.#watch(hold, lease, site);
+    return lease;
+  }
+
+  release(hold: Hold<T>, options: ReleaseOptions | undefined): Promise<void> {
+    if (options === undefined) return this.#end(hold, false);
+    let discard = true;
+    try {
+      discard = checkOptions('release', options, ['discard']).discard ?? false;
+      flag('discard', discard);
+    } catch (error) {
+      // A misspelt option must not cost the slot; what it meant is unknown, so the instance is not trusted.
+      void this.#end(hold, true);
+      throw error;
+    }
+    return this.#end(hold, discard);
+  }
+
+  /** Tells a holder, by the lease's signal, that it had better wind up. The lease stands. */
+  warn(hold: Hold<T>, reason: unknown): void {
+    (hold.context ?? NEUTRAL_CONTEXT).run(() => hold.abort(reason));
+  }
+
+  /** Takes a lease back: the holder's signal aborts, the instance is torn down. */
+  revoke(hold: Hold<T>, reason: RevocationReason): void {
+    if (hold.state.kind !== 'held') return;
+    const { instance, options } = hold;
+    const error = new LeaseRevokedError(this.name, instance.id, reason);
+    hold.state = { kind: 'revoked', done: DONE, error };
+    this.#unwatch(hold);
+    this.revoked++;
+    (hold.context ?? NEUTRAL_CONTEXT).run(() => {
+      hold.abort(error);
+      const done = this.#parts.retire(instance, reason === 'closed' ? 'closed' : 'revoked');
+      hold.end({ kind: 'revoked', done, error });
+      this.#teller.revoked(instance.id, options, turnMs() - hold.sinceMs, reason);
+    });
+  }
+
+  /** Who holds a lease now, the longest alive instance first. */
+  holders(): LeaseHolder[] {
+    const now = turnMs();
+    const holders: LeaseHolder[] = [];
+    for (const { id: instanceId, state } of this.#roster) {
+      if (state.kind !== 'leased') continue;
+      const taskId = state.options?.taskId;
+      const stack = state.watch?.site?.stack;
+      holders.push({
+        instanceId,
+        heldMs: now - state.sinceMs,
+        ...(taskId === undefined ? {} : { taskId }),
+        ...(stack === undefined ? {} : { stack }),
+      });
+    }
+    return holders;
+  }
+
+  #end(hold: Hold<T>, discard: boolean): Promise<void> {
+    const { state, instance } = hold;
+    if (state.kind !== 'held') return state.done;
+    hold.state = RELEASED;
+    this.released++;
+    const now = turnMs();
+    if (hold.watch !== undefined) {
+      this.#unwatch(hold);
+      if (hold.watch.overdue) this.#tellLeaked(hold, 'returned');
+    }
+    instance.usedMs = now;
+    instance.goodMs = now;
+    const reason = discard
+      ? 'discarded'
+      : (instance.doom ?? (this.#roster.surplus > 0 ? 'resized' : undefined));
+    let done = DONE;
+    if (reason !== undefined) done = this.#parts.retire(instance, reason);
+    else if (this.#settings.reset !== undefined) done = this.#reset(hold);
+    else this.#parts.cameBack(instance);
+    hold.end(done === DONE ? RELEASED : { kind: 'released', done });
+    this.#teller.released(instance.id, hold.options, now - hold.sinceMs, discard);
+    return done;
+  }
+
+  async #reset(hold: Hold<T>): Promise<void> {
+    const { name, reset, resetTimeoutMs } = this.#settings;
+    const { instance, options, context } = hold;
+    const call = new HostCall<unknown>(
+      (signal) => reset?.(instance.pipeline as T, { ...taskOf(instance, options), signal }),
+      {
+        source: name,
+        stage: 'reset',
+        timeoutMs: resetTimeoutMs,
+        context: context ?? NEUTRAL_CONTEXT,
+        giveUp: this.#parts.giveUp,
+      },
+    );
+    this.#roster.move(instance, { kind: 'resetting', call });
+    try {
+      await call.run();
+    } catch (error) {
+      this.#teller.unhealthy(instance.id, 'reset', { error }, options);
+      return this.#parts.retire(instance, 'reset-failed');
+    }
+    instance.goodMs = turnMs();
+    this.#parts.cameBack(instance);
+  }
+
+  #watch(hold: Hold<T>, lease: Lease<T>, site: Error | undefined): void {
+    const { maxLeaseMs, leakWarningMs } = this.#settings;
+    NEUTRAL_CONTEXT.run(() => {
+      hold.watch = {
+        site,
+        overdue: false,
+        revokeTimer:
+          maxLeaseMs === undefined ? undefined : setTimeout(this.#onOverstayed, maxLeaseMs, hold).unref(),
+        leakTimer:
+          leakWarningMs === undefined ? undefined : setTimeout(this.#onOverdue, leakWarningMs, hold).unref(),
+      };
+    });
+    if (hold.watch !== undefined) this.#dropped?.register(lease, hold, hold.watch);
+  }
+
+  #unwatch({ watch }: Hold<T>): void {
+    if (watch === undefined) return;
+    clearTimeout(watch.revokeTimer);
+    clearTimeout(watch.leakTimer);
+    this.#dropped?.unregister(watch);
+  }
+
+  #tellLeaked(hold: Hold<T>, kind: 'overdue' | 'returned' | 'collected'): void {
+    const { instance, options, sinceMs, watch } = hold;
+    this.#teller.leaked(instance.id, options, turnMs() - sinceMs, kind, watch?.site?.stack);
+  }
+
+  readonly #onOverstayed = (hold: Hold<T>): void => this.revoke(hold, 'max-lease');
+
+  readonly #onOverdue = (hold: Hold<T>): void => {
+    if (hold.watch !== undefined) hold.watch.overdue = true;
+    this.#tellLeaked(hold, 'overdue');
+  };
+
+  readonly #onDropped = (hold: Hold<T>): void => {
+    if (hold.state.kind !== 'held') return;
+    NEUTRAL_CONTEXT.run(() => this.#tellLeaked(hold, 'collected'));
+    this.revoke(hold, 'abandoned');
+  };
+}
+
+/** What `prepare` and `reset` are told besides their signal. */
+export const taskOf = <T>(instance: Instance<T>, options: LeaseOptions | undefined) => ({
+  instanceId: instance.id,
+  ...(options?.taskId === undefined ? {} : { taskId: options.taskId }),
+});

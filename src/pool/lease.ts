@@ -1,0 +1,173 @@
+import { LeaseReleasedError, type LeaseRevokedError } from '../errors.js';
+import type { AsyncContext } from '../internal/async-context.js';
+import type { Instance } from './instance.js';
+import type { LeaseOptions } from './pool-options.js';
+
+/**
+ * Where a lease is.
+ *
+ *     held ──► released
+ *       └────► revoked
+ */
+export type HoldState = { readonly kind: 'held' } | HoldEnd;
+
+/** `done` settles when the instance is back or gone. */
+export type HoldEnd =
+  | { readonly kind: 'released'; readonly done: Promise<void> }
+  | { readonly kind: 'revoked'; readonly done: Promise<void>; readonly error: LeaseRevokedError };
+
+/** For what is over as soon as it has begun. */
+export const DONE: Promise<void> = Promise.resolve();
+
+const HELD: HoldState = { kind: 'held' };
+export const RELEASED: HoldEnd = { kind: 'released', done: DONE };
+
+/** What a pool keeps of a lease while it is watched: timers, and what a report needs. */
+export interface HoldWatch {
+  readonly site: Error | undefined;
+  overdue: boolean;
+  revokeTimer: NodeJS.Timeout | undefined;
+  leakTimer: NodeJS.Timeout | undefined;
+}
+
+/**
+ * What the pool knows of a lease. It is the instance's `leased` state, and never refers to the `Lease` itself, so that a
+ * lease that was dropped can be found by the garbage collector.
+ */
+export class Hold<T> {
+  readonly kind = 'leased';
+  state: HoldState = HELD;
+  watch: HoldWatch | undefined = undefined;
+  #controller: AbortController | undefined;
+  #abort: { readonly reason: unknown } | undefined;
+  #ended: Promise<void> | undefined;
+  #tellEnded: ((done: Promise<void>) => void) | undefined;
+
+  constructor(
+    readonly instance: Instance<T>,
+    readonly options: LeaseOptions | undefined,
+    /** The task's own, where `reset` will need it. */
+    readonly context: AsyncContext | undefined,
+    readonly sinceMs: number,
+    readonly waitMs: number,
+  ) {}
+
+  /** Made when somebody looks: most holders never do. */
+  get signal(): AbortSignal {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController();
+      if (this.#abort !== undefined) this.#controller.abort(this.#abort.reason);
+    }
+    return this.#controller.signal;
+  }
+
+  /** Settles when the hold has ended and its instance is back or gone. Made when somebody looks. */
+  get ended(): Promise<void> {
+    if (this.state.kind !== 'held') return this.state.done;
+    this.#ended ??= new Promise((resolve) => {
+      this.#tellEnded = resolve;
+    });
+    return this.#ended;
+  }
+
+  /** Ends the hold, however it came to that. */
+  end(state: HoldEnd): void {
+    this.state = state;
+    this.#tellEnded?.(state.done);
+  }
+
+  /** Aborts `signal`, now or when somebody first looks. The first reason stands. */
+  abort(reason: unknown): void {
+    if (this.#abort !== undefined) return;
+    this.#abort = { reason };
+    this.#controller?.abort(reason);
+  }
+}
+
+/** What a lease needs of the pool that gave it. */
+export interface LeaseIssuer<T> {
+  readonly name: string;
+  release(hold: Hold<T>, options: ReleaseOptions | undefined): Promise<void>;
+}
+
+/** How a lease is given back. */
+export interface ReleaseOptions {
+  /** Tears the instance down instead of keeping it for the next task: it is broken, or not to be trusted. @default false */
+  readonly discard?: boolean;
+}
+
+/**
+ * One holder's right to one instance, until it is released or taken back.
+ *
+ * A token of its own: released twice, late, or after it was taken back, it changes nothing for whoever holds the
+ * instance by then.
+ *
+ * @example
+ * await using lease = await pool.acquire({ taskId, signal });
+ * const answer = await lease.pipeline.research(question, { signal: lease.signal });
+ */
+export class Lease<T> implements AsyncDisposable {
+  readonly #hold: Hold<T>;
+  readonly #issuer: LeaseIssuer<T>;
+
+  /** @internal Leases come from `PipelinePool.acquire`. */
+  constructor(hold: Hold<T>, issuer: LeaseIssuer<T>) {
+    this.#hold = hold;
+    this.#issuer = issuer;
+  }
+
+  /**
+   * The instance.
+   *
+   * @throws {LeaseReleasedError} after `release`
+   * @throws {LeaseRevokedError} after the lease was taken back
+   */
+  get pipeline(): T {
+    const { state, instance } = this.#hold;
+    if (state.kind === 'held') return instance.pipeline as T;
+    throw state.kind === 'revoked' ? state.error : new LeaseReleasedError(this.#issuer.name, instance.id);
+  }
+
+  get instanceId(): number {
+    return this.#hold.instance.id;
+  }
+
+  get taskId(): string | undefined {
+    return this.#hold.options?.taskId;
+  }
+
+  /** Milliseconds waited for it, exact to one turn of the event loop. */
+  get waitMs(): number {
+    return this.#hold.waitMs;
+  }
+
+  /**
+   * Aborts when the lease is taken back (`LeaseRevokedError`) or the pool is closed (`PoolClosedError`; the instance is
+   * then still the holder's until the deadline of `close`). Not aborted by `release`.
+   */
+  get signal(): AbortSignal {
+    return this.#hold.signal;
+  }
+
+  /** Settles when the lease has ended, however it did, and the instance is back or gone. Never rejects. */
+  get ended(): Promise<void> {
+    return this.#hold.ended;
+  }
+
+  /** Whether the lease still stands: neither released nor taken back. */
+  get isHeld(): boolean {
+    return this.#hold.state.kind === 'held';
+  }
+
+  /**
+   * Gives the instance back. Never rejects; settles when the instance is ready for the next task, or gone. Again, or
+   * after the lease was taken back, it changes nothing.
+   */
+  release(options?: ReleaseOptions): Promise<void> {
+    return this.#issuer.release(this.#hold, options);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#issuer.release(this.#hold, undefined);
+  }
+}

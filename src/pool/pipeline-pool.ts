@@ -1,0 +1,352 @@
+import { CreateError, DrainTimeoutError, PoolClosedError } from '../errors.js';
+import type { DestroyReason } from '../hooks/events.js';
+import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { turnMs } from '../internal/clock.js';
+import { withDeadline } from '../internal/deadline.js';
+import {
+  abortSignal,
+  options as checkOptions,
+  durationMs,
+  refusal,
+  wholeNumber,
+} from '../internal/validate.js';
+import { Creator } from './creator.js';
+import { Dispatcher } from './dispatcher.js';
+import { IdleStock } from './idle-stock.js';
+import type { Instance } from './instance.js';
+import { Keeper } from './keeper.js';
+import type { Lease } from './lease.js';
+import { LeaseDesk } from './lease-desk.js';
+import { Milestone } from './milestone.js';
+import {
+  checkLeaseOptions,
+  type LeaseOptions,
+  type PipelinePoolOptions,
+  type PoolSettings,
+  poolSettings,
+} from './pool-options.js';
+import type { PoolStats } from './pool-stats.js';
+import { PoolTeller } from './pool-teller.js';
+import { Roster } from './roster.js';
+import { Teardown } from './teardown.js';
+import { WaitingLine } from './waiting-line.js';
+import { WarmUp } from './warm-up.js';
+
+// How long holders have to wind up after `close`, where it is not told.
+const CLOSE_GRACE_MS = 5_000;
+
+/**
+ * Leases stateful, expensive instances to one holder at a time.
+ *
+ * Invariants:
+ * - At most `size` instances are alive at any moment, counted from the start of `create` to the end of `destroy`. A
+ *   callback that outlives its deadline gives its slot up, and that is reported.
+ * - An instance has at most one holder, and only a healthy one is given to anybody.
+ * - Nobody overtakes. A request is served, or rejected with a reason of its own, and leaves nothing behind.
+ * - Whatever a callback does (reject, throw at once, never settle, answer nonsense) costs at most the request that it
+ *   served: never a slot, never another waiter, never an unhandled rejection.
+ *
+ * Creation is apart from those who wait: whoever is next takes whichever instance is free first, the one made for it or
+ * one released meanwhile.
+ *
+ * @example
+ * const pool = new PipelinePool({
+ *   size: 5,
+ *   create: ({ instanceId, signal }) => ResearchPipeline.start(instanceId, { signal }),
+ *   reset: (pipeline) => pipeline.forgetTask(),
+ *   destroy: (pipeline) => pipeline.stop(),
+ * });
+ * const answer = await pool.use((pipeline, { signal }) => pipeline.research(question, signal), { taskId });
+ */
+export class PipelinePool<T> implements AsyncDisposable {
+  readonly name: string;
+  readonly hooks: LifecycleHooks;
+  readonly #settings: PoolSettings<T>;
+  readonly #roster: Roster<T>;
+  readonly #teller: PoolTeller<T>;
+  readonly #line: WaitingLine<T>;
+  readonly #stock: IdleStock<T>;
+  readonly #desk: LeaseDesk<T>;
+  readonly #creator: Creator<T>;
+  readonly #teardown: Teardown<T>;
+  readonly #dispatcher: Dispatcher<T>;
+  readonly #keeper: Keeper<T>;
+  /** Aborted when a close has run out of patience with the host's callbacks. */
+  readonly #giveUp = new AbortController();
+  readonly #rest = new Milestone(() => this.#isAtRest());
+  readonly #gone = new Milestone(() => this.#roster.live === 0);
+  readonly #warmUp = new WarmUp(() => this.#isWarm());
+  #state: PoolStats['state'] = 'open';
+
+  /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
+  constructor(options: PipelinePoolOptions<T>) {
+    const settings = poolSettings(options);
+    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
+    const hooks = settings.hooks ?? new LifecycleHooks();
+    const teller = new PoolTeller(settings.name, hooks, roster, () => this.#line.waiting);
+    const retire: Teardown<T>['retire'] = (instance, reason) => this.#teardown.retire(instance, reason);
+    const parts = { settings, roster, teller, retire, giveUp: this.#giveUp.signal };
+
+    this.name = settings.name;
+    this.hooks = hooks;
+    this.#settings = settings;
+    this.#roster = roster;
+    this.#teller = teller;
+    this.#teardown = new Teardown({ ...parts, gone: () => this.#onGone() });
+    this.#line = new WaitingLine({
+      ...parts,
+      lastCreateError: () => this.#creator.lastError,
+      left: () => this.#rest.check(),
+    });
+    this.#stock = new IdleStock({
+      idleTimeoutMs: settings.idleTimeoutMs,
+      maySpare: ({ usedMs }) => turnMs() - usedMs >= settings.idleTimeoutMs && roster.usable > roster.min,
+      letGo: (instance) => retire(instance, 'idle'),
+    });
+    this.#desk = new LeaseDesk({ ...parts, cameBack: (instance) => this.#dispatcher.offer(instance) });
+    this.#creator = new Creator({
+      ...parts,
+      needed: () => this.#dispatcher.creationsNeeded(),
+      began: (instance) => this.#dispatcher.assign(instance),
+      done: (instance) => this.#onCreated(instance),
+      failed: (instance, error) => this.#onCreateFailed(instance, error),
+      late: (instanceId, pipeline) => this.#teardown.retireLate(instanceId, pipeline),
+    });
+    this.#dispatcher = new Dispatcher({
+      ...parts,
+      line: this.#line,
+      stock: this.#stock,
+      desk: this.#desk,
+      wantCreations: (count) => this.#creator.want(count, this.#line.waiting > 0),
+      rested: () => this.#rest.check(),
+    });
+    this.#keeper = new Keeper({
+      settings,
+      roster,
+      expired: (instance) => this.#expire(instance),
+      recheck: (instance) => this.#recheck(instance),
+    });
+    // Not in this step: the host's `create` may refer to the pool that is being built.
+    NEUTRAL_CONTEXT.run(() => queueMicrotask(() => this.#dispatcher.pump()));
+  }
+
+  /**
+   * Leases an instance, now or when its turn comes.
+   *
+   * Rejects with `signal.reason`, `AcquireTimeoutError`, `QueueFullError`, `CreateError`, `PrepareError`,
+   * `InstanceGoneError`, `PoolClosedError`, or a `TypeError` or `RangeError` naming a wrong option.
+   *
+   * With `instanceId` it waits for that instance and no other: among those who want the same one by priority, tenant and
+   * arrival, and between them and those who take any, the higher priority first, then whoever came first.
+   *
+   * @example
+   * await using lease = await pool.acquire({ taskId, signal, timeoutMs: 5_000 });
+   */
+  acquire(options?: LeaseOptions): Promise<Lease<T>> {
+    let kept: LeaseOptions | undefined;
+    if (options !== undefined) {
+      try {
+        checkLeaseOptions('acquire', options);
+      } catch (error) {
+        return Promise.reject(error);
+      }
+      // A copy: the caller may use the object again for the next request.
+      kept = { ...options };
+      if (kept.signal?.aborted) return this.#line.refuse(kept, 'aborted', kept.signal.reason);
+    }
+    if (this.#state !== 'open') {
+      return this.#line.refuse(kept, 'closed', new PoolClosedError(this.name, this.#state));
+    }
+    return this.#dispatcher.acquire(kept);
+  }
+
+  /**
+   * Runs `fn` with a leased instance and gives the lease back when it ends, however it ends. A failure of `fn` does not
+   * discard the instance: `lease.release({ discard: true })` does.
+   *
+   * Settles as `fn` does, without waiting for `reset`; rejects as `acquire` does where no lease was given.
+   */
+  async use<R>(fn: (pipeline: T, lease: Lease<T>) => R | PromiseLike<R>, options?: LeaseOptions): Promise<R> {
+    if (typeof fn !== 'function') throw new TypeError(refusal('fn', 'a function', fn));
+    const lease = await this.acquire(options);
+    try {
+      return await fn(lease.pipeline, lease);
+    } finally {
+      void lease.release();
+    }
+  }
+
+  /**
+   * Settles when `min` instances are there. The pool fills up to `min` by itself in any case; this waits for it, and
+   * rejects with `CreateError` as soon as a creation fails, `AcquireTimeoutError`, `PoolClosedError` or `signal.reason`.
+   */
+  async warmUp(options: { readonly signal?: AbortSignal; readonly timeoutMs?: number } = {}): Promise<void> {
+    const { signal, timeoutMs } = checkOptions('warmUp', options, ['signal', 'timeoutMs']);
+    if (signal !== undefined) abortSignal('signal', signal).throwIfAborted();
+    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    if (this.#state !== 'open') throw new PoolClosedError(this.name, this.#state);
+    this.#dispatcher.pump();
+    return this.#warmUp.wait(signal, timeoutMs, (elapsedMs) => this.#line.timeoutError(elapsedMs, 'create'));
+  }
+
+  /**
+   * Changes how many instances may live. Growing serves those who wait at once; shrinking lets idle ones go, the longest
+   * unused first, and those that are leased when they come back.
+   */
+  resize(size: number): void {
+    const roster = this.#roster;
+    roster.size = wholeNumber('size', size, Math.max(1, this.#settings.min));
+    const idle = [...roster].filter(({ state }) => state.kind === 'idle');
+    idle.sort((a, b) => a.usedMs - b.usedMs);
+    for (const instance of idle) {
+      if (roster.surplus > 0) this.#letGo(instance, 'resized');
+    }
+    this.#dispatcher.pump();
+  }
+
+  /**
+   * Replaces all instances: idle ones now, the others when they come back. Waits for no holder. For a change that every
+   * instance has to pick up, such as rotated keys or new prompts.
+   */
+  refresh(): void {
+    for (const instance of [...this.#roster]) this.#letGo(instance, 'refreshed');
+    this.#dispatcher.pump();
+  }
+
+  /** Counts, as they stand. */
+  stats(): PoolStats {
+    const roster = this.#roster;
+    return Object.freeze({
+      size: roster.size,
+      min: this.#settings.min,
+      live: roster.live,
+      creating: roster.count('creating'),
+      idle: roster.count('idle'),
+      readying: roster.count('validating') + roster.count('preparing'),
+      leased: roster.count('leased'),
+      resetting: roster.count('resetting'),
+      destroying: roster.count('destroying'),
+      waiting: this.#line.waiting,
+      created: roster.created,
+      createFailed: roster.createFailed,
+      destroyed: roster.destroyed,
+      acquired: this.#desk.acquired,
+      released: this.#desk.released,
+      revoked: this.#desk.revoked,
+      rejected: this.#line.rejected,
+      state: this.#state,
+    });
+  }
+
+  /**
+   * Gives no further leases, serves those who wait, and settles when every lease is back. Idle instances stay until
+   * `close`. With `timeoutMs` it rejects with `DrainTimeoutError`, naming the holders, when that time is up first.
+   */
+  async drain(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    const { timeoutMs } = checkOptions('drain', options, ['timeoutMs']);
+    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    if (this.#state === 'open') this.#state = 'draining';
+    this.#roster.min = 0;
+    return withDeadline(
+      this.#rest.reached(),
+      timeoutMs,
+      (elapsedMs) => new DrainTimeoutError(this.name, elapsedMs, this.#desk.holders()),
+    );
+  }
+
+  /**
+   * Gives no further leases, turns those who wait away with `PoolClosedError`, aborts the signals of all holders and
+   * callbacks, tears down what is idle, and settles when every instance is gone. Never rejects.
+   *
+   * Holders have `timeoutMs` (5 s; `Infinity` for as long as they like) to release. Then their leases are taken back,
+   * callbacks under way are no longer waited for, and what is left is torn down, each within `destroyTimeoutMs`. A second
+   * call may shorten the time, not lengthen it.
+   */
+  async close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    const { timeoutMs = CLOSE_GRACE_MS } = checkOptions('close', options, ['timeoutMs']);
+    const waitsForEver = timeoutMs === Number.POSITIVE_INFINITY;
+    if (!waitsForEver) durationMs('timeoutMs', timeoutMs);
+    if (this.#state !== 'closed') this.#shut();
+    const timer = waitsForEver ? undefined : setTimeout(this.#force, timeoutMs);
+    await this.#gone.reached();
+    clearTimeout(timer);
+    await this.#teardown.stragglersGone();
+    await this.#stock.close();
+  }
+
+  /** `close()` with its default time. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #shut(): void {
+    this.#state = 'closed';
+    this.#roster.min = 0;
+    this.#creator.close();
+    this.#keeper.close();
+    const error = (): PoolClosedError => new PoolClosedError(this.name, 'closed');
+    this.#line.rejectAll('closed', error);
+    this.#warmUp.fail(error());
+    for (const instance of [...this.#roster]) {
+      this.#letGo(instance, 'closed');
+      const { state } = instance;
+      if (state.kind === 'leased') this.#desk.warn(state, error());
+      else if ('call' in state) state.call.cancel(error());
+    }
+  }
+
+  readonly #force = (): void => {
+    this.#giveUp.abort(new PoolClosedError(this.name, 'closed'));
+    for (const { state } of [...this.#roster]) {
+      if (state.kind === 'leased') this.#desk.revoke(state, 'closed');
+    }
+  };
+
+  /** Tears an instance down, now if it is idle, otherwise when it comes back. */
+  #letGo(instance: Instance<T>, reason: DestroyReason): void {
+    if (instance.state.kind !== 'idle') {
+      this.#roster.doom(instance, reason);
+      return;
+    }
+    this.#stock.remove(instance);
+    void this.#teardown.retire(instance, reason);
+  }
+
+  #expire(instance: Instance<T>): void {
+    this.#letGo(instance, 'lifetime');
+    this.#dispatcher.pump();
+  }
+
+  #recheck(instance: Instance<T>): Promise<void> {
+    this.#stock.remove(instance);
+    return this.#dispatcher.validate(instance);
+  }
+
+  #onCreated(instance: Instance<T>): void {
+    this.#keeper.adopt(instance);
+    this.#dispatcher.creationDone(instance);
+    this.#warmUp.check();
+  }
+
+  #onCreateFailed(instance: Instance<T>, error: unknown): void {
+    this.#warmUp.fail(new CreateError(this.#teller.poolFigures(0, instance.id), error));
+    this.#dispatcher.creationFailed(instance, error);
+    this.#gone.check();
+  }
+
+  #onGone(): void {
+    this.#gone.check();
+    this.#rest.check();
+    this.#dispatcher.pump();
+  }
+
+  #isWarm(): boolean {
+    return this.#roster.usable - this.#roster.count('creating') >= this.#roster.min;
+  }
+
+  #isAtRest(): boolean {
+    const roster = this.#roster;
+    return this.#line.waiting + roster.leased + roster.count('preparing') + roster.count('resetting') === 0;
+  }
+}

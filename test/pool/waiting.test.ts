@@ -1,0 +1,203 @@
+import { getEventListeners } from 'node:events';
+import { describe, expect, it, vi } from 'vitest';
+import { AcquireTimeoutError, QueueFullError } from '../../src/errors.js';
+import { PipelinePool } from '../../src/pool/pipeline-pool.js';
+import { inVirtualTime, outcome, settled, Workshop } from './workshop.js';
+
+inVirtualTime();
+
+const poolOf = (size: number, more = {}) => {
+  const workshop = new Workshop();
+  return { workshop, pool: new PipelinePool({ size, ...workshop.callbacks, ...more }) };
+};
+
+describe('waiting for a lease', () => {
+  it('ends with the reason of the signal, at once, and leaves nothing behind', async () => {
+    const { pool } = poolOf(1);
+    const lease = await pool.acquire();
+    const controller = new AbortController();
+    const given = pool.acquire({ signal: controller.signal, timeoutMs: 1_000 });
+    const behind = pool.acquire();
+    const reason = new Error('no longer needed');
+    controller.abort(reason);
+    expect(pool.stats()).toMatchObject({ waiting: 1, rejected: 1 });
+    await expect(given).rejects.toBe(reason);
+    expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
+    await lease.release();
+    expect((await behind).instanceId).toBe(1);
+  });
+
+  it('is refused at once when the signal is aborted already', async () => {
+    const { pool, workshop } = poolOf(1);
+    const reason = new Error('gone');
+    await expect(pool.acquire({ signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
+    expect(workshop.pieces).toHaveLength(0);
+    expect(pool.stats()).toMatchObject({ waiting: 0, rejected: 1 });
+  });
+
+  it('does not end a lease that was given before the abort', async () => {
+    const { pool } = poolOf(1);
+    const controller = new AbortController();
+    const lease = await pool.acquire({ signal: controller.signal });
+    controller.abort();
+    expect(lease.isHeld).toBe(true);
+    expect(lease.signal.aborted).toBe(false);
+    expect(lease.pipeline.alive).toBe(true);
+    expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
+  });
+
+  it('ends after `timeoutMs` with figures that explain it', async () => {
+    const { pool } = poolOf(1, { name: 'research' });
+    await pool.acquire();
+    const given = pool.acquire({ timeoutMs: 500 });
+    const behind = pool.acquire();
+    given.catch(() => {});
+    await vi.advanceTimersByTimeAsync(499);
+    expect(await outcome(given)).toBe('pending');
+    await vi.advanceTimersByTimeAsync(1);
+    await expect(given).rejects.toBeInstanceOf(AcquireTimeoutError);
+    await expect(given).rejects.toMatchObject({
+      code: 'ERR_ACQUIRE_TIMEOUT',
+      source: 'research',
+      stage: 'wait',
+      waitedMs: 500,
+      active: 1,
+      queued: 2,
+      size: 1,
+      live: 1,
+      idle: 0,
+    });
+    expect(await outcome(behind)).toBe('pending');
+    expect(pool.stats().waiting).toBe(1);
+  });
+
+  it('ends after `acquireTimeoutMs` where the call does not say', async () => {
+    const { pool } = poolOf(1, { acquireTimeoutMs: 50 });
+    await pool.acquire();
+    const given = pool.acquire();
+    const patient = pool.acquire({ timeoutMs: 100 });
+    const ended = expect(given).rejects.toBeInstanceOf(AcquireTimeoutError);
+    const endedLater = expect(patient).rejects.toBeInstanceOf(AcquireTimeoutError);
+    await vi.advanceTimersByTimeAsync(50);
+    await ended;
+    expect(pool.stats().waiting).toBe(1);
+    await vi.advanceTimersByTimeAsync(50);
+    await endedLater;
+  });
+
+  it('with `timeoutMs` 0 takes an idle instance or none', async () => {
+    const { pool, workshop } = poolOf(1);
+    await expect(pool.acquire({ timeoutMs: 0 })).rejects.toBeInstanceOf(AcquireTimeoutError);
+    await settled();
+    expect(workshop.pieces).toHaveLength(0);
+    await (await pool.acquire()).release();
+    const lease = await pool.acquire({ timeoutMs: 0 });
+    expect(lease.instanceId).toBe(1);
+    await expect(pool.acquire({ timeoutMs: 0 })).rejects.toBeInstanceOf(AcquireTimeoutError);
+  });
+
+  it('serves the released instance to the next when the head gives up in the same step', async () => {
+    for (const abortFirst of [true, false]) {
+      const { pool } = poolOf(1);
+      const lease = await pool.acquire();
+      const controller = new AbortController();
+      const head = pool.acquire({ signal: controller.signal });
+      const next = pool.acquire();
+      if (abortFirst) controller.abort(new Error('gave up'));
+      void lease.release();
+      if (!abortFirst) controller.abort(new Error('gave up'));
+      if (abortFirst) await expect(head).rejects.toThrow('gave up');
+      else void (await head).release();
+      expect((await next).instanceId).toBe(1);
+    }
+  });
+
+  it('goes by priority, and tenants of one priority take turns', async () => {
+    const { pool } = poolOf(1);
+    const held = await pool.acquire();
+    const order: string[] = [];
+    const ask = async (who: string, priority: number, tenant?: string) => {
+      const lease = await pool.acquire({ priority, ...(tenant === undefined ? {} : { tenant }) });
+      order.push(who);
+      await settled();
+      await lease.release();
+    };
+    const all = [
+      ask('a1', 0, 'a'),
+      ask('a2', 0, 'a'),
+      ask('a3', 0, 'a'),
+      ask('b1', 0, 'b'),
+      ask('urgent', 5),
+      ask('later', -1),
+    ];
+    await held.release();
+    await Promise.all(all);
+    expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3', 'later']);
+  });
+
+  it('turns away whoever finds the queue full, with an estimate', async () => {
+    const { pool } = poolOf(1, { maxQueue: 1 });
+    const lease = await pool.acquire();
+    const queued = pool.acquire();
+    const refused = pool.acquire();
+    await expect(refused).rejects.toBeInstanceOf(QueueFullError);
+    await expect(refused).rejects.toMatchObject({ code: 'ERR_QUEUE_FULL', active: 1, queued: 1, size: 1 });
+    await refused.catch((error: QueueFullError) => expect(error.retryAfterMs).toBeGreaterThan(0));
+    await lease.release();
+    expect((await queued).instanceId).toBe(1);
+  });
+
+  it('counts nobody as queued for whom an instance can be made or fetched', async () => {
+    const { pool } = poolOf(2, { maxQueue: 0 });
+    const both = [pool.acquire(), pool.acquire()];
+    await expect(pool.acquire()).rejects.toBeInstanceOf(QueueFullError);
+    const leases = await Promise.all(both);
+    for (const lease of leases) await lease.release();
+    expect((await pool.acquire()).isHeld).toBe(true);
+  });
+
+  it('does not count those who gave up against `maxQueue`, nor creates for them', async () => {
+    const { pool, workshop } = poolOf(1, { maxQueue: 1 });
+    const lease = await pool.acquire();
+    const controller = new AbortController();
+    const given = pool.acquire({ signal: controller.signal });
+    given.catch(() => {});
+    controller.abort();
+    const queued = pool.acquire({ timeoutMs: 10 });
+    queued.catch(() => {});
+    await vi.advanceTimersByTimeAsync(10);
+    await lease.release({ discard: true });
+    await settled();
+    expect(workshop.pieces).toHaveLength(1);
+    expect(pool.stats()).toMatchObject({ live: 0, waiting: 0 });
+  });
+
+  it('refuses wrong options by name and value', async () => {
+    const { pool } = poolOf(1);
+    for (const [options, message] of [
+      [{ timeoutMs: -1 }, '`timeoutMs`'],
+      [{ timeoutMs: '5' }, '`timeoutMs`'],
+      [{ signal: {} }, '`signal`'],
+      [{ priority: 1.5 }, '`priority`'],
+      [{ tenant: '' }, '`tenant`'],
+      [{ taskId: 7 }, '`taskId`'],
+      [{ instanceId: 0 }, '`instanceId`'],
+      [{ task: 'x' }, 'Unknown option `task` in acquire'],
+      [null, '`acquire`'],
+      [7, '`acquire`'],
+    ] as const) {
+      await expect(pool.acquire(options as never)).rejects.toThrow(message);
+    }
+    expect(pool.stats()).toMatchObject({ waiting: 0, live: 0 });
+  });
+
+  it('knows how long it took', async () => {
+    const { pool } = poolOf(1);
+    const first = await pool.acquire();
+    expect(first.waitMs).toBe(0);
+    const waiting = pool.acquire();
+    await vi.advanceTimersByTimeAsync(250);
+    await first.release();
+    expect((await waiting).waitMs).toBe(250);
+  });
+});
