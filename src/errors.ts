@@ -370,8 +370,8 @@ export class ToolUnknownError extends PipelinePoolError {
   }
 }
 
-/** What a tool was doing: making its client, answering a call, or letting its client go. */
-export type ToolStage = 'connect' | 'call' | 'disconnect';
+/** What a tool was doing: making its client, answering a call, being checked or cleared between tasks, letting its client go. */
+export type ToolStage = 'connect' | 'call' | 'check' | 'reset' | 'disconnect';
 
 /** A tool's call, or the letting go of its client, took longer than allowed. */
 export class ToolTimeoutError extends PipelinePoolError {

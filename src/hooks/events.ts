@@ -249,7 +249,8 @@ export interface ToolEvents {
   'tool:disconnectFailed': Told & {
     /** The first of the tools that the client serves. */
     readonly tool: string;
-    readonly instanceId: number;
+    /** Absent for a client that all instances share. */
+    readonly instanceId?: number;
     readonly error: unknown;
   };
 }

@@ -1,0 +1,186 @@
+import { LeaseReleasedError, ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
+import { type AbortWatcher, linkedController, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
+import { boundedCall } from '../internal/bounded-call.js';
+import { nowMs } from '../internal/clock.js';
+import type { NamedTool } from './connections.js';
+import { forLogs, rememberKey } from './masking.js';
+import type { TaskSession } from './task-session.js';
+import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tool-gate.js';
+
+/** One call, checked and ready to be made. */
+export interface ToolCallRequest {
+  readonly wanted: NamedTool;
+  readonly input: unknown;
+  readonly session: TaskSession;
+  /** The caller's, not aborted yet. */
+  readonly signal: AbortSignal | undefined;
+  readonly timeoutMs: number;
+  readonly priority: number | undefined;
+  readonly toolCallId: number;
+}
+
+/** How a call ended. */
+export type ToolOutcome =
+  | { readonly kind: 'ok'; readonly value: unknown }
+  /** `thrown` is what the host's code threw, unmasked: for the agent, who gave the input. */
+  | { readonly kind: 'failed'; readonly error: ToolFailedError; readonly thrown: unknown }
+  | { readonly kind: 'timeout'; readonly error: ToolTimeoutError }
+  /** The caller aborted it, or its lease ended. */
+  | { readonly kind: 'aborted'; readonly error: unknown };
+
+/** Tools whose calls do the same, as a gate's cache must see it: two tools of one name may do different things. */
+const callIds = new WeakMap<object, number>();
+let lastCallId = 0;
+
+/** Makes one call of a tool. Settles in every case once the time is up, and never rejects. */
+export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
+  const { wanted, input, session, timeoutMs } = request;
+  const ended = either(session.signal, request.signal);
+  const work = new ToolWork(request);
+  let timeout: ToolTimeoutError | undefined;
+  try {
+    const value = await boundedCall((signal) => work.run(signal), {
+      signal: ended.signal,
+      timeoutMs,
+      timeoutError: () => {
+        timeout = new ToolTimeoutError(wanted.name, timeoutMs);
+        return timeout;
+      },
+    });
+    return { kind: 'ok', value };
+  } catch (thrown) {
+    if (timeout !== undefined && thrown === timeout) return { kind: 'timeout', error: timeout };
+    if (ended.signal.aborted && thrown === ended.signal.reason) return { kind: 'aborted', error: thrown };
+    const told = forLogs(thrown, wanted.tool.gate, input);
+    return { kind: 'failed', error: new ToolFailedError(wanted.name, told, work.stage), thrown };
+  } finally {
+    ended.unlink();
+  }
+}
+
+/** The host's part of a call: its client, its gate, its attempts. */
+class ToolWork {
+  readonly #request: ToolCallRequest;
+  readonly #startedMs = nowMs();
+  stage: ToolStage = 'connect';
+
+  constructor(request: ToolCallRequest) {
+    this.#request = request;
+  }
+
+  async run(signal: AbortSignal): Promise<unknown> {
+    const { wanted, session } = this.#request;
+    const client = await session.client(wanted, signal);
+    this.stage = 'call';
+    const { gate } = wanted.tool;
+    if (gate === undefined) return this.#attempt(client, { signal, attempt: 1, settle: () => {} });
+    return this.#through(gate, client, signal);
+  }
+
+  async #through(gate: ToolGate, client: unknown, signal: AbortSignal): Promise<unknown> {
+    for (;;) {
+      let began = false;
+      const attempt = (given: ToolGateAttempt): Promise<unknown> => {
+        began = true;
+        rememberKey(gate, given.key);
+        return this.#attempt(client, given);
+      };
+      try {
+        return await gate.run(attempt, this.#gateOptions(signal));
+      } catch (error) {
+        // The gate had merged this call with another task's, which ended with that task's lease. That is not our end.
+        if (began || signal.aborted || !isLeaseEnd(error)) throw error;
+      }
+    }
+  }
+
+  /**
+   * One call of the host's code. A gate that merges calls may make it for another task's sake, also when this one's
+   * caller has left; but never beyond the lease that the client belongs to. It ends when the host's code does, and not
+   * before: until then the service may be at work, and a gate must count it.
+   */
+  async #attempt(client: unknown, { signal, key = '', attempt, settle }: ToolGateAttempt): Promise<unknown> {
+    const { wanted, input, session } = this.#request;
+    const ended = either(session.signal, signal);
+    try {
+      ended.signal.throwIfAborted();
+      // Made a promise once: a lazy thenable would make the call again for each that waits for it.
+      const running = Promise.resolve(
+        wanted.tool.call(client, input, {
+          signal: ended.signal,
+          key,
+          taskId: session.task.taskId,
+          attempt,
+          settle: (actual) => settle(actual),
+        }),
+      );
+      session.track(wanted, running);
+      return await running;
+    } catch (error) {
+      // Whatever the client makes of its signal: who else waits for this call must see that it was only our end.
+      throw session.signal.aborted ? session.signal.reason : error;
+    } finally {
+      ended.unlink();
+    }
+  }
+
+  #gateOptions(signal: AbortSignal): ToolGateOptions {
+    const { wanted, input, session, timeoutMs, priority, toolCallId } = this.#request;
+    const { tool } = wanted;
+    const cacheKey = tool.cacheKey?.(input);
+    const { taskId, requestId, tenant } = session.task;
+    return {
+      signal,
+      toolCallId,
+      // Never earlier than the call's own deadline, so that it is the call that tells of it.
+      timeoutMs: Math.max(1, Math.ceil(this.#startedMs + timeoutMs - nowMs())),
+      ...(priority === undefined ? {} : { priority }),
+      ...(tool.weight === undefined ? {} : { weight: tool.weight(input) }),
+      ...(cacheKey === undefined ? {} : { cacheKey: `${callIdOf(tool.call)}:${cacheKey}` }),
+      ...(taskId === undefined ? {} : { taskId }),
+      ...(requestId === undefined ? {} : { requestId }),
+      ...(tenant === undefined ? {} : { tenant }),
+    };
+  }
+}
+
+function callIdOf(call: object): number {
+  let id = callIds.get(call);
+  if (id === undefined) {
+    id = ++lastCallId;
+    callIds.set(call, id);
+  }
+  return id;
+}
+
+function isLeaseEnd(error: unknown): boolean {
+  let link = error;
+  for (let depth = 0; depth < 4 && link instanceof Error; depth++) {
+    if (link instanceof LeaseReleasedError) return true;
+    link = link.cause;
+  }
+  return false;
+}
+
+/** A signal that aborts when either does. Call `unlink` when the work is over. */
+export function either(
+  first: AbortSignal,
+  second: AbortSignal | undefined,
+): { readonly signal: AbortSignal; readonly unlink: () => void } {
+  const { controller, unlink } = linkedController(first);
+  if (second === undefined || controller.signal.aborted) return { signal: controller.signal, unlink };
+  if (second.aborted) {
+    unlink();
+    controller.abort(second.reason);
+    return { signal: controller.signal, unlink };
+  }
+  const watcher: AbortWatcher = { onAbort: (reason) => controller.abort(reason) };
+  watchAbort(second, watcher);
+  return {
+    signal: controller.signal,
+    unlink: () => {
+      unlink();
+      unwatchAbort(second, watcher);
+    },
+  };
+}

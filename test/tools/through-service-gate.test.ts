@@ -1,0 +1,171 @@
+import { inspect } from 'node:util';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { LeaseReleasedError } from '../../src/errors.js';
+import { ServiceGate } from '../../src/gate/service-gate.js';
+import { LIFECYCLE_EVENTS } from '../../src/hooks/events.js';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { defineTools, type ToolCallContext } from '../../src/tools/define-tools.js';
+import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
+import { deferred, settled } from './doubles.js';
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+/** Two tasks on two instances, whose calls a gate merges into one. */
+async function merged(call: (context: ToolCallContext) => Promise<string>) {
+  const gate = new ServiceGate({ name: 'serper', maxConcurrent: 1 });
+  const tools = defineTools({
+    search: {
+      connect: () => 1,
+      gate,
+      cacheKey: () => 'same',
+      call: (_, __: unknown, context) => call(context),
+    },
+  });
+  const factory = pipelineFactory({ mainAgent: tools });
+  const [a, b] = await Promise.all([factory.create({ instanceId: 1 }), factory.create({ instanceId: 2 })]);
+  await factory.prepare(a, { instanceId: 1, taskId: 'a' });
+  await factory.prepare(b, { instanceId: 2, taskId: 'b' });
+  const ofA = a.mainAgentToolManager.call('search');
+  const ofB = b.mainAgentToolManager.call('search');
+  ofA.catch(() => {});
+  await settled();
+  return { factory, gate, a, ofA, ofB };
+}
+
+describe('a tool behind a ServiceGate', () => {
+  it('makes a call again by itself that was merged into that of a task whose lease has ended', async () => {
+    const callers: (string | undefined)[] = [];
+    const { factory, a, ofA, ofB } = await merged(({ taskId, signal }) => {
+      callers.push(taskId);
+      if (taskId === 'b') return Promise.resolve('own');
+      // As SDKs do it: with an error of their own, that says nothing of the reason.
+      return new Promise((_, reject) => {
+        signal.addEventListener('abort', () => reject(new Error('Request was aborted.')));
+      });
+    });
+    expect(callers).toEqual(['a']);
+    await factory.reset(a, { instanceId: 1 });
+    await expect(ofA).rejects.toThrow(LeaseReleasedError);
+    expect(await ofB).toBe('own');
+    expect(callers).toEqual(['a', 'b']);
+  });
+
+  it('takes the answer of such a call where its code did not heed the end of its lease', async () => {
+    const answer = deferred<string>();
+    const { factory, a, ofA, ofB } = await merged(() => answer.promise);
+    const reset = factory.reset(a, { instanceId: 1 });
+    await expect(ofA).rejects.toThrow(LeaseReleasedError);
+    answer.resolve('an answer all the same');
+    await reset;
+    expect(await ofB).toBe('an answer all the same');
+  });
+
+  it('shares an answer among tasks, but not among tools', async () => {
+    const gate = new ServiceGate({ name: 'serper', cache: { max: 10, ttlMs: 60_000 } });
+    const calls: string[] = [];
+    const searching = (kind: string) => ({
+      connect: () => 1,
+      gate,
+      cacheKey: ({ q }: { q: string }) => q,
+      call: (_: unknown, { q }: { q: string }) => {
+        calls.push(`${kind} ${q}`);
+        return `${kind} of ${q}`;
+      },
+    });
+    const factory = pipelineFactory({
+      mainAgent: defineTools({ pages: searching('pages'), images: searching('images') }),
+    });
+    const { mainAgentToolManager: one } = await factory.create({ instanceId: 1 });
+    const { mainAgentToolManager: two } = await factory.create({ instanceId: 2 });
+    expect(await one.call('pages', { q: 'tide' })).toBe('pages of tide');
+    expect(await two.call('pages', { q: 'tide' })).toBe('pages of tide');
+    expect(await two.call('images', { q: 'tide' })).toBe('images of tide');
+    expect(calls).toEqual(['pages tide', 'images tide']);
+  });
+
+  it('counts at its service until its code has ended, also when its caller has left', async () => {
+    const gate = new ServiceGate({ name: 'serper', maxConcurrent: 1 });
+    const answers = [deferred<string>(), deferred<string>()];
+    let begun = 0;
+    const tools = defineTools({ search: { connect: () => 1, gate, call: () => answers[begun++]?.promise } });
+    const { mainAgentToolManager } = await pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 });
+    const caller = new AbortController();
+    const first = mainAgentToolManager.call('search', undefined, { signal: caller.signal });
+    await settled();
+    caller.abort('left');
+    await expect(first).rejects.toBe('left');
+    const second = mainAgentToolManager.call('search');
+    await settled();
+    expect(begun).toBe(1);
+    answers[0]?.resolve('for nobody');
+    await settled();
+    expect(begun).toBe(2);
+    answers[1]?.resolve('second');
+    expect(await second).toBe('second');
+  });
+
+  it('tells one story in the events of both, without keys and inputs', async () => {
+    const hooks = new LifecycleHooks();
+    const told: [string, Record<string, unknown>][] = [];
+    for (const event of LIFECYCLE_EVENTS) hooks.on(event, (payload) => told.push([event, { ...payload }]));
+    const gate = new ServiceGate({
+      name: 'serper',
+      hooks,
+      keys: ['serper-key-number-one', 'serper-key-number-two'],
+      retry: { attempts: 2, baseMs: 1, maxMs: 1 },
+    });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        call: (_, { q }: { q: string }, { key, attempt }) => {
+          const error = new Error(`429 for ${key}: ${q}`);
+          if (attempt === 1)
+            throw Object.assign(error, { status: 429, request: { headers: { 'X-API-KEY': key } } });
+          throw error;
+        },
+      },
+    });
+    const factory = pipelineFactory({ mainAgent: tools, hooks });
+    const pipeline = await factory.create({ instanceId: 1 });
+    await factory.prepare(pipeline, { instanceId: 1, taskId: 'a', requestId: 'r', tenant: 't' });
+    const error = await pipeline.mainAgentToolManager
+      .call('search', { q: 'a private question' })
+      .catch((thrown: unknown) => thrown);
+    expect(told.map(([event]) => event)).toEqual([
+      'tool:started',
+      'call:started',
+      'key:cooledDown',
+      'call:retried',
+      'call:started',
+      'call:finished',
+      'tool:finished',
+    ]);
+    for (const [event, payload] of told) {
+      if (event.startsWith('call:') || event.startsWith('tool:')) {
+        expect(payload).toMatchObject({ toolCallId: 1, taskId: 'a', requestId: 'r', tenant: 't' });
+      }
+    }
+    expect(inspect([told, error], { depth: 20 })).not.toMatch(/serper-key-number/);
+    expect(inspect([told.at(-1), error], { depth: 20 })).not.toMatch(/private/);
+  });
+
+  it('fails at once, readably, when no key comes back in its time', async () => {
+    const gate = new ServiceGate({ name: 'serper', keys: ['serper-key-number-one'] });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        timeoutMs: 5_000,
+        call: () => Promise.reject(Object.assign(new Error('HTTP 401'), { status: 401 })),
+      },
+    });
+    const { mainAgentToolManager } = await pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 });
+    await mainAgentToolManager.answer('search');
+    expect(await mainAgentToolManager.answer('search')).toBe(
+      'Tool search failed: No key of serper can serve this call; none will come back by itself: HTTP 401',
+    );
+  });
+});

@@ -1,0 +1,82 @@
+import { describe, expect, it } from 'vitest';
+import { cutText, failureText, readInput, resultText } from '../../src/tools/tool-answer.js';
+
+describe('readInput', () => {
+  it('reads JSON text, takes no text for no arguments, and anything else as it is', () => {
+    expect(readInput('{"q":1}')).toEqual({ q: 1 });
+    expect(readInput(' ')).toEqual({});
+    const value = { q: 1 };
+    expect(readInput(value)).toBe(value);
+  });
+
+  it('says what to do about text that is not JSON', () => {
+    expect(() => readInput('{q:')).toThrow(/JSON.*Give the arguments as one JSON object/);
+  });
+});
+
+describe('resultText', () => {
+  it.each([
+    ['a text', 'a text'],
+    ['', 'Done.'],
+    [undefined, 'Done.'],
+    [null, 'null'],
+    [{ a: [1, 2n] }, '{"a":[1,"2"]}'],
+    [{ data: Buffer.from('abc') }, '{"data":"[3 bytes]"}'],
+    [new Uint8Array(5), '"[5 bytes]"'],
+  ])('tells %o as %s', (result, text) => {
+    expect(resultText(result)).toBe(text);
+  });
+
+  it('tells what JSON cannot', () => {
+    const cycle: { self?: unknown } = {};
+    cycle.self = cycle;
+    expect(resultText(cycle)).toContain('Circular');
+    expect(resultText(() => 1)).toContain('Function');
+    expect(
+      resultText({
+        toJSON: () => {
+          throw new Error('no');
+        },
+      }),
+    ).toContain('toJSON');
+  });
+});
+
+describe('failureText', () => {
+  it('tells the causes where they say more', () => {
+    const refused = Object.assign(new AggregateError([], ''), { code: 'ECONNREFUSED' });
+    expect(failureText(new TypeError('fetch failed', { cause: refused }))).toBe('fetch failed: ECONNREFUSED');
+    expect(failureText(new Error('outer: inner', { cause: new Error('inner') }))).toBe('outer: inner');
+  });
+
+  it.each([
+    ['a text', 'a text'],
+    [undefined, 'no reason given'],
+    [null, 'no reason given'],
+    [0, '0'],
+    [{ reason: 'x' }, '{"reason":"x"}'],
+  ])('tells what is no error: %o', (thrown, text) => {
+    expect(failureText(thrown)).toBe(text);
+  });
+
+  it('ends where causes go round', () => {
+    const error = new Error('round');
+    error.cause = error;
+    expect(failureText(error)).toBe('round');
+  });
+});
+
+describe('cutText', () => {
+  it('keeps within the limit, and says how much there was', () => {
+    const cut = cutText('x'.repeat(1_000), 200);
+    expect(cut).toHaveLength(200);
+    expect(cut).toMatch(/x\n\[cut off here: 1000 characters in all\]$/);
+    expect(cutText('x'.repeat(200), 200)).toHaveLength(200);
+  });
+
+  it('does not cut a character in two', () => {
+    for (let most = 200; most < 204; most++) {
+      expect(cutText('😀'.repeat(500), most)).not.toMatch(/[\ud800-\udbff](?![\udc00-\udfff])/);
+    }
+  });
+});
