@@ -10,8 +10,8 @@ interface LogLine<E extends LifecycleEventName> {
 }
 
 /**
- * The line of each event and its usual level. `warn` is for what somebody should look at; `info` for what an operator
- * wants to read of a service that is well; `debug` for what comes dozens of times a request or is told again by a later event.
+ * The line of each event and its usual level. `warn` is for what somebody should look at; `info` for
+ * the lines of a service that is well, who came in and who has what, and for those it had to turn away; `debug` for what comes dozens of times a request or is told again by a later event.
  */
 export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
   'permit:queued': {
@@ -39,7 +39,7 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
     text: (p) => `Creating pipeline instance ${p.instanceId} of ${one(p.source)}, ${p.live}/${p.size} live`,
   },
   'instance:created': {
-    level: 'info',
+    level: 'debug',
     text: (p) =>
       `Created pipeline instance ${p.instanceId} of ${one(p.source)} in ${shownDuration(p.createMs)}, ${p.live}/${p.size} live`,
   },
@@ -54,7 +54,7 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
       `Pipeline instance ${p.instanceId} of ${one(p.source)} is unhealthy, found by ${p.stage}${p.error === undefined ? '' : `: ${why(p.error)}`}`,
   },
   'instance:destroyed': {
-    level: 'info',
+    level: 'debug',
     text: (p) =>
       `Destroyed pipeline instance ${p.instanceId} of ${one(p.source)} (${p.reason}) after ${p.uses} ${p.uses === 1 ? 'use' : 'uses'} in ${shownDuration(p.ageMs)}`,
   },
@@ -100,7 +100,7 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
       `Request of ${task(p)} started on pipeline instance ${p.instanceId} after ${shownDuration(p.queuedMs)} (admission ${shownDuration(p.admissionMs)}, instance ${shownDuration(p.leaseMs)})`,
   },
   'request:finished': {
-    level: 'info',
+    level: 'debug',
     text: (p) =>
       `Request of ${task(p)} finished in ${shownDuration(p.durationMs)}: ${p.outcome}${p.error === undefined ? '' : `: ${why(p.error)}`}`,
   },

@@ -3,6 +3,7 @@ import type { DestroyReason, RevocationReason } from '../hooks/events.js';
 import { type AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
 import { options as checkOptions, flag } from '../internal/validate.js';
+import { clockMs } from './clock-ms.js';
 import { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
 import { DONE, Hold, Lease, type LeaseIssuer, RELEASED, type ReleaseOptions } from './lease.js';
@@ -63,7 +64,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     site: Error | undefined,
     waitMs: number,
   ): Lease<T> {
-    const hold = new Hold(instance, options, context, turnMs(), waitMs);
+    const hold = new Hold(instance, options, context, clockMs(), waitMs);
     this.#roster.move(instance, hold);
     this.acquired++;
     if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
@@ -103,13 +104,12 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
       hold.abort(error);
       const done = this.#parts.retire(instance, reason === 'closed' ? 'closed' : 'revoked');
       hold.end({ kind: 'revoked', done, error });
-      this.#teller.revoked(instance.id, options, turnMs() - hold.sinceMs, reason);
+      this.#teller.revoked(instance.id, options, hold.heldMs, reason);
     });
   }
 
   /** Who holds a lease now, the longest alive instance first. */
   holders(): LeaseHolder[] {
-    const now = turnMs();
     const holders: LeaseHolder[] = [];
     for (const { id: instanceId, state } of this.#roster) {
       if (state.kind !== 'leased') continue;
@@ -117,7 +117,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
       const stack = state.watch?.site?.stack;
       holders.push({
         instanceId,
-        heldMs: now - state.sinceMs,
+        heldMs: state.heldMs,
         ...(taskId === undefined ? {} : { taskId }),
         ...(stack === undefined ? {} : { stack }),
       });
@@ -145,7 +145,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     else if (this.#settings.reset !== undefined) done = this.#reset(hold);
     else this.#parts.cameBack(instance);
     hold.end(done === DONE ? RELEASED : { kind: 'released', done });
-    this.#teller.released(instance.id, hold.options, now - hold.sinceMs, discard);
+    this.#teller.released(instance.id, hold.options, hold.heldMs, discard);
     return done;
   }
 
@@ -196,8 +196,8 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
   }
 
   #tellLeaked(hold: Hold<T>, kind: 'overdue' | 'returned' | 'collected'): void {
-    const { instance, options, sinceMs, watch } = hold;
-    this.#teller.leaked(instance.id, options, turnMs() - sinceMs, kind, watch?.site?.stack);
+    const { instance, options, heldMs, watch } = hold;
+    this.#teller.leaked(instance.id, options, heldMs, kind, watch?.site?.stack);
   }
 
   readonly #onOverstayed = (hold: Hold<T>): void => this.revoke(hold, 'max-lease');

@@ -1,5 +1,6 @@
 import { LeaseReleasedError, type LeaseRevokedError } from '../errors.js';
 import type { AsyncContext } from '../internal/async-context.js';
+import { clockMs } from './clock-ms.js';
 import type { Instance } from './instance.js';
 import type { LeaseOptions } from './pool-options.js';
 
@@ -15,6 +16,9 @@ export type HoldState = { readonly kind: 'held' } | HoldEnd;
 export type HoldEnd =
   | { readonly kind: 'released'; readonly done: Promise<void> }
   | { readonly kind: 'revoked'; readonly done: Promise<void>; readonly error: LeaseRevokedError };
+
+/** How a hold ends. */
+export type EndState = Exclude<HoldState, { readonly kind: 'held' }>;
 
 /** For what is over as soon as it has begun. */
 export const DONE: Promise<void> = Promise.resolve();
@@ -39,48 +43,52 @@ export class Hold<T> {
   state: HoldState = HELD;
   watch: HoldWatch | undefined = undefined;
   #controller: AbortController | undefined;
-  #abort: { readonly reason: unknown } | undefined;
-  #ended: Promise<void> | undefined;
-  #tellEnded: ((done: Promise<void>) => void) | undefined;
+  #ending: { readonly ended: Promise<void>; readonly tell: (done: Promise<void>) => void } | undefined;
 
   constructor(
     readonly instance: Instance<T>,
     readonly options: LeaseOptions | undefined,
     /** The task's own, where `reset` will need it. */
     readonly context: AsyncContext | undefined,
+    /** When it was given, in whole milliseconds of the turn's clock. */
     readonly sinceMs: number,
     readonly waitMs: number,
   ) {}
 
+  /** Milliseconds since it was given. */
+  get heldMs(): number {
+    return (clockMs() - this.sinceMs) | 0;
+  }
+
   /** Made when somebody looks: most holders never do. */
   get signal(): AbortSignal {
-    if (this.#controller === undefined) {
-      this.#controller = new AbortController();
-      if (this.#abort !== undefined) this.#controller.abort(this.#abort.reason);
-    }
+    this.#controller ??= new AbortController();
     return this.#controller.signal;
   }
 
   /** Settles when the hold has ended and its instance is back or gone. Made when somebody looks. */
   get ended(): Promise<void> {
     if (this.state.kind !== 'held') return this.state.done;
-    this.#ended ??= new Promise((resolve) => {
-      this.#tellEnded = resolve;
-    });
-    return this.#ended;
+    if (this.#ending === undefined) {
+      let tell!: (done: Promise<void>) => void;
+      const ended = new Promise<void>((resolve) => {
+        tell = resolve;
+      });
+      this.#ending = { ended, tell };
+    }
+    return this.#ending.ended;
   }
 
   /** Ends the hold, however it came to that. */
   end(state: HoldEnd): void {
     this.state = state;
-    this.#tellEnded?.(state.done);
+    this.#ending?.tell(state.done);
   }
 
-  /** Aborts `signal`, now or when somebody first looks. The first reason stands. */
+  /** Aborts `signal`. The first reason stands. */
   abort(reason: unknown): void {
-    if (this.#abort !== undefined) return;
-    this.#abort = { reason };
-    this.#controller?.abort(reason);
+    this.#controller ??= new AbortController();
+    this.#controller.abort(reason);
   }
 }
 

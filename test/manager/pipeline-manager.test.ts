@@ -1,0 +1,562 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { getEventListeners } from 'node:events';
+import {
+  ConcurrencyLimiter,
+  createPipelineManager,
+  type LifecycleEventName,
+  LifecycleHooks,
+  ManagerClosedError,
+  PipelineManager,
+  PipelinePool,
+  type PipelinePoolOptions,
+  PRESETS,
+  RequestTimeoutError,
+} from 'pipeline-pool';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+
+interface Pipeline {
+  readonly instanceId: number;
+}
+
+type Events = readonly (readonly [LifecycleEventName, Record<string, unknown>])[];
+
+function build({
+  size = 2,
+  maxConcurrent = 4,
+  requestTimeoutMs,
+  abortGraceMs,
+  ...callbacks
+}: Partial<PipelinePoolOptions<Pipeline>> & {
+  maxConcurrent?: number;
+  requestTimeoutMs?: number;
+  abortGraceMs?: number;
+} = {}) {
+  const hooks = new LifecycleHooks();
+  const events: [LifecycleEventName, Record<string, unknown>][] = [];
+  for (const event of [
+    'request:queued',
+    'request:started',
+    'request:finished',
+    'request:rejected',
+    'instance:destroyed',
+  ] as const) {
+    hooks.on(event, (payload) => events.push([event, payload as unknown as Record<string, unknown>]));
+  }
+  const pool = new PipelinePool<Pipeline>({
+    size,
+    create: ({ instanceId }) => ({ instanceId }),
+    ...callbacks,
+    hooks,
+  });
+  const limiter = new ConcurrencyLimiter({ maxConcurrent, hooks });
+  const manager = new PipelineManager({ pool, limiter, requestTimeoutMs, abortGraceMs, hooks });
+  return { manager, pool, limiter, hooks, events: events as Events };
+}
+
+const atRest = ({ manager }: ReturnType<typeof build>) => {
+  const { active, waiting, limiter, pool } = manager.stats();
+  return {
+    active,
+    waiting,
+    permits: limiter.active,
+    queued: limiter.queued,
+    leased: pool.leased,
+    waitingForLease: pool.waiting,
+  };
+};
+const REST = { active: 0, waiting: 0, permits: 0, queued: 0, leased: 0, waitingForLease: 0 };
+
+const untilAborted = (signal: AbortSignal) =>
+  new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+const never = () => new Promise<never>(() => {});
+const settled = () => vi.advanceTimersByTimeAsync(0);
+const told = (events: Events, name: LifecycleEventName) =>
+  events.filter(([event]) => event === name).map(([, payload]) => payload);
+
+beforeEach(() => {
+  vi.useFakeTimers();
+});
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+describe('PipelineManager.run', () => {
+  it('gives the work an instance, the ids and a signal, and settles with its result', async () => {
+    const setup = build();
+    const answer = await setup.manager.run('t1', ({ pipeline, signal, taskId, instanceId, requestId }) => {
+      expect(pipeline).toEqual({ instanceId: 1 });
+      expect(signal.aborted).toBe(false);
+      expect({ taskId, instanceId }).toEqual({ taskId: 't1', instanceId: 1 });
+      expect(requestId).toMatch(/^[0-9a-f-]{36}$/);
+      expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+      return 'answer';
+    });
+    expect(answer).toBe('answer');
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+  });
+
+  it('runs as many at once as there are instances, in the order of arrival', async () => {
+    const setup = build({ size: 2, maxConcurrent: 3 });
+    const order: string[] = [];
+    const release = new Map<string, () => void>();
+    const runs = ['a', 'b', 'c', 'd'].map((id) =>
+      setup.manager.run(id, () => {
+        order.push(id);
+        return new Promise<void>((resolve) => release.set(id, resolve));
+      }),
+    );
+    await settled();
+    expect(order).toEqual(['a', 'b']);
+    expect(atRest(setup)).toMatchObject({ active: 3, waiting: 1, permits: 3, queued: 1, leased: 2 });
+    release.get('b')?.();
+    await settled();
+    expect(order).toEqual(['a', 'b', 'c']);
+    release.get('a')?.();
+    await settled();
+    expect(order).toEqual(['a', 'b', 'c', 'd']);
+    release.get('c')?.();
+    release.get('d')?.();
+    await Promise.all(runs);
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+  });
+
+  it.each([
+    ['rejects', () => Promise.reject(new Error('the host'))],
+    [
+      'throws at once',
+      () => {
+        throw new Error('the host');
+      },
+    ],
+  ])('gives everything back when the work %s', async (_, work) => {
+    const setup = build();
+    await expect(setup.manager.run('t1', work)).rejects.toThrow('the host');
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
+  });
+
+  it('holds nothing when creating the instance fails', async () => {
+    const setup = build({ create: () => Promise.reject(new Error('no template')) });
+    await expect(setup.manager.run('t1', never)).rejects.toMatchObject({ code: 'ERR_CREATE_FAILED' });
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
+    expect(told(setup.events, 'request:started')).toEqual([]);
+  });
+
+  it('gives the permit back before the next request is admitted, and the instance before that', async () => {
+    const setup = build({ size: 1, maxConcurrent: 1, reset: () => vi.advanceTimersByTimeAsync(0) });
+    const seen: number[] = [];
+    await Promise.all(
+      ['a', 'b', 'c'].map((id) => setup.manager.run(id, ({ instanceId }) => void seen.push(instanceId))),
+    );
+    expect(seen).toEqual([1, 1, 1]);
+  });
+
+  it('rejects a wrong task, work or option, naming it', async () => {
+    const { manager } = build();
+    await expect(manager.run('', never)).rejects.toThrow(/`taskId`/);
+    await expect(manager.run('t', 5 as never)).rejects.toThrow(/`work`/);
+    await expect(manager.run('t', never, { timeout: 5 } as never)).rejects.toThrow(
+      /Unknown option `timeout`/,
+    );
+    await expect(manager.run('t', never, { timeoutMs: -1 })).rejects.toThrow(/`timeoutMs`.*got -1/);
+    await expect(manager.run('t', never, { priority: 0.5 })).rejects.toThrow(/`priority`/);
+    await expect(manager.run('t', never, { weight: 5 })).rejects.toThrow(/`weight`/);
+  });
+
+  it('keeps the AsyncLocalStorage context of each caller, queued or not', async () => {
+    const setup = build({ size: 3, maxConcurrent: 5 });
+    const context = new AsyncLocalStorage<number>();
+    const mixed: unknown[] = [];
+    for (const event of [
+      'request:started',
+      'request:finished',
+      'lease:acquired',
+      'permit:acquired',
+    ] as const) {
+      setup.hooks.on(event, ({ taskId }) => {
+        if (String(context.getStore()) !== taskId) mixed.push([event, taskId, context.getStore()]);
+      });
+    }
+    await Promise.all(
+      Array.from({ length: 100 }, (_, id) =>
+        context.run(id, () =>
+          setup.manager.run(String(id), async () => {
+            if (context.getStore() !== id) mixed.push(id);
+            await settled();
+            if (context.getStore() !== id) mixed.push(id);
+          }),
+        ),
+      ),
+    );
+    expect(mixed).toEqual([]);
+  });
+});
+
+describe('PipelineManager.run, ended early', () => {
+  it('rejects at once with the reason when the caller aborts, and gives back when the work has settled', async () => {
+    const setup = build({ abortGraceMs: 1_000 });
+    const controller = new AbortController();
+    const run = setup.manager.run(
+      't1',
+      async ({ signal }) => {
+        await untilAborted(signal).catch(() => {});
+        await vi.advanceTimersByTimeAsync(0);
+      },
+      { signal: controller.signal },
+    );
+    await settled();
+    const reason = new Error('client left');
+    controller.abort(reason);
+    await expect(run).rejects.toBe(reason);
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(setup.pool.stats()).toMatchObject({ live: 1, idle: 1 });
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'aborted' }]);
+  });
+
+  it('rejects with RequestTimeoutError when the whole request takes too long', async () => {
+    const setup = build({ requestTimeoutMs: 1_000 });
+    const run = setup.manager.run('t1', ({ signal }) => untilAborted(signal));
+    const rejection = expect(run).rejects.toBeInstanceOf(RequestTimeoutError);
+    await vi.advanceTimersByTimeAsync(999);
+    expect(atRest(setup)).toMatchObject({ active: 1 });
+    await vi.advanceTimersByTimeAsync(1);
+    await rejection;
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'timeout' }]);
+  });
+
+  it('counts the waiting into the deadline, and lets a request say its own', async () => {
+    const setup = build({ size: 1, requestTimeoutMs: 1_000 });
+    void setup.manager
+      .run('long', () => vi.advanceTimersByTimeAsync(0).then(never), { timeoutMs: 60_000 })
+      .catch(() => {});
+    await settled();
+    const waiting = setup.manager.run('t2', never);
+    const rejection = expect(waiting).rejects.toBeInstanceOf(RequestTimeoutError);
+    await vi.advanceTimersByTimeAsync(1_000);
+    await rejection;
+    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't2', outcome: 'timeout' }]);
+    expect(atRest(setup)).toMatchObject({ active: 1, waiting: 0, leased: 1 });
+  });
+
+  it('keeps lease and permit under code that ignores its signal, then tears the instance down', async () => {
+    const setup = build({ size: 1, abortGraceMs: 5_000 });
+    const controller = new AbortController();
+    const run = setup.manager.run('deaf', never, { signal: controller.signal });
+    const next = setup.manager.run('next', ({ instanceId }) => instanceId);
+    await settled();
+    controller.abort(new Error('client left'));
+    await expect(run).rejects.toThrow('client left');
+    await vi.advanceTimersByTimeAsync(4_999);
+    expect(atRest(setup)).toMatchObject({ active: 2, leased: 1 });
+    await vi.advanceTimersByTimeAsync(1);
+    await expect(next).resolves.toBe(2);
+    expect(told(setup.events, 'instance:destroyed')).toMatchObject([{ instanceId: 1, reason: 'discarded' }]);
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+  });
+
+  it('hands the instance on as soon as slow code lets go of it within its grace', async () => {
+    const setup = build({ size: 1, abortGraceMs: 5_000 });
+    const controller = new AbortController();
+    let letGo = () => {};
+    const work = () =>
+      new Promise<void>((resolve) => {
+        letGo = resolve;
+      });
+    const run = setup.manager.run('slow', work, { signal: controller.signal });
+    const next = setup.manager.run('next', ({ instanceId }) => instanceId);
+    await settled();
+    controller.abort(new Error('client left'));
+    await expect(run).rejects.toThrow('client left');
+    await vi.advanceTimersByTimeAsync(2_000);
+    letGo();
+    await expect(next).resolves.toBe(1);
+  });
+
+  it('never begins the work of a request that was aborted while it waited', async () => {
+    const setup = build();
+    const work = vi.fn();
+    const signal = AbortSignal.abort(new Error('gone already'));
+    await expect(setup.manager.run('t1', work, { signal })).rejects.toThrow('gone already');
+    expect(work).not.toHaveBeenCalled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:rejected')).toMatchObject([{ outcome: 'aborted' }]);
+  });
+
+  it('gives everything back for an abort at every microtask of a request', async () => {
+    let began = 0;
+    for (let k = 0; k < 60; k++) {
+      const setup = build({ size: 1, prepare: async () => {}, reset: async () => {} });
+      const controller = new AbortController();
+      const run = setup.manager
+        .run('t1', async () => void began++, { signal: controller.signal })
+        .catch(() => {});
+      for (let i = 0; i < k; i++) await Promise.resolve();
+      controller.abort(new Error(`at ${k}`));
+      await run;
+      await settled();
+      expect(atRest(setup), `abort at microtask ${k}`).toEqual(REST);
+      expect(setup.pool.stats().live, `abort at microtask ${k}`).toBe(setup.pool.stats().idle);
+      await expect(setup.manager.run('t2', ({ taskId }) => taskId)).resolves.toBe('t2');
+    }
+    expect(began).toBeGreaterThan(0);
+    expect(began).toBeLessThan(60);
+  });
+
+  it('ends with LeaseRevokedError when the lease is taken back', async () => {
+    const setup = build({ maxLeaseMs: 1_000 });
+    const run = setup.manager.run('t1', ({ signal }) => untilAborted(signal));
+    const rejection = expect(run).rejects.toMatchObject({ code: 'ERR_LEASE_REVOKED' });
+    await vi.advanceTimersByTimeAsync(1_000);
+    await rejection;
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
+  });
+
+  it('leaves nothing on a signal that outlives its requests', async () => {
+    const setup = build();
+    const { signal } = new AbortController();
+    await Promise.all(
+      ['a', 'b', 'c', 'd', 'e'].map((id) => setup.manager.run(id, () => settled(), { signal })),
+    );
+    await settled();
+    expect(getEventListeners(signal, 'abort')).toEqual([]);
+    await setup.manager.shutdown();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+});
+
+describe('PipelineManager.acquirePipeline', () => {
+  it('serves the try/finally form', async () => {
+    const setup = build();
+    const lease = await setup.manager.acquirePipeline('t1');
+    try {
+      expect(lease.pipeline.instanceId).toBe(1);
+      expect(lease.taskId).toBe('t1');
+      expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+    } finally {
+      await setup.manager.releasePipeline(lease);
+    }
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([
+      { taskId: 't1', instanceId: 1, outcome: 'ok' },
+    ]);
+  });
+
+  it.each([
+    ['released by the lease', (lease: { release(): Promise<void> }) => lease.release()],
+    ['disposed of', (lease: AsyncDisposable) => lease[Symbol.asyncDispose]()],
+    ['discarded', (lease: { release(o: object): Promise<void> }) => lease.release({ discard: true })],
+  ])('frees the permit of a lease that is %s, once', async (_, end) => {
+    const setup = build({ maxConcurrent: 1 });
+    const lease = await setup.manager.acquirePipeline('t1');
+    await end(lease);
+    await end(lease);
+    await setup.manager.releasePipeline(lease);
+    await settled();
+    expect(atRest(setup)).toEqual(REST);
+    const next = await setup.manager.acquirePipeline('t2');
+    await end(lease);
+    await settled();
+    expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+    await next.release();
+  });
+
+  it('frees the permit of a lease that is taken back', async () => {
+    const setup = build({ maxLeaseMs: 1_000 });
+    const lease = await setup.manager.acquirePipeline('t1');
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(() => lease.pipeline).toThrow(expect.objectContaining({ code: 'ERR_LEASE_REVOKED' }));
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
+  });
+
+  it('is not bounded by its timeoutMs once it has the lease', async () => {
+    const setup = build();
+    const lease = await setup.manager.acquirePipeline('t1', { timeoutMs: 1_000 });
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect(lease.signal.aborted).toBe(false);
+    expect(lease.pipeline.instanceId).toBe(1);
+    await lease.release();
+  });
+});
+
+describe('PipelineManager.shutdown', () => {
+  it('refuses new requests, serves those it has, and closes pool and limiter', async () => {
+    const setup = build({ size: 1 });
+    let finish = () => {};
+    const running = setup.manager.run(
+      'a',
+      () =>
+        new Promise<string>((resolve) => {
+          finish = () => resolve('a');
+        }),
+    );
+    const waiting = setup.manager.run('b', () => 'b');
+    await settled();
+    const shutdown = setup.manager.shutdown();
+    await expect(setup.manager.run('c', never)).rejects.toBeInstanceOf(ManagerClosedError);
+    await expect(setup.manager.acquirePipeline('c')).rejects.toBeInstanceOf(ManagerClosedError);
+    await expect(setup.manager.start()).rejects.toBeInstanceOf(ManagerClosedError);
+    expect(setup.manager.health().status).toBe('draining');
+    finish();
+    await expect(Promise.all([running, waiting])).resolves.toEqual(['a', 'b']);
+    await shutdown;
+    expect(setup.pool.stats().live).toBe(0);
+    await expect(setup.pool.acquire()).rejects.toMatchObject({ code: 'ERR_POOL_CLOSED' });
+    await expect(setup.limiter.acquire()).rejects.toMatchObject({ code: 'ERR_LIMITER_CLOSED' });
+  });
+
+  it('aborts what is left at its deadline, waiting or running', async () => {
+    const setup = build({ size: 1 });
+    const running = setup.manager.run('a', ({ signal }) => untilAborted(signal));
+    const waiting = setup.manager.run('b', never);
+    const rejections = [
+      expect(running).rejects.toBeInstanceOf(ManagerClosedError),
+      expect(waiting).rejects.toBeInstanceOf(ManagerClosedError),
+    ];
+    await settled();
+    const shutdown = setup.manager.shutdown({ timeoutMs: 2_000 });
+    await vi.advanceTimersByTimeAsync(2_000);
+    await Promise.all(rejections);
+    await vi.advanceTimersByTimeAsync(0);
+    await shutdown;
+    expect(atRest(setup)).toEqual(REST);
+    expect(told(setup.events, 'request:finished')).toMatchObject([{ taskId: 'a', outcome: 'shutdown' }]);
+    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 'b', outcome: 'shutdown' }]);
+  });
+
+  it('ends even where the host holds a lease for ever, or its code never settles', async () => {
+    const setup = build({ abortGraceMs: 1_000 });
+    const lease = await setup.manager.acquirePipeline('held');
+    const deaf = expect(setup.manager.run('deaf', never)).rejects.toBeInstanceOf(ManagerClosedError);
+    await settled();
+    const shutdown = setup.manager.shutdown({ timeoutMs: 100 });
+    await vi.advanceTimersByTimeAsync(100);
+    await deaf;
+    expect(lease.signal.aborted).toBe(true);
+    await vi.advanceTimersByTimeAsync(1_000);
+    await shutdown;
+    expect(atRest(setup)).toEqual(REST);
+    expect(setup.pool.stats().live).toBe(0);
+  });
+
+  it('may be called twice, the second with an earlier deadline', async () => {
+    const setup = build();
+    const running = expect(
+      setup.manager.run('a', ({ signal }) => untilAborted(signal)),
+    ).rejects.toBeInstanceOf(ManagerClosedError);
+    await settled();
+    const patient = setup.manager.shutdown();
+    const hasty = setup.manager.shutdown({ timeoutMs: 50 });
+    await vi.advanceTimersByTimeAsync(50);
+    await running;
+    await Promise.all([patient, hasty]);
+    await setup.manager.shutdown();
+  });
+
+  it('happens at the end of an `await using` block', async () => {
+    const setup = build();
+    {
+      await using manager = setup.manager;
+      await manager.run('a', () => 1);
+    }
+    await expect(setup.manager.run('b', never)).rejects.toBeInstanceOf(ManagerClosedError);
+  });
+});
+
+describe('PipelineManager', () => {
+  it('makes the `min` instances on start', async () => {
+    const setup = build({ size: 3, min: 2 });
+    await setup.manager.start();
+    expect(setup.pool.stats()).toMatchObject({ live: 2, idle: 2 });
+  });
+
+  it('answers a health check with at least status, active requests and pool size, in this order', async () => {
+    const setup = build({ size: 5, maxConcurrent: 10 });
+    const runs = ['a', 'b', 'c'].map((id) =>
+      setup.manager.run(id, ({ signal }) => untilAborted(signal), { timeoutMs: 9_000 }),
+    );
+    await settled();
+    const { status, active_requests, pool_size } = setup.manager.health();
+    expect(JSON.stringify({ status, active_requests, pool_size })).toBe(
+      '{"status":"healthy","active_requests":3,"pool_size":5}',
+    );
+    expect(JSON.stringify(setup.manager.health())).toMatch(
+      /^\{"status":"healthy","active_requests":3,"pool_size":5,/,
+    );
+    const ends = Promise.allSettled(runs);
+    await vi.advanceTimersByTimeAsync(9_000);
+    await ends;
+  });
+
+  it('refuses wrong options, naming them', () => {
+    const { pool, limiter } = build();
+    expect(() => new PipelineManager({ pool, limiter, retries: 3 } as never)).toThrow(
+      /Unknown option `retries`/,
+    );
+    expect(() => new PipelineManager({ limiter } as never)).toThrow(/`pool`/);
+    expect(() => new PipelineManager({ pool } as never)).toThrow(/`limiter`/);
+    expect(() => new PipelineManager({ pool, limiter, abortGraceMs: -5 })).toThrow(/`abortGraceMs`.*got -5/);
+    expect(() => new PipelineManager({ pool, limiter, requestTimeoutMs: 0 })).toThrow(/`requestTimeoutMs`/);
+    expect(() => new PipelineManager({ pool, limiter, hooks: {} as never })).toThrow(/`hooks`/);
+  });
+
+  it('counts requests in its stats, and shows those of its gates by name', async () => {
+    const { pool, limiter } = build();
+    const closed: string[] = [];
+    const gate = (name: string) => ({
+      name,
+      stats: () => ({ calls: 7 }),
+      close: () => void closed.push(name),
+    });
+    const manager = new PipelineManager({ pool, limiter, gates: [gate('llm'), gate('search')] });
+    await manager.run('a', () => 1);
+    expect(manager.stats()).toMatchObject({
+      requests: 1,
+      gates: { llm: { calls: 7 }, search: { calls: 7 } },
+    });
+    await manager.shutdown();
+    expect(closed).toEqual(['llm', 'search']);
+  });
+});
+
+describe('createPipelineManager', () => {
+  it('builds pool, limiter and manager from one configuration, with one set of hooks', async () => {
+    const manager = createPipelineManager({
+      config: PRESETS.light,
+      create: ({ instanceId }) => ({ instanceId }),
+    });
+    expect(manager.stats()).toMatchObject({ pool: { size: 3 }, limiter: { maxConcurrent: 5 } });
+    expect(manager.pool.hooks).toBe(manager.hooks);
+    expect((manager.limiter as ConcurrencyLimiter).hooks).toBe(manager.hooks);
+    await expect(manager.run('t1', ({ pipeline }) => pipeline.instanceId)).resolves.toBe(1);
+  });
+
+  it('reads the environment where no configuration is given, and says which variable is wrong', () => {
+    vi.stubEnv('PIPELINE_POOL_SIZE', 'five');
+    try {
+      expect(() => createPipelineManager({ create: () => 1 })).toThrow(/PIPELINE_POOL_SIZE.*"five"/);
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it('refuses a wrong configuration or option', () => {
+    expect(() =>
+      createPipelineManager({ config: { poolSize: 0, maxConcurrentRequests: 1 }, create: () => 1 }),
+    ).toThrow(/`poolSize`/);
+    expect(() => createPipelineManager({ config: PRESETS.light, creat: () => 1 } as never)).toThrow(
+      /`creat`/,
+    );
+  });
+});
