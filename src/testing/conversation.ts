@@ -1,0 +1,129 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { ConnectionCut, type StubCall, type StubCallEnd, type StubReply } from './stub-call.js';
+
+/** How the sending of an answer is broken off after its first part. */
+export type Break = 'stall' | 'reset';
+
+/** Who counts what happens on the wire. */
+export interface ConversationObserver {
+  answer(call: StubCall, status: number): void;
+  depart(call: StubCall, disconnected: boolean): void;
+}
+
+type Mutable<T> = { -readonly [P in keyof T]: T[P] };
+
+/** What is known of a call when its headers have arrived. */
+export type ArrivedCall = Omit<StubCall, 'body' | 'signal' | 'end' | 'status' | 'fault'>;
+
+/** One call on the wire: reads its body, sends its answer whole or broken off, and sees its client leave. */
+export class Conversation {
+  readonly #call: Mutable<StubCall>;
+  readonly #over = new AbortController();
+  readonly #request: IncomingMessage;
+  readonly #response: ServerResponse;
+  readonly #observer: ConversationObserver;
+
+  constructor(
+    arrived: ArrivedCall,
+    request: IncomingMessage,
+    response: ServerResponse,
+    observer: ConversationObserver,
+  ) {
+    const { signal } = this.#over;
+    this.#call = { ...arrived, body: undefined, signal, end: undefined, status: undefined, fault: undefined };
+    this.#request = request;
+    this.#response = response;
+    this.#observer = observer;
+    response.once('close', () => this.#depart('disconnected'));
+  }
+
+  get call(): StubCall {
+    return this.#call;
+  }
+
+  /** Reads the body into `call.body`. False if it is not JSON. */
+  async readBody(): Promise<boolean> {
+    const pieces: Buffer[] = [];
+    for await (const piece of this.#request as AsyncIterable<Buffer>) pieces.push(piece);
+    if (pieces.length === 0) return true;
+    try {
+      this.#call.body = JSON.parse(Buffer.concat(pieces).toString());
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  noteFault(type: string): void {
+    this.#call.fault = type;
+  }
+
+  /** Sends an answer; with `broken`, only its first part. */
+  async send(reply: StubReply, broken?: Break): Promise<void> {
+    const { status = 200, headers = {}, body = '', tail = '' } = reply;
+    if (this.#call.end !== undefined) return;
+    // Without a body there is no first part: its headers would be the whole answer.
+    if (broken !== undefined && body === '') return this.breakOff(broken);
+    this.#call.status = status;
+    this.#observer.answer(this.#call, status);
+    if (typeof body === 'string') {
+      const bytes = Buffer.from(body);
+      const length = bytes.length > 0 ? { 'content-length': String(bytes.length) } : {};
+      this.#response.writeHead(status, { ...headers, ...length });
+      if (broken === undefined) return this.#end(bytes);
+      await this.#write(bytes.subarray(0, Math.ceil(bytes.length / 2)));
+      return this.breakOff(broken);
+    }
+    this.#response.writeHead(status, headers);
+    this.#response.flushHeaders();
+    for await (const piece of body) {
+      if (this.#call.end !== undefined) return;
+      await this.#write(piece);
+      if (broken !== undefined) return this.breakOff(broken);
+    }
+    this.#end(tail);
+  }
+
+  /** `stall`: leaves the client waiting. `reset`: resets the connection. */
+  breakOff(how: Break): void {
+    if (how === 'stall') return;
+    this.#depart('cut');
+    this.#request.socket.resetAndDestroy();
+  }
+
+  /** Ends a call whose work threw: its client has left, its connection is to be cut, or a script failed. */
+  fail(error: unknown, service: string): void {
+    if (this.#call.end !== undefined) return;
+    if (error instanceof ConnectionCut || this.#response.headersSent) {
+      this.breakOff('reset');
+      return;
+    }
+    const text = error instanceof Error ? error.message : String(error);
+    // A wording of its own, so that a broken script is not taken for a staged fault.
+    const body = Buffer.from(JSON.stringify({ message: `A script of ${service} failed: ${text}` }));
+    this.#call.status = 500;
+    this.#observer.answer(this.#call, 500);
+    this.#response.writeHead(500, { 'content-type': 'application/json', 'content-length': body.length });
+    this.#end(body);
+  }
+
+  #end(last: string | Buffer): void {
+    if (this.#call.end !== undefined) return;
+    this.#depart('answered');
+    this.#response.end(last);
+  }
+
+  /** Writes, and waits until the bytes are with the system or the client has left. */
+  #write(piece: string | Buffer): Promise<void> {
+    return new Promise((resolve) => {
+      this.#response.write(piece, () => resolve());
+    });
+  }
+
+  #depart(end: StubCallEnd): void {
+    if (this.#call.end !== undefined) return;
+    this.#call.end = end;
+    this.#observer.depart(this.#call, end !== 'answered');
+    this.#over.abort();
+  }
+}

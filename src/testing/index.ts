@@ -1,0 +1,35 @@
+/** Test doubles for services built on `pipeline-pool`: stub services on loopback, and a scripted pool factory. */
+export type { CallFilter, StubStats, StubTally } from './call-ledger.js';
+export {
+  type EnvelopeFault,
+  type Fault,
+  type NoHeadersFault,
+  type RefusalReason,
+  type ResetFault,
+  type RetryAfter,
+  randomFault,
+  type StallFault,
+  type StatusFault,
+  type StreamErrorFault,
+} from './fault.js';
+export type { LlmReply, LlmRequest, StubToolCall } from './llm-answer.js';
+export type { StubRoute } from './routes.js';
+export type { StubSandbox } from './sandbox-fleet.js';
+export {
+  type HeldCall,
+  type PoolStage,
+  type ScriptedCallbacks,
+  ScriptedFactory,
+  type ScriptedPipeline,
+  type StageCall,
+  type StageContext,
+  type StageStep,
+} from './scripted-factory.js';
+export { type StubServices, type StubServicesOptions, startStubServices } from './start-stub-services.js';
+export type { StubCall, StubCallEnd, StubReply } from './stub-call.js';
+export { StubE2b, type StubE2bOptions, type StubExecution } from './stub-e2b.js';
+export { type JinaPage, StubJina, type StubJinaOptions } from './stub-jina.js';
+export { type LlmBatchStats, StubLlm, type StubLlmOptions } from './stub-llm.js';
+export type { StubRate } from './stub-rate.js';
+export { type SerperRequest, type SerperResult, StubSerper, type StubSerperOptions } from './stub-serper.js';
+export { type Refusal, StubService, type StubServiceOptions } from './stub-service.js';
