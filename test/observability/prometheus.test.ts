@@ -1,0 +1,198 @@
+import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
+import { collectMetrics } from 'pipeline-pool/prometheus';
+import { Counter, Registry, register } from 'prom-client';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { METRICS } from '../../src/observability/prometheus-metrics.js';
+import { EXAMPLES } from './examples.js';
+
+afterEach(() => vi.useRealTimers());
+
+const setUp = (options: Parameters<typeof collectMetrics>[1] = {}) => {
+  const hooks = new LifecycleHooks();
+  const registry = new Registry();
+  const stop = collectMetrics(hooks, { registry, ...options });
+  const sample = async (series: string): Promise<number | undefined> => {
+    const line = (await registry.metrics()).split('\n').find((text) => text.startsWith(`${series} `));
+    return line === undefined ? undefined : Number(line.slice(series.length + 1));
+  };
+  return { hooks, registry, stop, sample };
+};
+
+const request = { source: 'manager', taskId: 'a', requestId: 'r1' };
+const started = { ...request, instanceId: 1, queuedMs: 2_000, admissionMs: 1_500, leaseMs: 500 };
+const finished = { ...request, instanceId: 1, outcome: 'ok', durationMs: 42_000 } as const;
+
+describe('collectMetrics', () => {
+  it('has the names that a prefix promises', async () => {
+    const { registry } = setUp({ prefix: 'mirothinker_' });
+    const text = await registry.metrics();
+    for (const name of ['requests_total', 'active_requests', 'pool_usage']) {
+      expect(text).toMatch(new RegExp(`^# TYPE mirothinker_${name} (counter|gauge)$`, 'm'));
+    }
+    expect(text).not.toContain(' pipeline_');
+  });
+
+  it('counts requests by outcome, from 0 on', async () => {
+    const { hooks, sample } = setUp();
+    expect(await sample('pipeline_requests_total{outcome="ok"}')).toBe(0);
+    hooks.emit('request:queued', request);
+    hooks.emit('request:started', started);
+    hooks.emit('request:finished', finished);
+    hooks.emit('request:rejected', { ...EXAMPLES['request:rejected'], outcome: 'timeout' });
+    expect(await sample('pipeline_requests_total{outcome="ok"}')).toBe(1);
+    expect(await sample('pipeline_requests_total{outcome="timeout"}')).toBe(1);
+    expect(await sample('pipeline_requests_total{outcome="failed"}')).toBe(0);
+    expect(await sample('pipeline_request_duration_seconds_sum{outcome="ok"}')).toBe(42);
+    expect(await sample('pipeline_request_duration_seconds_bucket{le="40",outcome="ok"}')).toBe(0);
+    expect(await sample('pipeline_request_duration_seconds_bucket{le="60",outcome="ok"}')).toBe(1);
+    expect(await sample('pipeline_request_queue_seconds_sum')).toBe(2);
+  });
+
+  it('knows how many requests run and wait', async () => {
+    const { hooks, sample } = setUp();
+    for (const requestId of ['r1', 'r2', 'r3', 'r4']) hooks.emit('request:queued', { ...request, requestId });
+    for (const requestId of ['r1', 'r2']) hooks.emit('request:started', { ...started, requestId });
+    hooks.emit('request:finished', { ...finished, requestId: 'r1' });
+    hooks.emit('request:rejected', { ...EXAMPLES['request:rejected'], requestId: 'r3' });
+    expect(await sample('pipeline_active_requests')).toBe(1);
+    expect(await sample('pipeline_waiting_requests')).toBe(1);
+  });
+
+  it('does not count below 0 what began before it', async () => {
+    const { hooks, sample } = setUp();
+    hooks.emit('request:finished', finished);
+    expect(await sample('pipeline_active_requests')).toBe(0);
+  });
+
+  it('tells what share of the pool is leased', async () => {
+    const { hooks, sample } = setUp();
+    hooks.emit('lease:acquired', { ...EXAMPLES['lease:acquired'], leased: 3, live: 3, size: 5 });
+    expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0.6);
+    hooks.emit('lease:released', { ...EXAMPLES['lease:released'], leased: 0, live: 3, size: 5 });
+    expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0);
+    expect(await sample('pipeline_pool_live_instances{pool="pool"}')).toBe(3);
+    expect(await sample('pipeline_lease_held_seconds_sum{pool="pool"}')).toBe(200);
+    expect(await sample('pipeline_lease_wait_seconds_count{pool="pool"}')).toBe(1);
+  });
+
+  it('counts what gates do', async () => {
+    const { hooks, sample } = setUp();
+    const call = EXAMPLES['call:finished'];
+    hooks.emit('call:started', EXAMPLES['call:started']);
+    hooks.emit('call:retried', EXAMPLES['call:retried']);
+    hooks.emit('call:throttled', EXAMPLES['call:throttled']);
+    hooks.emit('call:finished', call);
+    hooks.emit('cache:hit', { source: 'serper', shared: true });
+    hooks.emit('cache:hit', { source: 'serper', shared: false });
+    hooks.emit('cache:miss', { source: 'serper' });
+    expect(await sample('pipeline_call_attempts_total{gate="serper"}')).toBe(1);
+    expect(await sample('pipeline_call_retries_total{gate="serper",class="other-key"}')).toBe(1);
+    expect(await sample('pipeline_call_throttles_total{gate="serper",reason="rate"}')).toBe(1);
+    expect(await sample('pipeline_call_duration_seconds_sum{gate="serper",outcome="ok"}')).toBe(2.3);
+    expect(await sample('pipeline_call_wait_seconds_sum{gate="serper"}')).toBe(1.22);
+    for (const result of ['hit', 'shared', 'miss']) {
+      expect(await sample(`pipeline_cache_lookups_total{gate="serper",result="${result}"}`)).toBe(1);
+    }
+  });
+
+  it('follows keys through cool-down, quarantine and return', async () => {
+    vi.useFakeTimers();
+    const { hooks, sample } = setUp();
+    const keys = (state: string) => sample(`pipeline_keys{gate="serper",state="${state}"}`);
+    hooks.emit('key:cooledDown', { source: 'serper', key: '…1', forMs: 60_000 });
+    hooks.emit('key:quarantined', { source: 'serper', key: '…2', reason: 'dead' });
+    hooks.emit('key:quarantined', { source: 'serper', key: '…3', reason: 'spent', forMs: 3_600_000 });
+    expect([await keys('throttled'), await keys('dead'), await keys('spent')]).toEqual([1, 1, 1]);
+    vi.advanceTimersByTime(60_000);
+    hooks.emit('key:restored', { source: 'serper', key: '…3' });
+    expect([await keys('throttled'), await keys('spent'), await keys('ready')]).toEqual([0, 0, 2]);
+    vi.advanceTimersByTime(86_400_000);
+    expect(await keys('dead')).toBe(1);
+    expect(await sample('pipeline_key_quarantines_total{gate="serper",reason="dead"}')).toBe(1);
+  });
+
+  it('looks at its sources each time it is read', async () => {
+    let leased = 0;
+    const { hooks, sample } = setUp({
+      sources: {
+        pool: { name: 'pool', stats: () => ({ size: 4, live: 2, leased, waiting: 0 }) },
+        limiter: { name: 'requests', stats: () => ({ maxConcurrent: 10, active: leased, queued: 7 }) },
+        gates: [
+          { name: 'serper', stats: () => ({ running: 2, keys: [{ state: 'ready' }, { state: 'easing' }] }) },
+          { name: 'other', stats: () => undefined },
+        ],
+      },
+    });
+    expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0);
+    leased = 3;
+    expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0.75);
+    expect(await sample('pipeline_limiter_queued{limiter="requests"}')).toBe(7);
+    expect(await sample('pipeline_gate_running_attempts{gate="serper"}')).toBe(2);
+    hooks.emit('key:cooledDown', { source: 'serper', key: '…1', forMs: 60_000 });
+    expect(await sample('pipeline_keys{gate="serper",state="ready"}')).toBe(1);
+    expect(await sample('pipeline_keys{gate="serper",state="throttled"}')).toBe(0);
+  });
+
+  it('has a sample of every metric once everything has happened', async () => {
+    const { hooks, registry } = setUp({
+      sources: { gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [] }) }] },
+    });
+    for (const event of LIFECYCLE_EVENTS) hooks.emit(event, EXAMPLES[event] as never);
+    const values = await registry.getMetricsAsJSON();
+    const without = values.filter((metric) => metric.values.length === 0).map(({ name }) => name);
+    expect(without).toEqual([]);
+    expect(values).toHaveLength(Object.keys(METRICS).length);
+  });
+
+  it('puts no task, request, tenant or key into a label', async () => {
+    const { hooks, registry } = setUp();
+    for (const event of LIFECYCLE_EVENTS) {
+      hooks.emit(event, { ...EXAMPLES[event], tenant: 'acme' } as never);
+    }
+    const text = await registry.metrics();
+    for (const secret of ['research-1', 'r1"', 'acme', 'a1b2', 'c3d4']) expect(text).not.toContain(secret);
+  });
+
+  it('tells names beyond the hundredth as other', async () => {
+    const { hooks, registry, sample } = setUp();
+    for (let i = 0; i < 300; i++) {
+      hooks.emit('tool:finished', { ...EXAMPLES['tool:finished'], tool: `invented-${i}` });
+    }
+    expect(await sample('pipeline_tool_duration_seconds_count{tool="other",outcome="ok"}')).toBe(200);
+    expect((await registry.metrics()).match(/_duration_seconds_count\{tool=/g)).toHaveLength(101);
+  });
+
+  it('leaves hooks and registry as they were when it ends', async () => {
+    const { hooks, registry, stop } = setUp();
+    stop();
+    stop();
+    for (const event of LIFECYCLE_EVENTS) expect(hooks.hears(event)).toBe(false);
+    expect((await registry.metrics()).trim()).toBe('');
+    collectMetrics(hooks, { registry })();
+  });
+
+  it('takes prom-client’s own registry where none is given', async () => {
+    const stop = collectMetrics(new LifecycleHooks());
+    expect(await register.metrics()).toContain('pipeline_active_requests 0');
+    stop();
+  });
+
+  it('registers nothing where a name is taken already', async () => {
+    const registry = new Registry();
+    new Counter({ name: 'pipeline_keys', help: 'mine', registers: [registry] });
+    const hooks = new LifecycleHooks();
+    expect(() => collectMetrics(hooks, { registry })).toThrow(/pipeline_keys has already been registered/);
+    expect((await registry.getMetricsAsJSON()).map(({ name }) => name)).toEqual(['pipeline_keys']);
+    expect(hooks.hears('call:started')).toBe(false);
+  });
+
+  it.each([
+    [{ prefix: '1st_' }, /`prefix` to be letters, digits and underscores/],
+    [{ prefix: 5 }, /`prefix`/],
+    [{ registry: {} }, /`registry` to be a registry of prom-client/],
+    [{ sources: 'pool' }, /`sources` to be an object/],
+    [{ labels: {} }, /Unknown option `labels` in collectMetrics/],
+  ])('refuses %o', (options, message) => {
+    expect(() => collectMetrics(new LifecycleHooks(), options as never)).toThrow(message);
+  });
+});
