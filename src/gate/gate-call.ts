@@ -1,0 +1,307 @@
+import { AsyncResource } from 'node:async_hooks';
+import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
+import type { GateEvents, TaskIds } from '../hooks/events.js';
+import { boundedCall } from '../internal/bounded-call.js';
+import { nowMs } from '../internal/clock.js';
+import type { Permit } from '../limiter/limiter.js';
+import { Attempt, type AttemptContext } from './attempt.js';
+import type { GateCore, WaitingCall } from './gate-core.js';
+import type { KeyUse } from './gate-key.js';
+import type { GateCallOptions } from './gate-options.js';
+import { isRetryable, type Observed, type Verdict } from './outcome.js';
+import { backoffMs, waitOut } from './retry.js';
+
+/** What a call's attempts do, and how its results are treated. */
+export interface Work<T> {
+  run(context: AttemptContext): T | PromiseLike<T>;
+  /** What a classifier is shown of a result; `undefined` where there is nothing to judge. */
+  observe(value: T): Observed | undefined;
+  /** Frees what a result holds that nobody will get. */
+  discard(value: T): void;
+}
+
+/** What bounds a call: a scope of its own, or the flight that it serves. */
+export interface CallBounds {
+  readonly signal: AbortSignal;
+  readonly deadlineMs: number;
+  abort(reason: unknown): void;
+}
+
+/** How a call ended, for `call:finished`. */
+export type GateOutcome = GateEvents['call:finished']['outcome'];
+
+type Tried<T> = ({ readonly value: T } | { readonly error: unknown }) & { readonly verdict: Verdict };
+
+const OK: Verdict = { class: 'ok', status: undefined, retryAfterMs: undefined, load: 'ok' };
+const STOP: Verdict = { class: 'stop', status: undefined, retryAfterMs: undefined, load: 'ignored' };
+const TIMED_OUT: Verdict = { class: 'wait', status: undefined, retryAfterMs: undefined, load: 'dropped' };
+
+const losesKey = (verdict: Verdict): boolean => verdict.class === 'key-dead' || verdict.class === 'key-spent';
+
+/**
+ * One call's way through the gate, from attempt to attempt.
+ *
+ * Invariants:
+ * - Each attempt runs in the caller's own AsyncLocalStorage context.
+ * - Between attempts the call holds nothing.
+ * - What the last attempt gave is what the caller gets: its result, or its error.
+ */
+export class GateCall<T> implements WaitingCall {
+  readonly callId: number;
+  readonly options: GateCallOptions;
+  readonly #core: GateCore;
+  readonly #bounds: CallBounds;
+  readonly #work: Work<T>;
+  attempts = 0;
+  /** Milliseconds waited for permits, starts and back-offs. */
+  waitMs = 0;
+  /** The key of the last attempt, masked. */
+  key: string | undefined;
+  /** What the attempt meant that ended the call; `undefined` where no attempt did. */
+  outcome: GateOutcome | undefined;
+  #attemptWaitMs = 0;
+
+  constructor(core: GateCore, callId: number, options: GateCallOptions, bounds: CallBounds, work: Work<T>) {
+    this.#core = core;
+    this.callId = callId;
+    this.options = options;
+    this.#bounds = bounds;
+    this.#work = work;
+  }
+
+  /** Tries until it is done. The attempt that comes with the result still holds its permit: `end` it. */
+  async perform(): Promise<{ readonly value: T; readonly attempt: Attempt }> {
+    const { signal } = this.#bounds;
+    this.#core.settings.retry.budget?.noteCall(nowMs());
+    // Finding out that a key is no good costs no attempt; but keys come back, and each can be lost only once for free.
+    let free = this.#core.settings.keys.length;
+    let counted = 0;
+    for (;;) {
+      const attempt = await this.#enter();
+      const tried = await this.#try(attempt);
+      const { verdict } = tried;
+      if (!losesKey(verdict) || free-- <= 0) counted++;
+      const delayMs = signal.aborted ? undefined : this.#retryInMs(verdict, counted);
+      if ('value' in tried && delayMs === undefined && !signal.aborted) {
+        this.outcome = verdict.class;
+        return { value: tried.value, attempt };
+      }
+      if ('value' in tried) this.#work.discard(tried.value);
+      attempt.end();
+      signal.throwIfAborted();
+      if (delayMs !== undefined) await this.#backOff(verdict, delayMs);
+      else if ('error' in tried) {
+        this.outcome = tried.error instanceof GateTimeoutError ? 'timeout' : verdict.class;
+        throw tried.error;
+      }
+    }
+  }
+
+  /** Learns that a stream failed after its first item: too late for another attempt, but not for its key to know. */
+  async failLater(attempt: Attempt, error: unknown): Promise<void> {
+    const { verdict } = await this.#judge(attempt, { error });
+    if (!this.#bounds.signal.aborted)
+      this.outcome = error instanceof GateTimeoutError ? 'timeout' : verdict.class;
+  }
+
+  /** While it waits: no key can serve for so many milliseconds. */
+  onClosed(forMs: number): void {
+    if (nowMs() + forMs >= this.#bounds.deadlineMs) this.#bounds.abort(this.#exhausted(forMs));
+  }
+
+  /** The fields that all of a call's events have. */
+  told(): { source: string; callId: number; toolCallId?: number } & TaskIds {
+    const { taskId, requestId, tenant, toolCallId } = this.options;
+    return {
+      source: this.#core.settings.name,
+      callId: this.callId,
+      ...(taskId === undefined ? {} : { taskId }),
+      ...(requestId === undefined ? {} : { requestId }),
+      ...(tenant === undefined ? {} : { tenant }),
+      ...(toolCallId === undefined ? {} : { toolCallId }),
+    };
+  }
+
+  /** Waits for a permit, and then for a start. */
+  async #enter(): Promise<Attempt> {
+    const core = this.#core;
+    const { signal, deadlineMs } = this.#bounds;
+    signal.throwIfAborted();
+    const askedMs = nowMs();
+    const closedMs = core.ring.opensInMs(askedMs);
+    if (closedMs > 0 && askedMs + closedMs >= deadlineMs) throw this.#exhausted(closedMs);
+    core.waiting.add(this);
+    let permit: Permit | undefined;
+    try {
+      permit = await this.#permit();
+      const use = await this.#start();
+      return new Attempt(core, ++this.attempts, permit, use, signal);
+    } catch (error) {
+      permit?.release('ignored');
+      throw error;
+    } finally {
+      core.waiting.delete(this);
+      this.#attemptWaitMs = nowMs() - askedMs;
+      this.waitMs += this.#attemptWaitMs;
+    }
+  }
+
+  async #permit(): Promise<Permit | undefined> {
+    const { limiter, settings } = this.#core;
+    const bounds = this.#bounds;
+    if (limiter === undefined) return undefined;
+    const { priority, tenant, taskId, requestId } = this.options;
+    // A limiter from elsewhere may not heed the signal.
+    const permit = await boundedCall<Permit>(
+      (signal) =>
+        limiter.acquire({
+          signal,
+          ...(priority === undefined ? {} : { priority }),
+          ...(tenant === undefined ? {} : { tenant }),
+          ...(taskId === undefined ? {} : { taskId }),
+          ...(requestId === undefined ? {} : { requestId }),
+        }),
+      {
+        signal: bounds.signal,
+        timeoutError: (ms) => new GateTimeoutError(settings.name, 'call', ms),
+        onLate: (late) => late.release('ignored'),
+      },
+    );
+    if (!bounds.signal.aborted) return permit;
+    permit.release('ignored');
+    throw bounds.signal.reason;
+  }
+
+  async #start(): Promise<KeyUse> {
+    const { turnstile, ring, settings } = this.#core;
+    const bounds = this.#bounds;
+    const { weight = 1, priority = 0 } = this.options;
+    const use = await turnstile.enter({
+      weight,
+      priority,
+      signal: bounds.signal,
+      deadlineMs: () => bounds.deadlineMs,
+      // It runs in the step of whoever made room or came next: the event belongs to the context of this caller.
+      onWait: settings.hooks.hears('call:throttled')
+        ? AsyncResource.bind(({ forMs, reason }) => this.#tellThrottled(reason, forMs))
+        : undefined,
+    });
+    if (!bounds.signal.aborted) return use;
+    ring.end(use);
+    throw bounds.signal.reason;
+  }
+
+  /** Makes the attempt and judges it. Never rejects. */
+  async #try(attempt: Attempt): Promise<Tried<T>> {
+    const work = this.#work;
+    this.key = attempt.key;
+    this.#tellStarted();
+    try {
+      const value = await attempt.step(
+        () => {
+          attempt.begin();
+          return work.run(attempt.context);
+        },
+        (late) => work.discard(late),
+      );
+      return await this.#judge(attempt, { value });
+    } catch (error) {
+      return this.#judge(attempt, { error });
+    }
+  }
+
+  async #judge(attempt: Attempt, tried: { value: T } | { error: unknown }): Promise<Tried<T>> {
+    let judged: Tried<T>;
+    try {
+      const observed: Observed | undefined =
+        'error' in tried ? { kind: 'error', error: tried.error } : this.#work.observe(tried.value);
+      const { signal } = this.#bounds;
+      const verdict = signal.aborted ? this.#verdictOfAbort(attempt) : await this.#verdictOf(observed);
+      judged = { ...tried, verdict };
+    } catch (error) {
+      // The host's classifier is at fault, or the call ended meanwhile: nobody gets this result.
+      if ('value' in tried) this.#work.discard(tried.value);
+      judged = { error, verdict: STOP };
+    }
+    if ('error' in judged && !this.#bounds.signal.aborted) this.#core.lastFailure = judged.error;
+    attempt.judge(judged.verdict);
+    return judged;
+  }
+
+  #verdictOf(observed: Observed | undefined): Verdict | Promise<Verdict> {
+    return observed === undefined ? OK : this.#core.judge(observed, this.#bounds.signal);
+  }
+
+  /** A call that is over its time in an attempt that had most of it shows a slow service; any other end shows nothing. */
+  #verdictOfAbort(attempt: Attempt): Verdict {
+    const { reason } = this.#bounds.signal;
+    return reason instanceof GateTimeoutError && attempt.ageMs > reason.timeoutMs / 2 ? TIMED_OUT : STOP;
+  }
+
+  /** Milliseconds until the next attempt may ask for its permit; `undefined` if there will be none. */
+  #retryInMs(verdict: Verdict, counted: number): number | undefined {
+    const { settings, ring } = this.#core;
+    const { retry, keyed } = settings;
+    if (!isRetryable(verdict)) return undefined;
+    if (counted >= retry.attempts || (losesKey(verdict) && !keyed)) return undefined;
+    const now = nowMs();
+    const ownMs = verdict.class === 'wait' ? backoffMs(retry, counted) : 0;
+    const delayMs = Math.max(ownMs, ring.opensInMs(now));
+    if (now + delayMs >= this.#bounds.deadlineMs) return undefined;
+    return losesKey(verdict) || (retry.budget?.tryTake(now) ?? true) ? delayMs : undefined;
+  }
+
+  /** Waits before the next attempt, holding nothing. */
+  async #backOff(verdict: Verdict, delayMs: number): Promise<void> {
+    const core = this.#core;
+    core.retries++;
+    this.#tellRetried(verdict, delayMs);
+    if (delayMs === 0) return;
+    const fromMs = nowMs();
+    this.#tellThrottled(core.ring.opensInMs(fromMs) > 0 ? 'cooldown' : 'backoff', delayMs);
+    core.waiting.add(this);
+    core.backingOff++;
+    try {
+      await waitOut(delayMs, this.#bounds.signal);
+    } finally {
+      core.backingOff--;
+      core.waiting.delete(this);
+      this.waitMs += nowMs() - fromMs;
+    }
+  }
+
+  #exhausted(forMs: number): KeysExhaustedError {
+    const retryAfterMs = Number.isFinite(forMs) ? forMs : undefined;
+    return new KeysExhaustedError(this.#core.settings.name, retryAfterMs, this.#core.cause());
+  }
+
+  #tellStarted(): void {
+    const { hooks } = this.#core.settings;
+    if (!hooks.hears('call:started')) return;
+    const key = this.key === undefined ? {} : { key: this.key };
+    hooks.emit('call:started', {
+      ...this.told(),
+      attempt: this.attempts,
+      ...key,
+      waitMs: this.#attemptWaitMs,
+    });
+  }
+
+  #tellRetried(verdict: Verdict, delayMs: number): void {
+    const { hooks } = this.#core.settings;
+    if (!hooks.hears('call:retried')) return;
+    hooks.emit('call:retried', {
+      ...this.told(),
+      attempt: this.attempts,
+      ...(this.key === undefined ? {} : { key: this.key }),
+      class: verdict.class,
+      ...(verdict.status === undefined ? {} : { status: verdict.status }),
+      delayMs,
+    });
+  }
+
+  #tellThrottled(reason: 'rate' | 'cooldown' | 'backoff', waitMs: number): void {
+    const { hooks } = this.#core.settings;
+    if (hooks.hears('call:throttled')) hooks.emit('call:throttled', { ...this.told(), reason, waitMs });
+  }
+}

@@ -1,0 +1,90 @@
+import { SILENT_HOOKS } from '../hooks/silent-hooks.js';
+import { boundedCall } from '../internal/bounded-call.js';
+import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
+import type { Limiter } from '../limiter/limiter.js';
+import type { GateSettings } from './gate-options.js';
+import { KeyMask } from './key-mask.js';
+import { KeyRing } from './key-ring.js';
+import { classifyOutcome, type Observed, type Verdict, verdictOf } from './outcome.js';
+import { Turnstile } from './turnstile.js';
+
+/** Milliseconds that code of the host may go on after it was told to stop, before nobody waits for it any longer. */
+export const GRACE_MS = 5_000;
+
+/** A call that waits for a permit, a start or a back-off to end. */
+export interface WaitingCall {
+  /** No key can serve for so many milliseconds. */
+  onClosed(forMs: number): void;
+}
+
+/** What all calls of one gate share. */
+export class GateCore {
+  readonly settings: GateSettings;
+  readonly limiter: Limiter | undefined;
+  /** Whether the limiter ends with the gate. */
+  readonly ownsLimiter: boolean;
+  readonly mask: KeyMask;
+  readonly ring: KeyRing;
+  readonly turnstile: Turnstile;
+  readonly waiting = new Set<WaitingCall>();
+  /** What the last failed attempt threw, for those who are turned away because of it. */
+  lastFailure: unknown;
+  attempts = 0;
+  retries = 0;
+  /** Attempts under way. */
+  running = 0;
+  /** Attempts that hold a permit and a key, also those that were given up and have not let go. */
+  held = 0;
+  backingOff = 0;
+  #idleWaiters: (() => void)[] = [];
+
+  constructor(settings: GateSettings) {
+    const { name, hooks, maxConcurrent, adaptive, keyed, keys, sharedRate, rests } = settings;
+    this.settings = settings;
+    this.ownsLimiter = settings.limiter === undefined;
+    const bound = adaptive?.limit ?? maxConcurrent;
+    if (settings.limiter !== undefined || bound === undefined) this.limiter = settings.limiter;
+    else {
+      const own = new ConcurrencyLimiter({ maxConcurrent: bound, name, hooks: SILENT_HOOKS });
+      adaptive?.drive(own);
+      this.limiter = own;
+    }
+    this.mask = new KeyMask(keyed ? keys.map((spec) => spec.key) : []);
+    this.ring = new KeyRing({ source: name, hooks, mask: this.mask, keys, sharedRate, rests, keyed });
+    this.turnstile = new Turnstile(name, this.ring, () => this.cause());
+    this.ring.onRoom = () => this.turnstile.look();
+    this.ring.onClosed = (forMs) => {
+      for (const call of this.waiting) call.onClosed(forMs);
+    };
+  }
+
+  /** An attempt has given back what it held. */
+  letGo(): void {
+    if (--this.held > 0) return;
+    const waiters = this.#idleWaiters;
+    this.#idleWaiters = [];
+    for (const resolve of waiters) resolve();
+  }
+
+  /** Settles when no attempt holds anything. */
+  onIdle(): Promise<void> {
+    return this.held === 0 ? Promise.resolve() : new Promise((resolve) => this.#idleWaiters.push(resolve));
+  }
+
+  /** The last failure, as the cause of an error of ours. */
+  cause(): unknown {
+    return this.mask.error(this.lastFailure);
+  }
+
+  /** What an outcome means. Rejects where the host's classifier fails or answers nonsense. */
+  async judge(observed: Observed, signal: AbortSignal): Promise<Verdict> {
+    const { classify } = this.settings;
+    if (classify === undefined) return verdictOf(classifyOutcome(observed));
+    const answer = await boundedCall<Awaited<ReturnType<typeof classify>>>(() => classify(observed), {
+      signal,
+      timeoutMs: GRACE_MS,
+      timeoutError: (ms) => new TypeError(`\`classify\` of ${this.settings.name} took longer than ${ms} ms`),
+    });
+    return verdictOf(answer ?? classifyOutcome(observed));
+  }
+}

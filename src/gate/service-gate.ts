@@ -1,0 +1,344 @@
+import { GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
+import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { nowMs } from '../internal/clock.js';
+import { callable } from '../internal/validate.js';
+import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
+import type { LimiterStats } from '../limiter/limiter.js';
+import type { AttemptContext } from './attempt.js';
+import { CallScope } from './call-scope.js';
+import { GateCall, type GateOutcome, type Work } from './gate-call.js';
+import { GateCore } from './gate-core.js';
+import {
+  checkCallOptions,
+  type GateCallOptions,
+  gateSettings,
+  type ServiceGateOptions,
+} from './gate-options.js';
+import { GateStream, type StreamSource } from './gate-stream.js';
+import type { KeyStats } from './key-ring.js';
+import { discardResponse, isResponse } from './outcome.js';
+import { type Flight, type Landed, RequestCache } from './request-cache.js';
+
+/** Figures of a gate, counted, not derived. */
+export interface GateStats {
+  readonly name: string;
+  readonly closed: boolean;
+  /** Calls so far, those answered by the cache among them. */
+  readonly calls: number;
+  /** Calls that are over, by how they ended. */
+  readonly finished: Readonly<Partial<Record<GateOutcome, number>>>;
+  /** Attempts so far. */
+  readonly attempts: number;
+  /** Attempts so far that were not the first of their call. */
+  readonly retries: number;
+  /** Attempts under way. */
+  readonly running: number;
+  /** Calls that have a permit and wait for a key with room. */
+  readonly waitingForStart: number;
+  /** Calls that wait out a back-off. */
+  readonly backingOff: number;
+  /** The limit on attempts, and who waits for a permit; `undefined` where there is no bound. */
+  readonly limiter: LimiterStats | undefined;
+  /** Retries that the budget has left now; `Infinity` without a budget. */
+  readonly retriesLeft: number;
+  /** Milliseconds until any key can serve; 0 when one can, `Infinity` when none will. */
+  readonly opensInMs: number;
+  /** Each key, masked; one named `service` where the gate has none. */
+  readonly keys: readonly KeyStats[];
+  readonly cache: {
+    /** Answers kept. */
+    readonly size: number;
+    /** Calls under way that several may wait for. */
+    readonly inFlight: number;
+    /** Calls that a kept answer served. */
+    readonly hits: number;
+    /** Calls that another's call served. */
+    readonly shared: number;
+    readonly misses: number;
+  };
+}
+
+type CacheState = 'off' | 'hit' | 'miss' | 'shared';
+
+/**
+ * The guard of one outside service: every call of this process to it goes through here, on the host's own client.
+ *
+ * The way of a call: the cache, a call for the same answer that is under way, the deadline; then for each attempt a
+ * permit (in order, by priority, tenants in turn), a key with room in all its windows, taken in one step, and the
+ * attempt itself. A back-off holds nothing.
+ *
+ * Invariants:
+ * - No window is exceeded, at any alignment, by any burst, stall of the event loop or step of the wall clock.
+ * - Never more than `maxConcurrent` attempts are under way, streams counted to their last item.
+ * - A key that was refused is used by nobody until its rest is over; then one attempt goes first.
+ * - An abort, wherever it comes, settles the caller in that step and leaves nothing behind.
+ * - What the last attempt gave is what the caller gets. A `Response` that is a failure is returned, not thrown.
+ *
+ * @example
+ * const serper = new ServiceGate({
+ *   name: 'serper',
+ *   keys: [process.env.SERPER_KEY_1, process.env.SERPER_KEY_2],
+ *   rate: [{ limit: 50, perMs: 1_000 }],
+ *   attemptTimeoutMs: 20_000,
+ * });
+ * const answer = await serper.run(
+ *   async ({ key, signal }) => {
+ *     const response = await fetch('https://google.serper.dev/search', {
+ *       method: 'POST',
+ *       headers: { 'X-API-KEY': key, 'content-type': 'application/json' },
+ *       body: JSON.stringify({ q: question }),
+ *       signal,
+ *     });
+ *     return response;
+ *   },
+ *   { signal, timeoutMs: 60_000 },
+ * );
+ */
+export class ServiceGate {
+  readonly name: string;
+  readonly hooks: LifecycleHooks;
+  /** Finds the limit, where the gate was made with `adaptive`; feed it a gauge if the service has one. */
+  readonly adaptive: AdaptiveLimit | undefined;
+  readonly #core: GateCore;
+  readonly #cache: RequestCache;
+  readonly #scopes = new Set<CallScope>();
+  readonly #finished = new Map<GateOutcome, number>();
+  readonly #cacheCounts = { off: 0, hit: 0, miss: 0, shared: 0 };
+  #calls = 0;
+  #closed: Promise<void> | undefined;
+
+  /** @throws {TypeError | RangeError} naming the option that is wrong */
+  constructor(given: ServiceGateOptions) {
+    const settings = gateSettings(given);
+    this.name = settings.name;
+    this.hooks = settings.hooks;
+    this.adaptive = settings.adaptive;
+    this.#core = new GateCore(settings);
+    this.#cache = new RequestCache(settings.cache);
+  }
+
+  /**
+   * Makes a call. `fn` runs once for each attempt; whatever it returns or throws is judged by `classify`.
+   *
+   * With a `cacheKey`, a kept answer or another's call under way may answer instead. Answers are shared as they are:
+   * treat them as read-only, and return data, not a `Response`, whose body can be read once.
+   *
+   * Rejects with what the last attempt threw; with `signal.reason`; with `GateTimeoutError` when the call or its last
+   * attempt is over its time; with `KeysExhaustedError` as soon as it is certain that no key can serve it in time; with
+   * `GateClosedError`; with the error of a limiter that turns it away; or with a `TypeError` or `RangeError` naming a
+   * wrong option.
+   */
+  async run<R>(
+    fn: (context: AttemptContext) => R | PromiseLike<R>,
+    options: GateCallOptions = {},
+  ): Promise<R> {
+    callable('fn', fn);
+    checkCallOptions(options, this.#core.settings.maxWeight, false);
+    const scope = this.#open(options);
+    const startedMs = nowMs();
+    const work: Work<R> = {
+      run: fn,
+      observe: (value) => ({ kind: 'result', value }),
+      discard: discardResponse,
+    };
+    const callId = ++this.#calls;
+    let call = new GateCall(this.#core, callId, options, scope, work);
+    let cache: CacheState = 'off';
+    let outcome: GateOutcome | undefined;
+    let flight: Flight | undefined;
+    let failure: { readonly error: unknown } | undefined;
+    try {
+      const { cacheKey } = options;
+      if (cacheKey === undefined) {
+        const landed = await this.#land(call);
+        outcome = landed.outcome;
+        return landed.value;
+      }
+      const kept = this.#cache.answer(cacheKey);
+      if (kept !== undefined) {
+        cache = 'hit';
+        this.#tellCache(call, false);
+        outcome = 'ok';
+        return kept.value as R;
+      }
+      flight = this.#cache.flight(cacheKey);
+      if (flight !== undefined) {
+        cache = 'shared';
+        this.#tellCache(call, true);
+      } else {
+        cache = 'miss';
+        this.#tellCache(call, undefined);
+        flight = this.#cache.launch(cacheKey, async (bounds) => {
+          call = new GateCall(this.#core, callId, options, bounds, work);
+          try {
+            return await this.#land(call);
+          } finally {
+            bounds.outcome = call.outcome;
+          }
+        });
+      }
+      const landed = await flight.join(scope.signal, scope.deadlineMs);
+      outcome = landed.outcome;
+      return landed.value as R;
+    } catch (error) {
+      failure = { error };
+      outcome = scope.signal.aborted ? undefined : (flight ?? call).outcome;
+      throw error;
+    } finally {
+      this.#finish(call, scope, startedMs, cache, outcome, failure);
+    }
+  }
+
+  /**
+   * Makes a call whose answer is a stream, and holds its permit to the last item. The first item is judged like a
+   * result: a stream that opens with an error is tried again, and nobody sees it. Later errors are the reader's.
+   *
+   * `attemptTimeoutMs` bounds the wait for the first item and for each one after it, `timeoutMs` the whole. Nothing
+   * happens before the first `next`. It rejects as `run` does.
+   *
+   * @throws {TypeError | RangeError} naming the option that is wrong
+   *
+   * @example
+   * const tokens = llm.stream(({ signal }) => openai.chat.completions.create({ ...request, stream: true }, { signal }));
+   * for await (const chunk of tokens) process.stdout.write(chunk.choices[0]?.delta.content ?? '');
+   */
+  stream<T>(
+    fn: StreamSource<T>,
+    options: Omit<GateCallOptions, 'cacheKey'> = {},
+  ): AsyncIterableIterator<T> & AsyncDisposable {
+    callable('fn', fn);
+    checkCallOptions(options, this.#core.settings.maxWeight, true);
+    return new GateStream<T>((work) => {
+      const scope = this.#open(options);
+      const startedMs = nowMs();
+      const call = new GateCall(this.#core, ++this.#calls, options, scope, work);
+      let finished = false;
+      return {
+        scope,
+        call,
+        finish: (failure) => {
+          if (finished) return;
+          finished = true;
+          const outcome = failure !== undefined && scope.signal.aborted ? undefined : call.outcome;
+          this.#finish(call, scope, startedMs, 'off', outcome, failure);
+        },
+      };
+    }, fn);
+  }
+
+  /** Puts a key back to use that was refused, spent or throttled; whether the gate has such a key. */
+  restoreKey(key: string): boolean {
+    return this.#core.ring.restore(key);
+  }
+
+  /** Counts, as they stand. */
+  stats(): GateStats {
+    const { limiter, ring, settings, turnstile, attempts, retries, running, backingOff } = this.#core;
+    const now = nowMs();
+    return Object.freeze({
+      name: this.name,
+      closed: this.#closed !== undefined,
+      calls: this.#calls,
+      finished: Object.freeze(Object.fromEntries(this.#finished)),
+      attempts,
+      retries,
+      running,
+      waitingForStart: turnstile.waiting,
+      backingOff,
+      limiter: limiter?.stats(),
+      retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
+      opensInMs: ring.opensInMs(now),
+      keys: ring.stats(now),
+      cache: Object.freeze({
+        size: this.#cache.size,
+        inFlight: this.#cache.flights,
+        hits: this.#cacheCounts.hit,
+        shared: this.#cacheCounts.shared,
+        misses: this.#cacheCounts.miss,
+      }),
+    });
+  }
+
+  /**
+   * Ends every call with `GateClosedError`, those under way by their signal, and takes no more. Settles when nothing is
+   * held any longer; code that does not heed its signal is waited for five seconds. A limiter from elsewhere stays open.
+   */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    for (const scope of this.#scopes) scope.abort(new GateClosedError(this.name));
+    this.#cache.clear();
+    if (this.#core.ownsLimiter) this.#core.limiter?.close().catch(() => {});
+    await this.#core.onIdle();
+  }
+
+  #open({ signal, timeoutMs = this.#core.settings.timeoutMs }: GateCallOptions): CallScope {
+    if (this.#closed !== undefined) throw new GateClosedError(this.name);
+    const scope = new CallScope({
+      signal,
+      timeoutMs,
+      timeoutError: (ms) => new GateTimeoutError(this.name, 'call', ms, this.#core.cause()),
+    });
+    this.#scopes.add(scope);
+    return scope;
+  }
+
+  /** Performs a call whose result is complete. */
+  async #land<T>(call: GateCall<T>): Promise<Landed & { readonly value: T }> {
+    const { value, attempt } = await call.perform();
+    attempt.end();
+    if (call.options.cacheKey !== undefined && isResponse(value)) {
+      discardResponse(value);
+      throw new TypeError(
+        'A call with a `cacheKey` must return data: the body of a `Response` can be read only once',
+      );
+    }
+    return { value, outcome: call.outcome ?? 'ok' };
+  }
+
+  #tellCache(call: GateCall<unknown>, shared: boolean | undefined): void {
+    if (shared === undefined) {
+      if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.told());
+    } else if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.told(), shared });
+  }
+
+  #finish(
+    call: GateCall<unknown>,
+    scope: CallScope,
+    startedMs: number,
+    cache: CacheState,
+    known: GateOutcome | undefined,
+    failure: { readonly error: unknown } | undefined,
+  ): void {
+    scope.end();
+    this.#scopes.delete(scope);
+    this.#cacheCounts[cache]++;
+    const outcome = known ?? outcomeOf(failure?.error, scope.signal.aborted);
+    this.#finished.set(outcome, (this.#finished.get(outcome) ?? 0) + 1);
+    if (!this.hooks.hears('call:finished')) return;
+    this.hooks.emit('call:finished', {
+      ...call.told(),
+      outcome,
+      attempts: call.attempts,
+      ...(call.key === undefined ? {} : { key: call.key }),
+      durationMs: nowMs() - startedMs,
+      waitMs: call.waitMs,
+      cache,
+      ...(failure === undefined ? {} : { error: this.#core.mask.error(failure.error) }),
+    });
+  }
+}
+
+/** How a call ended that no attempt ended. */
+function outcomeOf(error: unknown, aborted: boolean): GateOutcome {
+  if (error instanceof GateTimeoutError) return 'timeout';
+  if (!aborted || error instanceof GateClosedError || error instanceof KeysExhaustedError) return 'rejected';
+  return 'aborted';
+}

@@ -1,0 +1,185 @@
+import { KeysExhaustedError } from '../errors.js';
+import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
+import { nowMs } from '../internal/clock.js';
+import { Lane } from '../internal/lane.js';
+import { MAX_TIMER_MS } from '../internal/validate.js';
+import type { KeyUse } from './gate-key.js';
+import type { KeyRing, NoRoom } from './key-ring.js';
+
+/** Who wants to start. */
+export interface StartRequest {
+  readonly weight: number;
+  /** Higher goes first; a whole number. */
+  readonly priority: number;
+  readonly signal: AbortSignal;
+  /** When the call must be over, on the monotonic clock; it may move on while it waits. */
+  readonly deadlineMs: () => number;
+  /** Told once, when this one is first in line and has to wait. */
+  readonly onWait: ((room: NoRoom) => void) | undefined;
+}
+
+class Ticket implements AbortWatcher {
+  readonly request: StartRequest;
+  readonly #turnstile: Turnstile;
+  readonly #resolve: (use: KeyUse) => void;
+  readonly #reject: (reason: unknown) => void;
+  /** Its place in the lane; half a step up once it has been first. */
+  rank: number;
+  settled = false;
+  told = false;
+
+  constructor(
+    turnstile: Turnstile,
+    request: StartRequest,
+    resolve: (use: KeyUse) => void,
+    reject: (reason: unknown) => void,
+  ) {
+    this.#turnstile = turnstile;
+    this.request = request;
+    this.rank = request.priority;
+    this.#resolve = resolve;
+    this.#reject = reject;
+    watchAbort(request.signal, this);
+  }
+
+  admit(use: KeyUse): void {
+    this.#settle();
+    this.#resolve(use);
+  }
+
+  refuse(reason: unknown): void {
+    this.#settle();
+    this.#reject(reason);
+  }
+
+  onAbort(reason: unknown): void {
+    this.refuse(reason);
+    this.#turnstile.leave(this);
+  }
+
+  #settle(): void {
+    this.settled = true;
+    unwatchAbort(this.request.signal, this);
+  }
+}
+
+/** The turn of whoever is first; it lasts until `endTurn`. */
+interface Turn {
+  readonly ticket: Ticket;
+  readonly endTurn: () => void;
+}
+
+/**
+ * Hands out starts, one at a time and in order. A lane of concurrency 1 keeps the line; the job of whoever is first
+ * holds the turn until some key has room in all its windows, and charges them in that step.
+ *
+ * Invariants:
+ * - Whoever is first goes first: nothing behind it starts, however light, unless its priority is higher. Then the first
+ *   steps back behind it, and stays in front of its equals.
+ * - It waits for an exact time, on one timer; nothing is polled.
+ * - Who aborts is out of the line in that step, and costs nobody else anything.
+ * - Who cannot start within its deadline is told so as soon as that is certain.
+ */
+export class Turnstile {
+  readonly #source: string;
+  readonly #ring: KeyRing;
+  readonly #causeOf: () => unknown;
+  readonly #lane = new Lane({ concurrency: 1 });
+  #first: Turn | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #waiting = 0;
+
+  constructor(source: string, ring: KeyRing, causeOf: () => unknown) {
+    this.#source = source;
+    this.#ring = ring;
+    this.#causeOf = causeOf;
+  }
+
+  /** Who waits here now. */
+  get waiting(): number {
+    return this.#waiting;
+  }
+
+  /** Waits for a start. Rejects with the signal's reason, or with `KeysExhaustedError`. */
+  enter(request: StartRequest): Promise<KeyUse> {
+    if (request.signal.aborted) return Promise.reject(request.signal.reason);
+    return new Promise((resolve, reject) => {
+      const ticket = new Ticket(this, request, resolve, reject);
+      this.#waiting++;
+      const first = this.#first;
+      if (first !== undefined && request.priority > first.ticket.request.priority) this.#stepBack(first);
+      this.#join(ticket);
+    });
+  }
+
+  /** Looks again whether the first can start: something has changed. */
+  look(): void {
+    if (this.#first !== undefined) this.#offer(this.#first);
+  }
+
+  /** Somebody gave up. */
+  leave(ticket: Ticket): void {
+    this.#waiting--;
+    if (this.#first?.ticket === ticket) this.#endTurn(this.#first);
+  }
+
+  #join(ticket: Ticket): void {
+    // The signal takes a ticket out of the lane that is not first yet; the job itself never fails.
+    const { signal } = ticket.request;
+    this.#lane.run(() => this.#serve(ticket), { priority: ticket.rank, signal }).catch(() => {});
+  }
+
+  #serve(ticket: Ticket): Promise<void> | void {
+    if (ticket.settled) return;
+    return new Promise((endTurn) => {
+      this.#first = { ticket, endTurn };
+      this.#offer(this.#first);
+    });
+  }
+
+  #offer(first: Turn): void {
+    const { ticket } = first;
+    const { weight, deadlineMs, onWait } = ticket.request;
+    const now = nowMs();
+    const answer = this.#ring.take(weight, now);
+    if (this.#first !== first) {
+      // A listener of `key:restored` changed the line under us.
+      if (!('forMs' in answer)) this.#ring.end(answer);
+      return;
+    }
+    if (!('forMs' in answer)) {
+      this.#waiting--;
+      ticket.admit(answer);
+      this.#endTurn(first);
+      return;
+    }
+    if (now + answer.forMs >= deadlineMs()) {
+      const retryAfterMs = Number.isFinite(answer.forMs) ? answer.forMs : undefined;
+      this.#waiting--;
+      ticket.refuse(new KeysExhaustedError(this.#source, retryAfterMs, this.#causeOf()));
+      this.#endTurn(first);
+      return;
+    }
+    clearTimeout(this.#timer);
+    // A timer may fire a moment early: it looks again, and finds what is left.
+    this.#timer = setTimeout(() => this.#offer(first), Math.min(Math.ceil(answer.forMs), MAX_TIMER_MS));
+    if (!ticket.told) {
+      ticket.told = true;
+      onWait?.(answer);
+    }
+  }
+
+  /** Lets somebody of higher priority pass. The lane looks for its next job only after this step, so both are in it. */
+  #stepBack(first: Turn): void {
+    // Priorities are whole numbers: half a step up is in front of all equals, and behind everybody higher.
+    first.ticket.rank = first.ticket.request.priority + 0.5;
+    this.#endTurn(first);
+    this.#join(first.ticket);
+  }
+
+  #endTurn(first: Turn): void {
+    clearTimeout(this.#timer);
+    this.#first = undefined;
+    first.endTurn();
+  }
+}

@@ -1,0 +1,923 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { GateClosedError, GateTimeoutError, QueueFullError } from '../../src/errors.js';
+import { ServiceGate } from '../../src/gate/service-gate.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { Limiter } from '../../src/limiter/limiter.js';
+import { countListeners, deferred, follow, httpError, recorder, settle } from './support.js';
+
+beforeEach(() => {
+  vi.useFakeTimers();
+});
+afterEach(() => {
+  vi.useRealTimers();
+  vi.restoreAllMocks();
+});
+
+/** Fails so often, then answers. */
+function failing(times: number, error: () => unknown = () => httpError(503)) {
+  let calls = 0;
+  return vi.fn(async () => {
+    if (calls++ < times) throw error();
+    return `answer ${calls}`;
+  });
+}
+
+describe('ServiceGate', () => {
+  describe('run', () => {
+    it('gives what the code of the host gives', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      await expect(gate.run(() => 'at once')).resolves.toBe('at once');
+      await expect(gate.run(async () => 'later')).resolves.toBe('later');
+      await expect(gate.run(() => undefined)).resolves.toBeUndefined();
+    });
+
+    it('rejects with what the code of the host throws, itself', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      const bug = new TypeError('x is not a function');
+      await expect(gate.run(() => Promise.reject(bug))).rejects.toBe(bug);
+      await expect(
+        gate.run(() => {
+          throw bug;
+        }),
+      ).rejects.toBe(bug);
+    });
+
+    it('gives the code a signal, the number of its attempt and an empty key where there are none', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      const seen = await gate.run((context) => context);
+      expect(seen).toMatchObject({ attempt: 1, key: '' });
+      expect(seen.signal).toBeInstanceOf(AbortSignal);
+      expect(seen.signal.aborted).toBe(false);
+    });
+
+    it('refuses what is no function, and options that are wrong, by name', async () => {
+      const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 10, perMs: 1000, unit: 'weight' }] });
+      await expect(gate.run('code' as never)).rejects.toThrow('Expected `fn` to be a function');
+      await expect(gate.run(() => 1, { weight: 11 })).rejects.toThrow(
+        'Expected `weight` to be a whole number from 0 to 10',
+      );
+      await expect(gate.run(() => 1, { wieght: 1 } as never)).rejects.toThrow(
+        'Unknown option `wieght` in run',
+      );
+      await expect(gate.run(() => 1, { priority: 0.5 })).rejects.toThrow('`priority`');
+      expect(gate.stats().calls).toBe(0);
+    });
+  });
+
+  describe('its permits', () => {
+    it('lets no more attempts run than maxConcurrent, and the rest in the order they came', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2 });
+      const order: number[] = [];
+      const ends = Array.from({ length: 5 }, () => deferred());
+      const calls = ends.map((end, i) =>
+        gate.run(async () => {
+          order.push(i);
+          await end.promise;
+        }),
+      );
+      await settle();
+      expect(order).toEqual([0, 1]);
+      expect(gate.stats()).toMatchObject({ running: 2, limiter: { active: 2, queued: 3 } });
+      ends[1]!.resolve();
+      await settle();
+      expect(order).toEqual([0, 1, 2]);
+      for (const end of ends) end.resolve();
+      await Promise.all(calls);
+      expect(order).toEqual([0, 1, 2, 3, 4]);
+      expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0, queued: 0 } });
+    });
+
+    it('gives permits by priority, and to tenants in turn', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const order: string[] = [];
+      const call = (name: string, options: object) => gate.run(async () => void order.push(name), options);
+      const first = deferred();
+      const calls = [
+        gate.run(() => first.promise),
+        call('a1', { tenant: 'a' }),
+        call('a2', { tenant: 'a' }),
+        call('a3', { tenant: 'a' }),
+        call('b1', { tenant: 'b' }),
+        call('urgent', { priority: 1 }),
+      ];
+      await settle();
+      first.resolve();
+      await Promise.all(calls);
+      expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3']);
+    });
+
+    it('holds no permit in a back-off', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0.999);
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const slow = gate.run(failing(1));
+      await settle();
+      expect(gate.stats()).toMatchObject({ backingOff: 1, limiter: { active: 0 } });
+      await expect(gate.run(() => 'in between')).resolves.toBe('in between');
+      await vi.advanceTimersByTimeAsync(500);
+      await expect(slow).resolves.toBe('answer 2');
+    });
+
+    it('asks for a new permit behind the others when it tries again', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const order: string[] = [];
+      const call = (name: string, fails: number) => {
+        const code = failing(fails);
+        return gate.run(() => {
+          order.push(name);
+          return code();
+        });
+      };
+      await Promise.all([call('a', 1), call('b', 0), call('c', 0)]);
+      expect(order).toEqual(['a', 'b', 'c', 'a']);
+    });
+
+    it('keeps the permit of code that does not heed its signal until it ends', async () => {
+      const gate = new ServiceGate({
+        name: 'llm',
+        maxConcurrent: 1,
+        attemptTimeoutMs: 100,
+        retry: { attempts: 1 },
+      });
+      const end = deferred();
+      const deaf = follow(gate.run(() => end.promise));
+      const next = follow(gate.run(() => 'next'));
+      await vi.advanceTimersByTimeAsync(100);
+      expect(deaf.now).toMatchObject({ is: 'rejected', reason: expect.any(GateTimeoutError) });
+      expect(next.now.is).toBe('pending');
+      end.resolve();
+      await settle();
+      expect(next.now).toEqual({ is: 'fulfilled', value: 'next' });
+    });
+
+    it('takes the permit of code that never ends away after five seconds', async () => {
+      const gate = new ServiceGate({
+        name: 'llm',
+        maxConcurrent: 1,
+        attemptTimeoutMs: 100,
+        retry: { attempts: 1 },
+      });
+      const deaf = follow(gate.run(() => new Promise(() => {})));
+      const next = follow(gate.run(() => 'next'));
+      await vi.advanceTimersByTimeAsync(100);
+      expect(deaf.now.is).toBe('rejected');
+      await vi.advanceTimersByTimeAsync(4_999);
+      expect(next.now.is).toBe('pending');
+      await vi.advanceTimersByTimeAsync(1);
+      expect(next.now).toEqual({ is: 'fulfilled', value: 'next' });
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('shares a limiter that the host gives it, and leaves that open', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 0 });
+      const one = new ServiceGate({ name: 'one', limiter });
+      const other = new ServiceGate({ name: 'other', limiter });
+      const end = deferred();
+      const first = one.run(() => end.promise);
+      await settle();
+      await expect(other.run(() => 1)).rejects.toBeInstanceOf(QueueFullError);
+      end.resolve();
+      await first;
+      await one.close();
+      await expect(other.run(() => 1)).resolves.toBe(1);
+    });
+
+    it('tells a limiter from elsewhere how the attempt went', async () => {
+      const release = vi.fn();
+      const limiter = {
+        acquire: async () => ({ weight: 1, waitMs: 0, release, [Symbol.dispose]() {} }),
+        stats: () => ({}),
+      } as unknown as Limiter;
+      const outcome = async (fn: () => unknown) => {
+        const gate = new ServiceGate({ name: 'llm', limiter, retry: { attempts: 1 } });
+        await gate.run(fn).catch(() => {});
+        return release.mock.lastCall?.[0];
+      };
+      await expect(outcome(() => 'fine')).resolves.toBe('ok');
+      for (const status of [429, 503, 529]) {
+        await expect(outcome(() => Promise.reject(httpError(status)))).resolves.toBe('dropped');
+      }
+      await expect(outcome(() => Promise.reject(httpError(500)))).resolves.toBe('ignored');
+      await expect(outcome(() => Promise.reject(httpError(400)))).resolves.toBe('ignored');
+      await expect(outcome(() => Promise.reject(new TypeError('bug')))).resolves.toBe('ignored');
+      await expect(
+        outcome(() => Promise.reject(Object.assign(new Error('late'), { name: 'TimeoutError' }))),
+      ).resolves.toBe('dropped');
+    });
+
+    it('gives a permit back that a deaf limiter grants to a call that is over', async () => {
+      const granted = deferred<never>();
+      const release = vi.fn();
+      const limiter = { acquire: () => granted.promise, stats: () => ({}) } as unknown as Limiter;
+      const gate = new ServiceGate({ name: 'llm', limiter });
+      const control = new AbortController();
+      const call = follow(gate.run(() => 1, { signal: control.signal }));
+      await settle();
+      control.abort('enough');
+      await settle();
+      expect(call.now).toEqual({ is: 'rejected', reason: 'enough' });
+      granted.resolve({ weight: 1, waitMs: 0, release } as never);
+      await settle();
+      expect(release).toHaveBeenCalledTimes(1);
+    });
+  });
+
+  describe('its windows', () => {
+    it('starts as many as the window allows at once, and each further one as a place comes free', async () => {
+      const gate = new ServiceGate({ name: 'search', rate: [{ limit: 3, perMs: 1000 }] });
+      const starts: number[] = [];
+      const calls = Array.from({ length: 8 }, () => gate.run(() => void starts.push(performance.now())));
+      await vi.advanceTimersByTimeAsync(5000);
+      await Promise.all(calls);
+      expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 0, 1000, 1000, 1000, 2000, 2000]);
+    });
+
+    it('takes all its windows in one step, so that a full one costs the others nothing', async () => {
+      const gate = new ServiceGate({
+        name: 'search',
+        rate: [
+          { limit: 2, perMs: 100 },
+          { limit: 3, perMs: 1000 },
+        ],
+      });
+      const starts: number[] = [];
+      const calls = Array.from({ length: 7 }, () => gate.run(() => void starts.push(performance.now())));
+      await vi.advanceTimersByTimeAsync(5000);
+      await Promise.all(calls);
+      expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 100, 1000, 1000, 1100, 2000]);
+    });
+
+    it('takes the window after the permit, so that starts cannot bunch up behind it', async () => {
+      const gate = new ServiceGate({ name: 'search', maxConcurrent: 2, rate: [{ limit: 2, perMs: 200 }] });
+      const starts: number[] = [];
+      const call = () =>
+        gate.run(async () => {
+          starts.push(performance.now());
+          await new Promise((resolve) => setTimeout(resolve, 350));
+        });
+      const calls = Array.from({ length: 10 }, call);
+      await vi.advanceTimersByTimeAsync(5000);
+      await Promise.all(calls);
+      for (let i = 2; i < starts.length; i++) expect(starts[i]! - starts[i - 2]!).toBeGreaterThanOrEqual(200);
+    });
+
+    it('counts a start from when the code begins, not from when it was allowed to', async () => {
+      const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 100 }] });
+      const starts: number[] = [];
+      const stalling = new ServiceGate({ name: 'other' });
+      // Between the grant and the beginning of the first call another task of the process blocks for 70 ms.
+      const first = gate.run(() => void starts.push(performance.now()));
+      await Promise.resolve();
+      void stalling.run(() => vi.advanceTimersByTime(70));
+      const second = gate.run(() => void starts.push(performance.now()));
+      await vi.advanceTimersByTimeAsync(1000);
+      await Promise.all([first, second]);
+      expect(starts[1]! - starts[0]!).toBeGreaterThanOrEqual(100);
+    });
+
+    it('counts weights in windows of that unit, and never as concurrency', async () => {
+      const gate = new ServiceGate({
+        name: 'llm',
+        maxConcurrent: 3,
+        rate: [{ limit: 100, perMs: 1000, unit: 'weight' }],
+      });
+      const starts: number[] = [];
+      const call = (weight: number) => gate.run(() => void starts.push(performance.now()), { weight });
+      const calls = [call(60), call(40), call(60), call(40)];
+      await settle();
+      expect(starts).toHaveLength(2);
+      await vi.advanceTimersByTimeAsync(1000);
+      await Promise.all(calls);
+      expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 1000, 1000]);
+    });
+
+    it('keeps the order: a light call does not pass a heavy one', async () => {
+      const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
+      const order: number[] = [];
+      const call = (weight: number) => gate.run(() => void order.push(weight), { weight });
+      const calls = [call(60), call(90), call(10)];
+      await settle();
+      expect(order).toEqual([60]);
+      await vi.advanceTimersByTimeAsync(1000);
+      await Promise.all(calls);
+      expect(order).toEqual([60, 90, 10]);
+    });
+
+    it('lets a call of higher priority pass one that waits, which stays in front of its equals', async () => {
+      const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
+      const order: string[] = [];
+      const call = (name: string, weight: number, priority = 0) =>
+        gate.run(() => void order.push(name), { weight, priority });
+      const calls = [call('first', 60), call('heavy', 90), call('equal', 1)];
+      await settle();
+      calls.push(call('urgent', 20, 1), call('urgent too', 10, 1), call('most urgent', 1, 2));
+      await settle();
+      expect(order).toEqual(['first', 'most urgent', 'urgent', 'urgent too']);
+      await vi.advanceTimersByTimeAsync(2000);
+      await Promise.all(calls);
+      expect(order.slice(4)).toEqual(['heavy', 'equal']);
+    });
+
+    it('takes a correction of a weight, which may let the next one through', async () => {
+      const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
+      const usage = deferred<number>();
+      const first = gate.run(async ({ settle: correct }) => correct(await usage.promise), { weight: 90 });
+      const second = follow(gate.run(() => 'second', { weight: 50 }));
+      await settle();
+      expect(second.now.is).toBe('pending');
+      usage.resolve(40);
+      await first;
+      await settle();
+      expect(second.now.is).toBe('fulfilled');
+    });
+
+    it('refuses a correction that is no whole number, to the code that made it', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      await expect(gate.run(({ settle: correct }) => correct(-1))).rejects.toThrow('`actual`');
+      await expect(gate.run(({ settle: correct }) => correct(undefined as never))).rejects.toThrow(
+        '`actual`',
+      );
+    });
+
+    it('does not count a call that was aborted while it waited', async () => {
+      const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 1000 }] });
+      const control = new AbortController();
+      await gate.run(() => 1);
+      const waiting = follow(gate.run(() => 2, { signal: control.signal }));
+      const next = follow(gate.run(() => 3));
+      await vi.advanceTimersByTimeAsync(500);
+      control.abort('enough');
+      await settle();
+      expect(waiting.now).toEqual({ is: 'rejected', reason: 'enough' });
+      await vi.advanceTimersByTimeAsync(500);
+      expect(next.now.is).toBe('fulfilled');
+    });
+
+    it('tells at once, and says when to come back, where a window stays full beyond the deadline', async () => {
+      const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 60_000 }] });
+      await gate.run(() => 1);
+      await vi.advanceTimersByTimeAsync(10_000);
+      const call = follow(gate.run(() => 2, { timeoutMs: 20_000 }));
+      await settle();
+      expect(call.now).toMatchObject({
+        is: 'rejected',
+        reason: { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: 50_000 },
+      });
+    });
+  });
+
+  describe('retries', () => {
+    it('makes so many attempts, the first among them, and then gives the last error', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm', retry: { attempts: 4 } });
+      const code = failing(9);
+      await expect(gate.run(code)).rejects.toMatchObject({ status: 503 });
+      expect(code).toHaveBeenCalledTimes(4);
+      const usual = failing(9);
+      await expect(new ServiceGate({ name: 'llm' }).run(usual)).rejects.toThrow();
+      expect(usual).toHaveBeenCalledTimes(3);
+    });
+
+    it('numbers the attempts', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm' });
+      const code = failing(2);
+      const seen: number[] = [];
+      await gate.run(({ attempt }) => {
+        seen.push(attempt);
+        return code();
+      });
+      expect(seen).toEqual([1, 2, 3]);
+    });
+
+    it.each([
+      [httpError(500), 3],
+      [httpError(502), 3],
+      [httpError(408), 3],
+      [
+        Object.assign(new TypeError('fetch failed'), {
+          cause: Object.assign(new Error(), { code: 'ECONNRESET' }),
+        }),
+        3,
+      ],
+      [httpError(400), 1],
+      [httpError(404), 1],
+      [httpError(422), 1],
+      [httpError(501), 1],
+      [httpError(401), 1],
+      [httpError(402), 1],
+      [new TypeError('x is not a function'), 1],
+      ['a string', 1],
+      [undefined, 1],
+    ])('after %s makes %i attempts', async (error, attempts) => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm' });
+      const code = failing(9, () => error);
+      await expect(gate.run(code)).rejects.toBe(error);
+      expect(code).toHaveBeenCalledTimes(attempts);
+    });
+
+    it('backs off for anything up to a bound that doubles', async () => {
+      const random = vi.spyOn(Math, 'random').mockReturnValue(1);
+      const gate = new ServiceGate({
+        name: 'llm',
+        retry: { attempts: 5, baseMs: 100, maxMs: 350, budget: false },
+      });
+      const starts: number[] = [];
+      const code = failing(4);
+      const call = () =>
+        gate.run(() => {
+          starts.push(performance.now());
+          return code();
+        });
+      const first = call();
+      await vi.advanceTimersByTimeAsync(5000);
+      await first;
+      expect(starts.map((s, i) => (i === 0 ? 0 : s - starts[i - 1]!))).toEqual([0, 100, 200, 350, 350]);
+      random.mockReturnValue(0.5);
+      starts.length = 0;
+      const half = failing(2);
+      const second = gate.run(() => {
+        starts.push(performance.now());
+        return half();
+      });
+      await vi.advanceTimersByTimeAsync(5000);
+      await second;
+      expect(starts.map((s) => s - starts[0]!)).toEqual([0, 50, 150]);
+    });
+
+    it('never tries again beyond the deadline of the caller', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0.999);
+      const gate = new ServiceGate({ name: 'llm', retry: { baseMs: 1000 } });
+      const code = failing(9);
+      const call = follow(gate.run(code, { timeoutMs: 900 }));
+      await settle();
+      expect(call.now).toMatchObject({ is: 'rejected', reason: { status: 503 } });
+      expect(code).toHaveBeenCalledTimes(1);
+    });
+
+    it('has a budget: an outage is not multiplied', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({
+        name: 'llm',
+        classify: () => ({ class: 'wait', overload: false }),
+        retry: { budget: { ratio: 0.2, perMinute: 5 } },
+        rest: { throttledMs: 1 },
+      });
+      const code = vi.fn(() => Promise.reject(httpError(500)));
+      const calls = Array.from({ length: 100 }, () => gate.run(code).catch(() => {}));
+      await vi.advanceTimersByTimeAsync(30_000);
+      await Promise.all(calls);
+      expect(code.mock.calls.length).toBe(100 + 5 + 20);
+      expect(gate.stats().retriesLeft).toBe(0);
+    });
+
+    it('leaves room for a few retries where calls are rare', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm' });
+      for (let i = 0; i < 20; i++) {
+        const code = failing(2);
+        await gate.run(code);
+        expect(code).toHaveBeenCalledTimes(3);
+        await vi.advanceTimersByTimeAsync(20_000);
+      }
+    });
+
+    it('returns a response that is still a failure after the last attempt, and frees those before it', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'search', retry: { attempts: 2 } });
+      const cancels: number[] = [];
+      const answer = (i: number) =>
+        new Response(new ReadableStream({ cancel: () => void cancels.push(i) }), { status: 503 });
+      let i = 0;
+      const response = await gate.run(() => answer(++i));
+      expect(response.status).toBe(503);
+      expect(cancels).toEqual([1]);
+      expect(response.bodyUsed).toBe(false);
+    });
+
+    it('frees a response that comes after its attempt was over', async () => {
+      const gate = new ServiceGate({ name: 'search', attemptTimeoutMs: 100, retry: { attempts: 1 } });
+      const late = deferred<Response>();
+      const cancel = vi.fn();
+      const call = follow(gate.run(() => late.promise));
+      await vi.advanceTimersByTimeAsync(100);
+      expect(call.now.is).toBe('rejected');
+      late.resolve(new Response(new ReadableStream({ cancel })));
+      await settle();
+      expect(cancel).toHaveBeenCalledTimes(1);
+    });
+  });
+
+  describe('its timeouts', () => {
+    it('ends an attempt that takes too long, aborts its signal, and tries again', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm', attemptTimeoutMs: 100 });
+      const signals: AbortSignal[] = [];
+      const call = gate.run(({ signal, attempt }) => {
+        signals.push(signal);
+        return attempt === 1
+          ? new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+          : 'answer';
+      });
+      await vi.advanceTimersByTimeAsync(200);
+      await expect(call).resolves.toBe('answer');
+      expect(signals[0]!.reason).toMatchObject({
+        code: 'ERR_GATE_TIMEOUT',
+        scope: 'attempt',
+        timeoutMs: 100,
+      });
+      expect(signals[1]!.aborted).toBe(false);
+    });
+
+    it('ends the whole call at its deadline, with the last failure as the cause', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000 });
+      const call = follow(
+        gate.run(({ attempt }) => (attempt === 1 ? Promise.reject(httpError(503)) : new Promise(() => {}))),
+      );
+      await vi.advanceTimersByTimeAsync(999);
+      expect(call.now.is).toBe('pending');
+      await vi.advanceTimersByTimeAsync(1);
+      expect(call.now).toMatchObject({
+        is: 'rejected',
+        reason: { code: 'ERR_GATE_TIMEOUT', scope: 'call', timeoutMs: 1000, cause: { status: 503 } },
+      });
+    });
+
+    it('counts the waiting, and lets a call have a deadline of its own', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, timeoutMs: 60_000 });
+      const end = deferred();
+      const first = gate.run(() => end.promise);
+      const second = follow(gate.run(() => 2, { timeoutMs: 50 }));
+      await vi.advanceTimersByTimeAsync(50);
+      expect(second.now).toMatchObject({ is: 'rejected', reason: { scope: 'call', timeoutMs: 50 } });
+      end.resolve();
+      await first;
+      expect(gate.stats().limiter).toMatchObject({ active: 0, queued: 0 });
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('leaves no timer behind', async () => {
+      const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000, attemptTimeoutMs: 100 });
+      await gate.run(() => 1);
+      await gate.run(() => Promise.reject(httpError(400))).catch(() => {});
+      expect(vi.getTimerCount()).toBe(0);
+    });
+  });
+
+  describe('an abort', () => {
+    const reason = new Error('enough');
+
+    it.each([
+      ['before the call', async () => {}, true],
+      [
+        'while it waits for a permit',
+        async (gate: ServiceGate) => void gate.run(() => new Promise(() => {})),
+      ],
+      ['while it waits for a window', async (gate: ServiceGate) => void (await gate.run(() => 1))],
+      ['while the attempt runs', async () => {}],
+      [
+        'while it backs off',
+        async () => {
+          vi.spyOn(Math, 'random').mockReturnValue(0.999);
+        },
+        false,
+        () => Promise.reject(httpError(503)),
+      ],
+    ])(
+      '%s settles the caller in that step and leaves nothing behind',
+      async (_, prepare, before = false, code = () => new Promise(() => {})) => {
+        const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 1, perMs: 1000 }] });
+        await (prepare as (gate: ServiceGate) => Promise<void>)(gate);
+        const control = new AbortController();
+        const listeners = countListeners(control.signal);
+        if (before) control.abort(reason);
+        const call = follow(gate.run(code as () => Promise<unknown>, { signal: control.signal }));
+        await settle();
+        expect(call.now.is).toBe(before ? 'rejected' : 'pending');
+        control.abort(reason);
+        // Microtasks only: no timer may be needed.
+        for (let i = 0; i < 30; i++) await Promise.resolve();
+        expect(call.now).toEqual({ is: 'rejected', reason });
+        expect(listeners.size).toBe(0);
+        expect(gate.stats()).toMatchObject({ waitingForStart: 0, backingOff: 0, limiter: { queued: 0 } });
+      },
+    );
+
+    it('reaches the code of the host, with its reason', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const control = new AbortController();
+      let seen: AbortSignal | undefined;
+      const call = follow(
+        gate.run(
+          ({ signal }) => {
+            seen = signal;
+            return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+          },
+          { signal: control.signal },
+        ),
+      );
+      await settle();
+      control.abort(reason);
+      expect(seen!.reason).toBe(reason);
+      await settle();
+      expect(call.now).toEqual({ is: 'rejected', reason });
+      expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 } });
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('after the call changes nothing', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      const control = new AbortController();
+      const listeners = countListeners(control.signal);
+      const context = await gate.run((given) => given, { signal: control.signal });
+      expect(listeners.size).toBe(0);
+      control.abort();
+      expect(context.signal.aborted).toBe(false);
+    });
+
+    it('in the step of the grant gives the permit and the place in the window back', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 2, perMs: 1000 }] });
+      const end = deferred();
+      const control = new AbortController();
+      const code = vi.fn(() => 1);
+      const first = gate.run(() => end.promise);
+      const second = follow(gate.run(code, { signal: control.signal }));
+      await settle();
+      end.resolve();
+      await first;
+      control.abort(reason);
+      await settle();
+      expect(second.now).toEqual({ is: 'rejected', reason });
+      expect(code).not.toHaveBeenCalled();
+      expect(gate.stats()).toMatchObject({
+        running: 0,
+        limiter: { active: 0 },
+        keys: [{ free: 0.5, inUse: 0 }],
+      });
+    });
+  });
+
+  describe('context', () => {
+    it('runs each attempt, and tells its events, in the context of its own caller', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0.5);
+      const storage = new AsyncLocalStorage<number>();
+      const { hooks } = recorder();
+      const wrong: unknown[] = [];
+      const check = (where: string, expected: number) => {
+        if (storage.getStore() !== expected) wrong.push([where, expected, storage.getStore()]);
+      };
+      for (const event of ['call:started', 'call:retried', 'call:throttled', 'call:finished'] as const) {
+        hooks.on(event, ({ taskId }) => check(event, Number(taskId)));
+      }
+      const gate = new ServiceGate({
+        name: 'llm',
+        hooks,
+        maxConcurrent: 7,
+        rate: [{ limit: 9, perMs: 100 }],
+        retry: { budget: false },
+      });
+      const calls = Array.from({ length: 100 }, (_, id) =>
+        storage.run(id, async () => {
+          const code = failing(id % 3 === 0 ? 1 : 0);
+          await gate.run(
+            async () => {
+              check('start', id);
+              await new Promise((resolve) => setTimeout(resolve, id % 10));
+              check('after an await', id);
+              return code();
+            },
+            { taskId: String(id), priority: id % 2 },
+          );
+          check('after the call', id);
+        }),
+      );
+      await vi.advanceTimersByTimeAsync(60_000);
+      await Promise.all(calls);
+      expect(wrong).toEqual([]);
+    });
+  });
+
+  describe('classify', () => {
+    it('judges results and errors, and leaves the rest to the default', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const seen: unknown[] = [];
+      const gate = new ServiceGate({
+        name: 'reader',
+        retry: { budget: false },
+        classify: (observed) => {
+          seen.push(observed.kind);
+          return observed.kind === 'result' && observed.value === 'empty' ? 'wait' : undefined;
+        },
+      });
+      const pages = ['empty', 'empty', 'page'];
+      await expect(gate.run(() => pages.shift())).resolves.toBe('page');
+      await expect(gate.run(() => 'empty')).resolves.toBe('empty');
+      await expect(gate.run(() => Promise.reject(httpError(404)))).rejects.toMatchObject({ status: 404 });
+      expect(seen).toEqual(['result', 'result', 'result', 'result', 'result', 'result', 'error']);
+    });
+
+    it('may be asynchronous', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({
+        name: 'reader',
+        classify: async (observed) => {
+          if (observed.kind !== 'result') return undefined;
+          const body = await (observed.value as Response).clone().text();
+          return body === 'busy' ? { class: 'wait', status: 200 } : 'ok';
+        },
+      });
+      const bodies = ['busy', 'page'];
+      const response = await gate.run(() => new Response(bodies.shift()));
+      await expect(response.text()).resolves.toBe('page');
+    });
+
+    it.each([
+      [
+        'throws',
+        () => {
+          throw new Error('no idea');
+        },
+        'no idea',
+      ],
+      ['rejects', () => Promise.reject(new Error('no idea')), 'no idea'],
+      ['answers nonsense', () => 'fine' as never, 'Expected `class` to be one of "ok", "wait"'],
+      ['answers a wrong time', () => ({ class: 'wait', retryAfterMs: -1 }) as const, '`retryAfterMs`'],
+      ['answers null', () => null as never, undefined],
+    ])('that %s costs its own call only, and no permit', async (_, classify, message) => {
+      const gate = new ServiceGate({ name: 'reader', maxConcurrent: 1, classify });
+      const call = gate.run(() => 'page');
+      if (message === undefined) await expect(call).resolves.toBe('page');
+      else await expect(call).rejects.toThrow(message);
+      expect(gate.stats().limiter).toMatchObject({ active: 0 });
+    });
+
+    it('that never answers costs its own call only, and five seconds', async () => {
+      const gate = new ServiceGate({
+        name: 'reader',
+        maxConcurrent: 1,
+        classify: () => new Promise(() => {}),
+      });
+      const call = follow(gate.run(() => 'page'));
+      await vi.advanceTimersByTimeAsync(5_000);
+      expect(call.now).toMatchObject({
+        is: 'rejected',
+        reason: { message: expect.stringContaining('classify') },
+      });
+      expect(gate.stats().limiter).toMatchObject({ active: 0 });
+    });
+  });
+
+  describe('its events', () => {
+    it('tell of each step, with the ids of the call', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0.5);
+      const { hooks, told, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, keys: ['sk-0123456789-aaaa'] });
+      const code = failing(1);
+      const call = gate.run(code, { taskId: 't', requestId: 'r', tenant: 'n', toolCallId: 7 });
+      await vi.advanceTimersByTimeAsync(1000);
+      await call;
+      expect(told.map((t) => t.event)).toEqual([
+        'call:started',
+        'call:retried',
+        'call:throttled',
+        'call:started',
+        'call:finished',
+      ]);
+      const ids = { source: 'llm', callId: 1, taskId: 't', requestId: 'r', tenant: 'n', toolCallId: 7 };
+      const key = '#1…aaaa';
+      expect(told.map((t) => t.payload)).toEqual([
+        { ...ids, attempt: 1, key, waitMs: 0 },
+        { ...ids, attempt: 1, key, class: 'wait', status: 503, delayMs: 250 },
+        { ...ids, reason: 'backoff', waitMs: 250 },
+        { ...ids, attempt: 2, key, waitMs: 0 },
+        { ...ids, outcome: 'ok', attempts: 2, key, durationMs: 250, waitMs: 250, cache: 'off' },
+      ]);
+      expect(of('permit:acquired')).toEqual([]);
+    });
+
+    it('say how the call ended', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, attemptTimeoutMs: 500, retry: { attempts: 1 } });
+      const never = () => new Promise(() => {});
+      const control = new AbortController();
+      const all = Promise.allSettled([
+        gate.run(() => 1),
+        gate.run(() => Promise.reject(httpError(404))),
+        gate.run(() => Promise.reject(new TypeError('bug'))),
+        gate.run(() => Promise.reject(httpError(500))),
+        gate.run(never, { timeoutMs: 100 }),
+        gate.run(never),
+        gate.run(never, { signal: control.signal }),
+      ]);
+      await vi.advanceTimersByTimeAsync(10);
+      control.abort();
+      await vi.advanceTimersByTimeAsync(1000);
+      await all;
+      const last = gate.run(never);
+      await settle();
+      await Promise.allSettled([gate.close(), last, vi.advanceTimersByTimeAsync(6000)]);
+      const outcomes = of('call:finished').sort((a, b) => a.callId - b.callId);
+      expect(outcomes.map((o) => o.outcome)).toEqual([
+        'ok',
+        'target',
+        'stop',
+        'wait',
+        'timeout',
+        'timeout',
+        'aborted',
+        'rejected',
+      ]);
+      expect(gate.stats().finished).toEqual({
+        ok: 1,
+        target: 1,
+        stop: 1,
+        wait: 1,
+        timeout: 2,
+        aborted: 1,
+        rejected: 1,
+      });
+    });
+
+    it('tell of a wait for a window once for each attempt, with the exact time', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'search', hooks, rate: [{ limit: 1, perMs: 1000 }] });
+      await gate.run(() => 1);
+      await vi.advanceTimersByTimeAsync(300);
+      const call = gate.run(() => 2);
+      await vi.advanceTimersByTimeAsync(700);
+      await call;
+      expect(of('call:throttled')).toEqual([{ source: 'search', callId: 2, reason: 'rate', waitMs: 700 }]);
+      expect(of('call:started')[1]).toMatchObject({ waitMs: 700 });
+      expect(of('call:finished')[1]).toMatchObject({ waitMs: 700, durationMs: 700 });
+    });
+
+    it('that throw change nothing', async () => {
+      const { hooks } = recorder();
+      for (const event of ['call:started', 'call:finished', 'call:retried', 'call:throttled'] as const) {
+        hooks.on(event, () => {
+          throw new Error('listener');
+        });
+      }
+      const gate = new ServiceGate({ name: 'llm', hooks, maxConcurrent: 1, rate: [{ limit: 1, perMs: 10 }] });
+      const calls = [gate.run(failing(1)), gate.run(() => 2)];
+      await vi.advanceTimersByTimeAsync(5000);
+      await expect(Promise.all(calls)).resolves.toEqual(['answer 2', 2]);
+      expect(gate.stats().limiter).toMatchObject({ active: 0 });
+    });
+  });
+
+  describe('close', () => {
+    it('ends every call with GateClosedError, and takes no more', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const control = new AbortController();
+      const listeners = countListeners(control.signal);
+      let seen: AbortSignal | undefined;
+      const running = follow(
+        gate.run(
+          ({ signal }) => {
+            seen = signal;
+            return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+          },
+          { signal: control.signal },
+        ),
+      );
+      const waiting = follow(gate.run(() => 2));
+      await settle();
+      const closed = follow(gate.close());
+      expect(seen!.reason).toBeInstanceOf(GateClosedError);
+      await settle();
+      for (const call of [running, waiting]) {
+        expect(call.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_CLOSED' } });
+      }
+      expect(closed.now.is).toBe('fulfilled');
+      await expect(gate.run(() => 3)).rejects.toBeInstanceOf(GateClosedError);
+      expect(listeners.size).toBe(0);
+      expect(gate.stats().closed).toBe(true);
+    });
+
+    it('waits for code that does not heed its signal, but no longer than five seconds', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      follow(gate.run(() => new Promise(() => {})));
+      await settle();
+      const closed = follow(gate.close());
+      expect(gate.close()).toBe(gate.close());
+      await vi.advanceTimersByTimeAsync(4_999);
+      expect(closed.now.is).toBe('pending');
+      await vi.advanceTimersByTimeAsync(1);
+      expect(closed.now.is).toBe('fulfilled');
+    });
+
+    it('is what `await using` does', async () => {
+      let gate: ServiceGate;
+      {
+        await using scoped = new ServiceGate({ name: 'llm' });
+        gate = scoped;
+      }
+      expect(gate.stats().closed).toBe(true);
+    });
+  });
+});
