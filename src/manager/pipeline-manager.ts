@@ -6,7 +6,9 @@ import { callable, options as checkOptions, durationMs, refusal, text } from '..
 import type { Limiter, LimiterStats } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
+import { gateFigures } from './gate-figures.js';
 import { type Health, healthOf } from './health.js';
+import { HealthWatch } from './health-watch.js';
 import {
   checkRequest,
   ManagedRequest,
@@ -88,6 +90,7 @@ export class PipelineManager<T> implements AsyncDisposable {
   readonly #admitted = new Set<ManagedRequest<T>>();
   readonly #startedMs = nowMs();
   #taken = 0;
+  #healthWatch: HealthWatch | undefined;
   #shutdown: Promise<void> | undefined;
   #tellEmpty: (() => void) | undefined;
 
@@ -185,15 +188,22 @@ export class PipelineManager<T> implements AsyncDisposable {
     return lease.release();
   }
 
-  /** How the service is, for a health check. */
+  /**
+   * How the service is, for a health check. What takes a while to show (long waits, creations that keep failing) counts
+   * from the first call on.
+   */
   health(): Health {
+    this.#healthWatch ??= new HealthWatch({ manager: this, pool: this.pool });
     return healthOf({
       stopping: this.#shutdown !== undefined,
       activeRequests: this.#admitted.size,
       waitingRequests: this.#requests.size - this.#admitted.size,
+      longestWaitMs: this.#healthWatch.longestWaitMs,
+      failedCreations: this.#healthWatch.failedCreations,
       uptimeMs: nowMs() - this.#startedMs,
       limiter: this.limiter.stats(),
       pool: this.pool.stats(),
+      gates: gateFigures(this.gates),
     });
   }
 
