@@ -5,7 +5,7 @@ import { turnMs } from '../internal/clock.js';
 import { HostCall } from './host-call.js';
 import type { IdleStock } from './idle-stock.js';
 import { IDLE, type Instance } from './instance.js';
-import type { Lease } from './lease.js';
+import { DONE, type Lease } from './lease.js';
 import { type LeaseDesk, taskOf } from './lease-desk.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
@@ -68,12 +68,14 @@ export class Dispatcher<T> {
     return Promise.resolve(lease);
   }
 
-  /** Takes in an instance that is in nobody's hands, and gives it to whoever is next. */
-  offer(instance: Instance<T>, isGood = false): void {
+  /**
+   * Takes in an instance that is in nobody's hands, and gives it to whoever is next. What it gives settles when an
+   * instance that has to go is gone.
+   */
+  offer(instance: Instance<T>, isGood = false): Promise<void> {
     const reason = instance.doom ?? (this.#roster.surplus > 0 ? 'resized' : undefined);
-    if (reason !== undefined) {
-      void this.#parts.retire(instance, reason);
-    } else if (!this.#line.wants(instance)) {
+    if (reason !== undefined) return this.#parts.retire(instance, reason);
+    if (!this.#line.wants(instance)) {
       this.#line.atRest();
       this.#roster.move(instance, IDLE);
       this.#stock.park(instance);
@@ -83,6 +85,7 @@ export class Dispatcher<T> {
     } else {
       this.#give(instance);
     }
+    return DONE;
   }
 
   /** Brings about what is missing: instances for those who wait, and `min`. */
@@ -90,7 +93,7 @@ export class Dispatcher<T> {
     for (let idle = this.#stock.peek(); idle !== undefined; idle = this.#stock.peek()) {
       if (this.#line.length === 0 || (this.#isDue(idle) && this.#uncovered() < 1)) break;
       this.#stock.pop();
-      this.offer(idle);
+      void this.offer(idle);
     }
     while (this.#stock.settled > this.#fetching && this.#uncovered() > 0) this.#fetch();
     const needed = this.creationsNeeded();
@@ -113,7 +116,7 @@ export class Dispatcher<T> {
 
   creationDone(instance: Instance<T>): void {
     this.#unassign(instance);
-    this.offer(instance, true);
+    void this.offer(instance, true);
     this.pump();
   }
 
@@ -150,7 +153,7 @@ export class Dispatcher<T> {
     });
     if (claimed?.state.kind === 'idle') {
       this.#stock.remove(claimed);
-      this.offer(claimed);
+      void this.offer(claimed);
     }
     this.pump();
     return this.#line.told(waiter, served);
@@ -277,7 +280,7 @@ export class Dispatcher<T> {
     this.#unassign(instance);
     if (verdict === true) {
       instance.goodMs = turnMs();
-      this.offer(instance, true);
+      void this.offer(instance, true);
     } else {
       this.#parts.teller.unhealthy(instance.id, 'validate', failure);
       void this.#parts.retire(instance, instance.doom ?? 'unhealthy');

@@ -17,9 +17,9 @@ export interface LeaseDeskParts<T> {
   readonly roster: Roster<T>;
   readonly teller: PoolTeller<T>;
   readonly giveUp: AbortSignal;
-  /** An instance came back that can go on to the next task. */
-  readonly cameBack: (instance: Instance<T>) => void;
-  /** Tears down an instance that came back and has to go; settles when it is gone. */
+  /** An instance came back; settles when it is ready for the next task, or gone. */
+  readonly cameBack: (instance: Instance<T>) => Promise<void>;
+  /** Tears down an instance that came back; settles when it is gone. */
   readonly retire: (instance: Instance<T>, reason: DestroyReason) => Promise<void>;
 }
 
@@ -67,9 +67,9 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     const hold = new Hold(instance, options, context, clockMs(), waitMs);
     this.#roster.move(instance, hold);
     this.acquired++;
-    if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
     const lease = new Lease(hold, this);
     if (this.#isWatched) this.#watch(hold, lease, site);
+    if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
     return lease;
   }
 
@@ -137,13 +137,11 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     }
     instance.usedMs = now;
     instance.goodMs = now;
-    const reason = discard
-      ? 'discarded'
-      : (instance.doom ?? (this.#roster.surplus > 0 ? 'resized' : undefined));
-    let done = DONE;
-    if (reason !== undefined) done = this.#parts.retire(instance, reason);
-    else if (this.#settings.reset !== undefined) done = this.#reset(hold);
-    else this.#parts.cameBack(instance);
+    const goesOn = instance.doom === undefined && this.#roster.surplus <= 0;
+    let done: Promise<void>;
+    if (discard) done = this.#parts.retire(instance, 'discarded');
+    else if (goesOn && this.#settings.reset !== undefined) done = this.#reset(hold);
+    else done = this.#parts.cameBack(instance);
     hold.end(done === DONE ? RELEASED : { kind: 'released', done });
     this.#teller.released(instance.id, hold.options, hold.heldMs, discard);
     return done;
@@ -170,7 +168,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
       return this.#parts.retire(instance, 'reset-failed');
     }
     instance.goodMs = turnMs();
-    this.#parts.cameBack(instance);
+    return this.#parts.cameBack(instance);
   }
 
   #watch(hold: Hold<T>, lease: Lease<T>, site: Error | undefined): void {

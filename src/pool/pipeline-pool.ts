@@ -82,7 +82,7 @@ export class PipelinePool<T> implements AsyncDisposable {
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(options: PipelinePoolOptions<T>) {
     const settings = poolSettings(options);
-    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
+    const roster = new Roster<T>(settings, (instance) => this.#onDoomed(instance));
     const hooks = settings.hooks ?? new LifecycleHooks();
     const teller = new PoolTeller(settings.name, hooks, roster, () => this.#line.waiting);
     const retire: Teardown<T>['retire'] = (instance, reason) => this.#teardown.retire(instance, reason);
@@ -124,7 +124,7 @@ export class PipelinePool<T> implements AsyncDisposable {
     this.#keeper = new Keeper({
       settings,
       roster,
-      expired: (instance) => this.#expire(instance),
+      expired: (instance) => this.#letGo(instance, 'lifetime'),
       recheck: (instance) => this.#recheck(instance),
     });
     // Not in this step: the host's `create` may refer to the pool that is being built.
@@ -211,7 +211,6 @@ export class PipelinePool<T> implements AsyncDisposable {
    */
   refresh(): void {
     for (const instance of [...this.#roster]) this.#letGo(instance, 'refreshed');
-    this.#dispatcher.pump();
   }
 
   /** Counts, as they stand. */
@@ -221,12 +220,12 @@ export class PipelinePool<T> implements AsyncDisposable {
       size: roster.size,
       min: this.#settings.min,
       live: roster.live,
-      creating: roster.count('creating'),
-      idle: roster.count('idle'),
-      readying: roster.count('validating') + roster.count('preparing'),
-      leased: roster.count('leased'),
-      resetting: roster.count('resetting'),
-      destroying: roster.count('destroying'),
+      creating: roster.creating,
+      idle: roster.idle,
+      readying: roster.validating + roster.preparing,
+      leased: roster.leased,
+      resetting: roster.resetting,
+      destroying: roster.destroying,
       waiting: this.#line.waiting,
       created: roster.created,
       createFailed: roster.createFailed,
@@ -248,6 +247,7 @@ export class PipelinePool<T> implements AsyncDisposable {
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
     if (this.#state === 'open') this.#state = 'draining';
     this.#roster.min = 0;
+    this.#warmUp.fail(new PoolClosedError(this.name, 'draining'));
     return withDeadline(
       this.#rest.reached(),
       timeoutMs,
@@ -313,11 +313,6 @@ export class PipelinePool<T> implements AsyncDisposable {
     void this.#teardown.retire(instance, reason);
   }
 
-  #expire(instance: Instance<T>): void {
-    this.#letGo(instance, 'lifetime');
-    this.#dispatcher.pump();
-  }
-
   #recheck(instance: Instance<T>): Promise<void> {
     this.#stock.remove(instance);
     return this.#dispatcher.validate(instance);
@@ -335,6 +330,12 @@ export class PipelinePool<T> implements AsyncDisposable {
     this.#gone.check();
   }
 
+  /** It can serve nobody any more, and no longer counts for `min`. */
+  #onDoomed(instance: Instance<T>): void {
+    this.#line.dismissClaims(instance);
+    this.#dispatcher.pump();
+  }
+
   #onGone(): void {
     this.#gone.check();
     this.#rest.check();
@@ -342,11 +343,11 @@ export class PipelinePool<T> implements AsyncDisposable {
   }
 
   #isWarm(): boolean {
-    return this.#roster.usable - this.#roster.count('creating') >= this.#roster.min;
+    return this.#roster.usable - this.#roster.creating >= this.#roster.min;
   }
 
   #isAtRest(): boolean {
     const roster = this.#roster;
-    return this.#line.waiting + roster.leased + roster.count('preparing') + roster.count('resetting') === 0;
+    return this.#line.waiting + roster.leased + roster.preparing + roster.resetting === 0;
   }
 }

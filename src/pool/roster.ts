@@ -1,5 +1,5 @@
 import type { DestroyReason } from '../hooks/events.js';
-import { GONE, Instance, type InstanceKind, type InstanceState } from './instance.js';
+import { GONE, Instance, type InstanceState } from './instance.js';
 
 /**
  * All live instances, and how many are in each state: the one place that changes a state, so that every figure is
@@ -21,17 +21,15 @@ export class Roster<T> {
   created = 0;
   destroyed = 0;
   createFailed = 0;
+  // How many are in each state. Plain fields and a switch: a table looked up by name took a fifth of a lease's time.
+  creating = 0;
+  idle = 0;
+  validating = 0;
+  preparing = 0;
+  leased = 0;
+  resetting = 0;
+  destroying = 0;
   readonly #instances = new Map<number, Instance<T>>();
-  readonly #counts: Record<InstanceKind, number> = {
-    creating: 0,
-    idle: 0,
-    validating: 0,
-    preparing: 0,
-    leased: 0,
-    resetting: 0,
-    destroying: 0,
-    gone: 0,
-  };
   readonly #onDoomed: (instance: Instance<T>) => void;
   #lastId = 0;
 
@@ -55,19 +53,7 @@ export class Roster<T> {
 
   /** Live instances beyond `size` that nobody has begun to tear down. */
   get surplus(): number {
-    return this.#instances.size - this.#counts.destroying - this.size;
-  }
-
-  get idle(): number {
-    return this.#counts.idle;
-  }
-
-  get leased(): number {
-    return this.#counts.leased;
-  }
-
-  count(kind: InstanceKind): number {
-    return this.#counts[kind];
+    return this.#instances.size - this.destroying - this.size;
   }
 
   find(id: number): Instance<T> | undefined {
@@ -110,11 +96,32 @@ export class Roster<T> {
     return this.#instances.values();
   }
 
-  #count(instance: Instance<T>, by: 1 | -1): void {
-    const { kind } = instance.state;
-    this.#counts[kind] += by;
-    if (instance.doom !== undefined || kind === 'destroying') return;
-    this.usable += by;
-    if (kind === 'creating' || kind === 'validating') this.coming += by;
+  #count({ state, doom }: Instance<T>, by: 1 | -1): void {
+    if (doom === undefined) this.usable += by;
+    switch (state.kind) {
+      case 'leased':
+        this.leased += by;
+        break;
+      case 'idle':
+        this.idle += by;
+        break;
+      case 'creating':
+        this.creating += by;
+        if (doom === undefined) this.coming += by;
+        break;
+      case 'validating':
+        this.validating += by;
+        if (doom === undefined) this.coming += by;
+        break;
+      case 'preparing':
+        this.preparing += by;
+        break;
+      case 'resetting':
+        this.resetting += by;
+        break;
+      case 'destroying':
+        this.destroying += by;
+        break;
+    }
   }
 }

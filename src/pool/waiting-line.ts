@@ -2,18 +2,15 @@ import { AcquireTimeoutError, InstanceGoneError, type LifecycleStage, QueueFullE
 import type { LeaseRejection } from '../hooks/events.js';
 import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { AsyncContext } from '../internal/async-context.js';
-import { turnMs } from '../internal/clock.js';
 import { DrainRate } from '../limiter/drain-rate.js';
 import { WaitQueue } from '../limiter/wait-queue.js';
+import { clockMs } from './clock-ms.js';
 import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
 import type { Lease } from './lease.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import { SERVED, Waiter } from './waiter.js';
-
-// Whole milliseconds stay small integers; differences survive the wrap.
-const clockMs = (): number => turnMs() | 0;
 
 /** What a line works with. */
 export interface WaitingLineParts<T> {
