@@ -1,3 +1,5 @@
+import { WAIT_BUCKETS as WAIT, WORK_BUCKETS as WORK } from './second-buckets.js';
+
 /** What a metric is; its name comes after the prefix. */
 export interface MetricDefinition {
   readonly type: 'counter' | 'gauge' | 'histogram';
@@ -6,11 +8,6 @@ export interface MetricDefinition {
   readonly labels: readonly string[];
   readonly buckets?: readonly number[];
 }
-
-/** From a call that a cache answers to a request of half an hour and more. */
-const WORK = [0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1_200, 1_800, 3_600];
-/** Finer at the beginning: most waits are none. */
-const WAIT = [0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800];
 
 const counter = (name: string, help: string, labels: readonly string[] = []) =>
   ({ type: 'counter', name, help, labels }) as const;

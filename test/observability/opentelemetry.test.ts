@@ -1,0 +1,562 @@
+import { setImmediate as turn } from 'node:timers/promises';
+import { context, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api';
+import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks';
+import {
+  AggregationTemporality,
+  InMemoryMetricExporter,
+  MeterProvider,
+  PeriodicExportingMetricReader,
+} from '@opentelemetry/sdk-metrics';
+import {
+  BasicTracerProvider,
+  InMemorySpanExporter,
+  type ReadableSpan,
+  SimpleSpanProcessor,
+} from '@opentelemetry/sdk-trace-base';
+import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
+import { type TraceOptions, traceTo } from 'pipeline-pool/opentelemetry';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { EXAMPLES } from './examples.js';
+import { admission, pool } from './story.js';
+
+beforeAll(() => {
+  context.setGlobalContextManager(new AsyncLocalStorageContextManager());
+});
+afterAll(() => context.disable());
+
+function setUp(options: TraceOptions = {}) {
+  const exporter = new InMemorySpanExporter();
+  const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] });
+  const tracer = provider.getTracer('test');
+  const hooks = new LifecycleHooks();
+  const faults: unknown[] = [];
+  hooks.on('hook:error', ({ error }) => faults.push(error));
+  const tracing = traceTo(hooks, { tracer, ...options });
+  const spans = (): readonly ReadableSpan[] => {
+    expect(faults).toEqual([]);
+    return exporter.getFinishedSpans();
+  };
+  const span = (name: string): ReadableSpan => {
+    const found = spans().find((candidate) => candidate.name === name);
+    if (found === undefined)
+      throw new Error(
+        `No span ${name} among ${spans()
+          .map((s) => s.name)
+          .join(', ')}`,
+      );
+    return found;
+  };
+  /** From the root down to the span. */
+  const path = (of: ReadableSpan): string => {
+    const parent = spans().find((other) => other.spanContext().spanId === of.parentSpanContext?.spanId);
+    return parent === undefined ? of.name : `${path(parent)} > ${of.name}`;
+  };
+  const paths = (): string[] => spans().map(path).sort();
+  return { hooks, tracer, tracing, spans, span, path, paths };
+}
+
+type Hooks = LifecycleHooks;
+const idsOf = (name: string) => ({ taskId: name, requestId: `r-${name}` });
+
+const enter = (hooks: Hooks, name: string, instanceId = 1): void => {
+  const ids = idsOf(name);
+  hooks.emit('permit:acquired', { ...admission, ...ids, waitMs: 0 });
+  hooks.emit('lease:acquired', { ...pool, ...ids, instanceId, waitMs: 0 });
+  const waits = { queuedMs: 0, admissionMs: 0, leaseMs: 0 };
+  hooks.emit('request:started', { source: 'manager', ...ids, instanceId, ...waits });
+};
+
+const leave = (
+  hooks: Hooks,
+  name: string,
+  outcome: 'ok' | 'failed' | 'aborted' = 'ok',
+  error?: Error,
+): void => {
+  const ids = idsOf(name);
+  hooks.emit('request:finished', {
+    source: 'manager',
+    ...ids,
+    instanceId: 1,
+    outcome,
+    durationMs: 5,
+    ...(error && { error }),
+  });
+  hooks.emit('lease:released', { ...pool, ...ids, instanceId: 1, heldMs: 5, discarded: false });
+  hooks.emit('permit:released', { ...admission, ...ids, outcome: 'ok' });
+};
+
+const called = { source: 'serper', callId: 1 };
+const over = { attempts: 1, durationMs: 3, waitMs: 0, cache: 'off' } as const;
+
+describe('the spans of a request', () => {
+  it('lie under it: admission, wait, lease, tool, call and attempts', () => {
+    const { hooks, paths } = setUp();
+    const ids = idsOf('a');
+    hooks.emit('request:queued', { source: 'manager', ...ids });
+    hooks.emit('permit:queued', { ...admission, ...ids });
+    hooks.emit('permit:acquired', { ...admission, ...ids, waitMs: 3 });
+    hooks.emit('lease:queued', { ...pool, ...ids });
+    enter(hooks, 'a');
+    const tool = { source: 'main', ...ids, instanceId: 1, tool: 'search', toolCallId: 1 };
+    const call = { ...called, ...ids, toolCallId: 1 };
+    hooks.emit('tool:started', tool);
+    hooks.emit('call:started', { ...call, attempt: 1, waitMs: 0 });
+    hooks.emit('call:retried', { ...call, attempt: 1, class: 'other-key', status: 429, delayMs: 2 });
+    hooks.emit('call:started', { ...call, attempt: 2, waitMs: 0 });
+    hooks.emit('call:finished', { ...call, ...over, outcome: 'ok', attempts: 2 });
+    hooks.emit('tool:finished', { ...tool, outcome: 'ok', durationMs: 4 });
+    leave(hooks, 'a');
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > execute_tool search',
+      'pipeline request > execute_tool search > call serper',
+      'pipeline request > execute_tool search > call serper > attempt serper',
+      'pipeline request > execute_tool search > call serper > attempt serper',
+      'pipeline request > pipeline admission',
+      'pipeline request > pipeline lease',
+      'pipeline request > pipeline wait',
+    ]);
+  });
+
+  it('belong to the span that was active when the request came, wherever they are told', async () => {
+    const { hooks, tracer, span, path } = setUp();
+    const server = tracer.startSpan('POST /research');
+    context.with(trace.setSpan(context.active(), server), () => {
+      hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
+    });
+    const stranger = tracer.startSpan('somebody else');
+    context.with(trace.setSpan(context.active(), stranger), () => {
+      enter(hooks, 'a');
+      hooks.emit('call:started', { ...called, ...idsOf('a'), attempt: 1, waitMs: 0 });
+      hooks.emit('call:finished', { ...called, ...idsOf('a'), ...over, outcome: 'ok' });
+      leave(hooks, 'a');
+    });
+    server.end();
+    stranger.end();
+    expect(path(span('pipeline lease'))).toBe('POST /research > pipeline request > pipeline lease');
+    expect(path(span('attempt serper'))).toBe(
+      'POST /research > pipeline request > call serper > attempt serper',
+    );
+  });
+
+  it('put parallel calls under their own tools', () => {
+    const { hooks, paths } = setUp();
+    const ids = idsOf('a');
+    hooks.emit('request:queued', { source: 'manager', ...ids });
+    for (const [tool, toolCallId] of [
+      ['search', 1],
+      ['read', 2],
+    ] as const) {
+      hooks.emit('tool:started', { source: 'main', ...ids, tool, toolCallId });
+    }
+    for (const [source, toolCallId] of [
+      ['jina', 2],
+      ['serper', 1],
+    ] as const) {
+      hooks.emit('call:finished', {
+        ...ids,
+        ...over,
+        source,
+        callId: 1,
+        toolCallId,
+        outcome: 'ok',
+        attempts: 0,
+      });
+    }
+    for (const [tool, toolCallId] of [
+      ['search', 1],
+      ['read', 2],
+    ] as const) {
+      hooks.emit('tool:finished', {
+        source: 'main',
+        ...ids,
+        tool,
+        toolCallId,
+        outcome: 'ok',
+        durationMs: 1,
+      });
+    }
+    leave(hooks, 'a');
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > execute_tool read',
+      'pipeline request > execute_tool read > call jina',
+      'pipeline request > execute_tool search',
+      'pipeline request > execute_tool search > call serper',
+    ]);
+  });
+
+  it('carry ids and what the conventions ask for', () => {
+    const { hooks, span } = setUp();
+    const ids = { ...idsOf('a'), tenant: 'acme' };
+    hooks.emit('request:queued', { source: 'manager', ...ids });
+    enter(hooks, 'a', 7);
+    const tool = { source: 'main', ...ids, instanceId: 7, tool: 'search', toolCallId: 1 };
+    hooks.emit('tool:started', tool);
+    hooks.emit('tool:finished', { ...tool, outcome: 'ok', durationMs: 1 });
+    hooks.emit('call:throttled', { ...called, ...ids, reason: 'rate', waitMs: 40 });
+    hooks.emit('call:started', { ...called, ...ids, attempt: 2, waitMs: 0, key: '…ab' });
+    hooks.emit('call:finished', { ...called, ...ids, ...over, outcome: 'ok', attempts: 2, cache: 'miss' });
+    leave(hooks, 'a');
+    expect(span('pipeline request').attributes).toEqual({
+      'pipeline_pool.source': 'manager',
+      'pipeline_pool.task.id': 'a',
+      'pipeline_pool.request.id': 'r-a',
+      'pipeline_pool.tenant': 'acme',
+      'pipeline_pool.instance.id': 7,
+      'pipeline_pool.outcome': 'ok',
+    });
+    expect(span('execute_tool search').attributes).toMatchObject({
+      'gen_ai.operation.name': 'execute_tool',
+      'gen_ai.tool.name': 'search',
+    });
+    expect(span('call serper').attributes).toMatchObject({
+      'pipeline_pool.attempts': 2,
+      'pipeline_pool.cache': 'miss',
+    });
+    expect(span('call serper').events).toMatchObject([
+      { name: 'throttled', attributes: { reason: 'rate', wait_ms: 40 } },
+    ]);
+    const attempt = span('attempt serper');
+    expect(attempt.kind).toBe(SpanKind.CLIENT);
+    expect(attempt.attributes).toMatchObject({
+      'pipeline_pool.attempt': 2,
+      'pipeline_pool.key': '…ab',
+      'http.request.resend_count': 1,
+    });
+  });
+
+  it('say what failed, and take a caller who left for no failure', () => {
+    const { hooks, spans } = setUp();
+    const error = Object.assign(new Error('too slow'), { code: 'ERR_REQUEST_TIMEOUT' });
+    for (const [name, outcome] of [
+      ['a', 'failed'],
+      ['b', 'aborted'],
+    ] as const) {
+      hooks.emit('request:queued', { source: 'manager', ...idsOf(name) });
+      leave(hooks, name, outcome, error);
+    }
+    const [failing, aborted] = spans();
+    expect(failing?.status).toEqual({ code: SpanStatusCode.ERROR, message: 'too slow' });
+    expect(failing?.attributes['error.type']).toBe('ERR_REQUEST_TIMEOUT');
+    expect(failing?.events.map(({ name }) => name)).toEqual(['exception']);
+    expect(aborted?.status.code).toBe(SpanStatusCode.UNSET);
+    expect(aborted?.attributes['pipeline_pool.outcome']).toBe('aborted');
+  });
+
+  it('tell of a failed attempt by its status', () => {
+    const { hooks, span } = setUp();
+    const call = { ...called, ...idsOf('a') };
+    hooks.emit('call:started', { ...call, attempt: 1, waitMs: 0 });
+    hooks.emit('call:retried', { ...call, attempt: 1, class: 'wait', status: 503, delayMs: 10 });
+    hooks.emit('call:finished', { ...call, ...over, outcome: 'timeout' });
+    expect(span('attempt serper').attributes).toMatchObject({
+      'http.response.status_code': 503,
+      'error.type': '503',
+    });
+    expect(span('call serper').attributes['error.type']).toBe('timeout');
+    expect(span('call serper').events.map(({ name }) => name)).toEqual(['retry']);
+  });
+
+  it('give a wait that was not heard its true beginning', () => {
+    vi.useFakeTimers({ now: 1_000_000 });
+    try {
+      const { hooks, span } = setUp();
+      hooks.emit('lease:acquired', { ...pool, taskId: 'a', instanceId: 1, waitMs: 400 });
+      const { startTime, endTime } = span('pipeline wait');
+      const ms = ([seconds, nanos]: readonly [number, number]) => seconds * 1_000 + nanos / 1e6;
+      expect(ms(endTime) - ms(startTime)).toBeCloseTo(400, 0);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  it('say why a request was turned away', () => {
+    const { hooks, paths, span } = setUp();
+    const ids = idsOf('a');
+    const error = new Error('full');
+    hooks.emit('request:queued', { source: 'manager', ...ids });
+    hooks.emit('permit:queued', { ...admission, ...ids });
+    hooks.emit('permit:rejected', { ...admission, ...ids, reason: 'timeout', waitMs: 50, error });
+    hooks.emit('request:rejected', { source: 'manager', ...ids, outcome: 'failed', queuedMs: 50, error });
+    expect(paths()).toEqual(['pipeline request', 'pipeline request > pipeline admission']);
+    expect(span('pipeline admission').attributes['error.type']).toBe('timeout');
+    expect(span('pipeline request').status.code).toBe(SpanStatusCode.ERROR);
+  });
+
+  it('work with pool and limiter alone', () => {
+    const { hooks, paths } = setUp();
+    const ids = { taskId: 'a' };
+    hooks.emit('permit:acquired', { ...admission, ...ids, waitMs: 0 });
+    hooks.emit('lease:queued', { ...pool, ...ids });
+    hooks.emit('lease:acquired', { ...pool, ...ids, instanceId: 1, waitMs: 20 });
+    hooks.emit('call:finished', { ...called, ...ids, ...over, outcome: 'ok', cache: 'hit' });
+    hooks.emit('lease:released', { ...pool, ...ids, instanceId: 1, heldMs: 5, discarded: false });
+    hooks.emit('call:finished', { ...called, ...ids, ...over, outcome: 'ok', cache: 'hit' });
+    hooks.emit('permit:released', { ...admission, ...ids, outcome: 'ok' });
+    expect(paths()).toEqual([
+      'pipeline permit',
+      'pipeline permit > call serper',
+      'pipeline permit > pipeline lease',
+      'pipeline permit > pipeline lease > call serper',
+      'pipeline permit > pipeline wait',
+    ]);
+  });
+
+  it('keep apart those who wait without a name', () => {
+    const { hooks, paths } = setUp();
+    hooks.emit('lease:queued', { ...pool });
+    hooks.emit('lease:queued', { ...pool });
+    hooks.emit('lease:acquired', { ...pool, instanceId: 1, waitMs: 20 });
+    hooks.emit('lease:acquired', { ...pool, instanceId: 2, waitMs: 30 });
+    hooks.emit('lease:revoked', { ...pool, instanceId: 1, heldMs: 5, reason: 'max-lease' });
+    hooks.emit('lease:released', { ...pool, instanceId: 2, heldMs: 5, discarded: false });
+    expect(paths()).toEqual(['pipeline lease', 'pipeline lease', 'pipeline wait', 'pipeline wait']);
+  });
+
+  it('are ended when the tracing is, and no more are made', () => {
+    const { hooks, tracing, paths } = setUp();
+    hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
+    hooks.emit('call:started', { ...called, ...idsOf('a'), attempt: 1, waitMs: 0 });
+    tracing[Symbol.dispose]();
+    for (const event of LIFECYCLE_EVENTS)
+      expect(hooks.listenerCount(event)).toBe(event === 'hook:error' ? 1 : 0);
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > call serper',
+      'pipeline request > call serper > attempt serper',
+    ]);
+  });
+
+  it('are bounded in number: the oldest is ended for the newest', () => {
+    const { hooks, spans } = setUp({ maxOpenSpans: 3 });
+    for (let i = 0; i < 10; i++) hooks.emit('request:queued', { source: 'manager', ...idsOf(`t${i}`) });
+    expect(spans().map(({ attributes }) => attributes['pipeline_pool.task.id'])).toEqual([
+      't0',
+      't1',
+      't2',
+      't3',
+      't4',
+      't5',
+      't6',
+    ]);
+    expect(spans()[0]?.attributes['pipeline_pool.forgotten']).toBe(true);
+  });
+
+  it('come of every event without a fault, also in an order that makes no sense', () => {
+    const { hooks, spans } = setUp();
+    for (const events of [LIFECYCLE_EVENTS, LIFECYCLE_EVENTS.toReversed()]) {
+      for (const event of events) if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
+    }
+    expect(spans().length).toBeGreaterThan(5);
+  });
+});
+
+describe('withSpan', () => {
+  it('makes the host’s spans children of the request, and tools children of the host’s spans', async () => {
+    const { hooks, tracer, tracing, paths } = setUp();
+    const ids = idsOf('a');
+    hooks.emit('request:queued', { source: 'manager', ...ids });
+    enter(hooks, 'a');
+    const answer = await tracing.withSpan(ids, async () => {
+      await turn();
+      return tracer.startActiveSpan('turn 1', async (span) => {
+        await turn();
+        const tool = { source: 'main', ...ids, instanceId: 1, tool: 'search', toolCallId: 1 };
+        hooks.emit('tool:started', tool);
+        hooks.emit('tool:finished', { ...tool, outcome: 'ok', durationMs: 1 });
+        span.end();
+        return 42;
+      });
+    });
+    leave(hooks, 'a');
+    expect(answer).toBe(42);
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > pipeline lease',
+      'pipeline request > turn 1',
+      'pipeline request > turn 1 > execute_tool search',
+    ]);
+  });
+
+  it('does so for a lease without a manager', () => {
+    const { hooks, tracer, tracing, paths } = setUp();
+    hooks.emit('lease:acquired', { ...pool, taskId: 'a', instanceId: 1, waitMs: 0 });
+    tracing.withSpan({ taskId: 'a' }, () => tracer.startSpan('work').end());
+    hooks.emit('lease:released', { ...pool, taskId: 'a', instanceId: 1, heldMs: 5, discarded: false });
+    expect(paths()).toEqual(['pipeline lease', 'pipeline lease > work']);
+  });
+
+  it('never mixes requests that run at once', async () => {
+    const { hooks, tracer, tracing, spans } = setUp();
+    const names = Array.from({ length: 20 }, (_, i) => `t${i}`);
+    for (const name of names) hooks.emit('request:queued', { source: 'manager', ...idsOf(name) });
+    await Promise.all(
+      names.map((name, i) =>
+        tracing.withSpan(idsOf(name), async () => {
+          for (let step = 0; step < 3; step++) {
+            for (let turns = (i * 7 + step) % 5; turns >= 0; turns--) await turn();
+            tracer.startSpan('step', { attributes: { name } }).end();
+          }
+        }),
+      ),
+    );
+    for (const name of names) leave(hooks, name);
+    const requests = new Map(
+      spans()
+        .filter(({ name }) => name === 'pipeline request')
+        .map((span) => [span.spanContext().spanId, span.attributes['pipeline_pool.task.id']]),
+    );
+    const steps = spans().filter(({ name }) => name === 'step');
+    expect(steps).toHaveLength(60);
+    for (const step of steps) {
+      expect(requests.get(step.parentSpanContext?.spanId ?? '')).toBe(step.attributes.name);
+    }
+  });
+
+  it('holds in a generator for as long as it is iterated, and ends it where its reader leaves', async () => {
+    const { hooks, tracer, tracing, paths } = setUp();
+    hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
+    const stream = tracing.withSpan(idsOf('a'), async function* () {
+      try {
+        for (let i = 1; ; i++) {
+          tracer.startSpan(`token ${i}`).end();
+          yield i;
+        }
+      } finally {
+        await turn();
+        tracer.startSpan('clean-up').end();
+      }
+    });
+    const taken: number[] = [];
+    for await (const token of stream) {
+      taken.push(token);
+      if (token === 3) break;
+    }
+    expect(taken).toEqual([1, 2, 3]);
+    leave(hooks, 'a');
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > clean-up',
+      'pipeline request > token 1',
+      'pipeline request > token 2',
+      'pipeline request > token 3',
+    ]);
+  });
+
+  it('simply runs work of which it knows nothing', () => {
+    const { tracing } = setUp();
+    expect(tracing.withSpan({ taskId: 'unheard-of' }, () => 7)).toBe(7);
+    expect(() => tracing.withSpan({}, 7 as never)).toThrow(/`work` to be a function/);
+  });
+});
+
+describe('the metrics of OpenTelemetry', () => {
+  const measured = async (tell: (hooks: LifecycleHooks) => void) => {
+    const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE);
+    const reader = new PeriodicExportingMetricReader({ exporter, exportIntervalMillis: 1_000_000 });
+    const provider = new MeterProvider({ readers: [reader] });
+    const { hooks } = setUp({ meter: provider.getMeter('test') });
+    tell(hooks);
+    await provider.forceFlush();
+    const metrics = exporter
+      .getMetrics()
+      .flatMap(({ scopeMetrics }) => scopeMetrics.flatMap((s) => s.metrics));
+    await provider.shutdown();
+    return metrics;
+  };
+  const point = (metrics: Awaited<ReturnType<typeof measured>>, name: string) =>
+    metrics
+      .find(({ descriptor }) => descriptor.name === name)
+      ?.dataPoints.map(({ attributes, value }) => [attributes, value]);
+
+  it('are in seconds and follow the conventions where there are some', async () => {
+    const metrics = await measured((hooks) => {
+      for (const event of LIFECYCLE_EVENTS)
+        if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
+      hooks.emit('tool:finished', { ...EXAMPLES['tool:finished'], outcome: 'timeout' });
+    });
+    for (const { descriptor } of metrics) {
+      expect(descriptor.name).toMatch(/^(pipeline_pool|gen_ai\.execute_tool)\./);
+      expect(descriptor.unit).toMatch(/^(s|\{\w+\})$/);
+      expect(descriptor.description).not.toBe('');
+    }
+    expect(point(metrics, 'gen_ai.execute_tool.duration')).toMatchObject([
+      [{ 'gen_ai.operation.name': 'execute_tool', 'gen_ai.tool.name': 'search' }, { sum: 2.31 }],
+      [{ 'gen_ai.tool.name': 'search', 'error.type': 'timeout' }, { count: 1 }],
+    ]);
+    expect(point(metrics, 'pipeline_pool.lease.use_time')).toMatchObject([
+      [
+        { 'pipeline_pool.pool.name': 'pool' },
+        { sum: 200, buckets: { boundaries: expect.arrayContaining([1_800]) } },
+      ],
+    ]);
+  });
+
+  it('tell the present number of instances and of those who wait', async () => {
+    const metrics = await measured((hooks) => {
+      hooks.emit('lease:queued', { ...pool, live: 3, leased: 3, waiting: 2, size: 4 });
+      hooks.emit('lease:released', {
+        ...pool,
+        live: 3,
+        leased: 1,
+        waiting: 0,
+        size: 5,
+        instanceId: 1,
+        heldMs: 1,
+        discarded: false,
+      });
+    });
+    expect(point(metrics, 'pipeline_pool.instance.count')).toEqual([
+      [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.instance.state': 'used' }, 1],
+      [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.instance.state': 'unused' }, 2],
+    ]);
+    expect(point(metrics, 'pipeline_pool.instance.max')).toEqual([
+      [{ 'pipeline_pool.pool.name': 'pool' }, 5],
+    ]);
+    expect(point(metrics, 'pipeline_pool.lease.pending_requests')).toEqual([
+      [{ 'pipeline_pool.pool.name': 'pool' }, 0],
+    ]);
+  });
+
+  it('hold no task, request, tenant or key', async () => {
+    const metrics = await measured((hooks) => {
+      for (const event of LIFECYCLE_EVENTS)
+        hooks.emit(event, { ...EXAMPLES[event], tenant: 'acme' } as never);
+    });
+    const text = JSON.stringify(metrics);
+    for (const secret of ['research-1', '"r1"', 'acme', 'a1b2', 'c3d4']) expect(text).not.toContain(secret);
+  });
+
+  it('count running requests by id', async () => {
+    const metrics = await measured((hooks) => {
+      enter(hooks, 'a');
+      enter(hooks, 'b');
+      leave(hooks, 'a');
+      leave(hooks, 'never-started');
+    });
+    expect(point(metrics, 'pipeline_pool.request.active')).toEqual([[{}, 1]]);
+  });
+});
+
+describe('traceTo', () => {
+  it('does without an SDK', () => {
+    const hooks = new LifecycleHooks();
+    const faults = vi.fn();
+    hooks.on('hook:error', faults);
+    const tracing = traceTo(hooks);
+    for (const event of LIFECYCLE_EVENTS)
+      if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
+    tracing.stop();
+    expect(faults).not.toHaveBeenCalled();
+  });
+
+  it.each([
+    [{ tracer: {} }, /`tracer` to be a Tracer/],
+    [{ meter: {} }, /`meter` to be a Meter/],
+    [{ maxOpenSpans: 0 }, /`maxOpenSpans`/],
+    [{ spans: true }, /Unknown option `spans` in traceTo/],
+  ])('refuses %o', (options, message) => {
+    expect(() => traceTo(new LifecycleHooks(), options as never)).toThrow(message);
+  });
+});
