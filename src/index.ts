@@ -1,4 +1,27 @@
 export * from './errors.js';
+export type { GateCallOptions, GateKeyOption, RestOptions, ServiceGateOptions } from './gate/gate-options.js';
+export { type FetchParts, longFetch } from './gate/long-fetch.js';
+export {
+  type Classifier,
+  classifyOutcome,
+  type Judgement,
+  type Observed,
+} from './gate/outcome.js';
+export {
+  classifyE2b,
+  classifyJina,
+  classifyOpenAi,
+  classifySerper,
+  e2bPreset,
+  type GatePreset,
+  jinaPreset,
+  openAiPreset,
+  serperPreset,
+} from './gate/presets.js';
+export type { RateWindow } from './gate/rate-window.js';
+export type { CacheOptions } from './gate/request-cache.js';
+export type { RetryBudgetOptions, RetryOptions } from './gate/retry.js';
+export { type GateStats, ServiceGate } from './gate/service-gate.js';
 export type * from './hooks/events.js';
 export { LIFECYCLE_EVENTS } from './hooks/events.js';
 export { LifecycleHooks, type LifecycleListener } from './hooks/lifecycle-hooks.js';
@@ -20,7 +43,8 @@ export {
   type CreatePipelineManagerOptions,
   createPipelineManager,
 } from './manager/create-pipeline-manager.js';
-export type { Health } from './manager/health.js';
+export type { Health, HealthStatus } from './manager/health.js';
+export { type HealthHandlerOptions, type HttpHandler, healthHandler } from './manager/health-handler.js';
 export { type HttpStatus, toHttpStatus } from './manager/http-status.js';
 export {
   type ManagedGate,
@@ -45,3 +69,33 @@ export type {
   TaskContext,
 } from './pool/pool-options.js';
 export type { PoolStats } from './pool/pool-stats.js';
+export {
+  type DefinedTools,
+  defineTool,
+  defineTools,
+  type JsonSchema,
+  type Tool,
+  type ToolCallContext,
+  type ToolClient,
+  type ToolClientContext,
+  type ToolInput,
+  type ToolResult,
+  type ToolScope,
+  type ToolSet,
+} from './tools/define-tools.js';
+export {
+  type FactoryContext,
+  type FactoryTaskContext,
+  PipelineFactory,
+  type PipelineFactoryOptions,
+  pipelineFactory,
+} from './tools/pipeline-factory.js';
+export {
+  type ToolArguments,
+  type ToolCall,
+  type ToolCallOptions,
+  type ToolDefinition,
+  ToolManager,
+  type ToolName,
+  type ToolResults,
+} from './tools/tool-manager.js';
