@@ -6,12 +6,15 @@ export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
 
 interface LogLine<E extends LifecycleEventName> {
   readonly level: LogLevel;
+  /** The level of one event, where that can be another than usual. */
+  readonly levelOf?: (payload: LifecycleEvents[E]) => LogLevel;
   readonly text: (payload: LifecycleEvents[E]) => string;
 }
 
 /**
- * The line of each event and its usual level. `warn` is for what somebody should look at; `info` for
- * the lines of a service that is well, who came in and who has what, and for those it had to turn away; `debug` for what comes dozens of times a request or is told again by a later event.
+ * The line of each event and its usual level. `warn` is for what somebody should look at; `info` for what a service that is
+ * well has to say, who came in and who has what, and for those it turned away; `debug` for what comes dozens of times a
+ * request, or is told again by a later event.
  */
 export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
   'permit:queued': {
@@ -101,6 +104,7 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
   },
   'request:finished': {
     level: 'debug',
+    levelOf: ({ outcome }) => (outcome === 'ok' || outcome === 'aborted' ? 'debug' : 'warn'),
     text: (p) =>
       `Request of ${task(p)} finished in ${shownDuration(p.durationMs)}: ${p.outcome}${p.error === undefined ? '' : `: ${why(p.error)}`}`,
   },

@@ -73,16 +73,19 @@ export function logTo(hooks: LifecycleHooks, logger: Logger, options: LogOptions
   for (const [event, n] of Object.entries(sampleEvery)) wholeNumber(`sampleEvery.${event}`, n);
 
   const attach = <E extends LifecycleEventName>(event: E): void => {
-    const line = LOG_LINES[event];
-    const level: LogLevel | 'off' = levels[event] ?? line.level;
-    if (level === 'off' || LEVELS.indexOf(level) < threshold) return;
+    const { level: usual, levelOf, text } = LOG_LINES[event];
+    const chosen: LogLevel | 'off' | undefined = levels[event];
+    const level = chosen ?? usual;
+    const varies = chosen === undefined && levelOf !== undefined;
+    if (level === 'off' || (!varies && LEVELS.indexOf(level) < threshold)) return;
     const every = sampleEvery[event] ?? 1;
     let heard = 0;
     // What the logger answers is handed back, so that the hooks see a rejection.
     attachment.on(event, (payload) => {
-      if (heard++ % every !== 0) return undefined;
-      const message = line.text(payload);
-      return structured ? logger[level](record(event, payload, every), message) : logger[level](message);
+      const own = varies ? levelOf(payload) : level;
+      if (LEVELS.indexOf(own) < threshold || heard++ % every !== 0) return undefined;
+      const message = text(payload);
+      return structured ? logger[own](record(event, payload, every), message) : logger[own](message);
     });
   };
   for (const event of LIFECYCLE_EVENTS) attach(event);

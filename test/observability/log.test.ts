@@ -87,6 +87,23 @@ describe('logTo', () => {
     expect(quiet.hears('call:retried')).toBe(true);
   });
 
+  it('warns of a request that failed, and keeps one that is well for debugging', () => {
+    const hooks = new LifecycleHooks();
+    const lines = new Lines();
+    logTo(hooks, lines);
+    const finished = EXAMPLES['request:finished'];
+    for (const outcome of ['ok', 'aborted', 'failed', 'timeout'] as const) {
+      hooks.emit('request:finished', { ...finished, outcome });
+    }
+    expect(lines.written).toEqual([
+      ['warn', 'Request of task research-1 finished in 95.0 s: failed: no memory left'],
+      ['warn', 'Request of task research-1 finished in 95.0 s: timeout: no memory left'],
+    ]);
+    const chosen = new LifecycleHooks();
+    logTo(chosen, new Lines(), { levels: { 'request:finished': 'debug' } });
+    expect(chosen.hears('request:finished')).toBe(false);
+  });
+
   it('writes an event at the level it was given', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
