@@ -18,7 +18,7 @@ export class TaskLog {
   }
 }
 
-let toolCalls = 0;
+let calls = 0;
 
 /**
  * A small deep-research pipeline, written as such pipelines are: it keeps one connection to its tools, and the log of
@@ -28,14 +28,12 @@ export class ResearchPipeline {
   readonly #services: Services;
   readonly #tools: ToolConnection;
   readonly #hooks: LifecycleHooks;
-  readonly #instanceId: number;
   #log: TaskLog | undefined;
 
-  constructor(services: Services, toolPort: number, hooks: LifecycleHooks, instanceId: number) {
+  constructor(services: Services, toolPort: number, hooks: LifecycleHooks) {
     this.#services = services;
     this.#tools = new ToolConnection(toolPort);
     this.#hooks = hooks;
-    this.#instanceId = instanceId;
   }
 
   setTaskLog(log: TaskLog | undefined): void {
@@ -58,43 +56,40 @@ export class ResearchPipeline {
 
   async #ask(taskId: string, content: string, signal?: AbortSignal): Promise<string> {
     const { llm, model } = this.#services;
-    const completion = await llm.chat.completions.create(
-      { model, messages: [{ role: 'user', content }] },
-      { signal },
-    );
+    const messages = [{ role: 'user' as const, content }];
+    const completion = await this.#watched('LLM', taskId, (onTurn) => {
+      onTurn();
+      return llm.chat.completions.create({ model, messages }, { signal });
+    });
     this.#log?.write(taskId, 'the model answered');
     return completion.choices[0]?.message.content ?? '';
   }
 
   async #call(taskId: string, tool: ToolName, input: string, signal?: AbortSignal): Promise<unknown> {
-    const ids = { taskId, instanceId: this.#instanceId, toolCallId: ++toolCalls };
-    const call = { source: 'tool connection', taskId, toolCallId: ids.toolCallId, callId: ids.toolCallId };
+    const result = await this.#watched('tool connection', taskId, (onTurn) =>
+      this.#tools.call(tool, input, { signal, onTurn }),
+    );
+    // Into whichever log is set by now: of this task, if nobody else uses this pipeline.
+    this.#log?.write(taskId, `${tool} finished`);
+    return result;
+  }
+
+  /** Tells of a call, so that a timeline can show when it waited and when it was served. */
+  async #watched<R>(source: string, taskId: string, call: (onTurn: () => void) => Promise<R>): Promise<R> {
+    const ids = { source, taskId, callId: ++calls };
     const began = performance.now();
     let waitMs = 0;
-    this.#hooks.emit('tool:started', { source: 'tools', tool, ...ids });
-    let outcome: 'ok' | 'failed' = 'failed';
+    let outcome: 'ok' | 'stop' = 'stop';
     try {
-      const onTurn = (): void => {
+      const result = await call(() => {
         waitMs = performance.now() - began;
-        this.#hooks.emit('call:started', { ...call, attempt: 1, waitMs });
-      };
-      const result = await this.#tools.call(tool, input, { signal, onTurn });
+        this.#hooks.emit('call:started', { ...ids, attempt: 1, waitMs });
+      });
       outcome = 'ok';
       return result;
     } finally {
       const durationMs = performance.now() - began;
-      const ended = outcome === 'ok' ? 'ok' : 'stop';
-      this.#hooks.emit('call:finished', {
-        ...call,
-        outcome: ended,
-        attempts: 1,
-        durationMs,
-        waitMs,
-        cache: 'off',
-      });
-      this.#hooks.emit('tool:finished', { source: 'tools', tool, ...ids, outcome, durationMs });
-      // Into whichever log is set by now: of this task, if nobody else uses this pipeline.
-      this.#log?.write(taskId, `${tool} finished`);
+      this.#hooks.emit('call:finished', { ...ids, outcome, attempts: 1, durationMs, waitMs, cache: 'off' });
     }
   }
 }

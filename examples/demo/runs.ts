@@ -32,7 +32,7 @@ export interface RunResult {
 
 /** One request that is not measured: the first one through the SDKs pays for loading and compiling them. */
 export async function warmUp({ services, toolPort, tasks, signal }: Stage): Promise<void> {
-  const pipeline = new ResearchPipeline(services, toolPort, new LifecycleHooks(), 1);
+  const pipeline = new ResearchPipeline(services, toolPort, new LifecycleHooks());
   try {
     await pipeline.research('warm-up', tasks[0]?.question ?? '', AbortSignal.any([signal]));
   } finally {
@@ -61,7 +61,7 @@ async function onOnePipeline(
   const hooks = new LifecycleHooks();
   const timeline = recordTimeline(hooks);
   const logs = new Map(tasks.map(({ taskId }) => [taskId, new TaskLog(taskId)]));
-  const pipeline = new ResearchPipeline(services, toolPort, hooks, 1);
+  const pipeline = new ResearchPipeline(services, toolPort, hooks);
   const began = performance.now();
   try {
     await order(async ({ taskId, question }) => {
@@ -100,7 +100,7 @@ export async function atOncePooled(
   const manager = createPipelineManager({
     config,
     hooks,
-    create: ({ instanceId }) => new ResearchPipeline(services, toolPort, hooks, instanceId),
+    create: () => new ResearchPipeline(services, toolPort, hooks),
     prepare: (pipeline, { taskId = '' }) => pipeline.setTaskLog(logs.get(taskId)),
     reset: (pipeline) => pipeline.setTaskLog(undefined),
     destroy: (pipeline) => pipeline.close(),
