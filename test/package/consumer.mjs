@@ -73,7 +73,7 @@ const answer: number = await manager.run('t1', ({ pipeline }) => 41 + pipeline.i
 await manager.shutdown();
 ${CHECK}
 // @ts-expect-error a misspelt option does not compile
-createPipelineManager({ creat: () => 1 });
+export const misspelt = () => createPipelineManager({ creat: () => 1 });
 export const error: typeof PipelinePoolError = PipelinePoolError;
 console.log('typescript: works');
 `,
