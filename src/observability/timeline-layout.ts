@@ -41,8 +41,8 @@ export interface Layout {
   readonly waiting: readonly Row[];
 }
 
-/** Arranges a recording in rows. */
-export function layOut(data: TimelineData, lanes: TimelineLanes): Layout {
+/** Arranges a recording in rows. Waits shorter than `leastWaitMs`, which could not be seen, get none. */
+export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0): Layout {
   const requests = data.requests.map((request) => new RequestBars(request, data.endMs));
   const common = { endMs: data.endMs, requests: requests.length };
   if (lanes === 'requests') {
@@ -62,7 +62,9 @@ export function layOut(data: TimelineData, lanes: TimelineLanes): Layout {
       ...slotRows(data, requests),
       ...packed(loose.map(({ bar }) => [bar])).map((bars, i) => ({ label: `request ${i + 1}`, bars })),
     ],
-    waiting: packed(requests.map(({ waits }) => waits)).map((bars, i) => ({
+    waiting: packed(
+      requests.map(({ waits }) => waits.filter(({ startMs, endMs }) => endMs - startMs >= leastWaitMs)),
+    ).map((bars, i) => ({
       label: i === 0 ? 'waiting' : '',
       bars,
     })),

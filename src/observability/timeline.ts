@@ -158,9 +158,12 @@ export function drawTimelines(panels: readonly TimelinePanel[], options: DrawOpt
     oneOf(name, value, ['instances', 'requests']),
   );
   const timeScale = timeScaleOf(options);
-  const drawn = panels.map((panel) => ({
-    title: panel.title,
-    layout: layOut(scaled(panel.timeline.toJSON(), timeScale), lanes ?? 'instances'),
+  const recordings = panels.map(({ timeline }) => scaled(timeline.toJSON(), timeScale));
+  // Less than a pixel.
+  const leastWaitMs = Math.max(0, ...recordings.map(({ endMs }) => endMs)) / width;
+  const drawn = recordings.map((data, i) => ({
+    title: panels[i]?.title ?? '',
+    layout: layOut(data, lanes ?? 'instances', leastWaitMs),
   }));
   return drawSvg(drawn, title, width);
 }

@@ -284,6 +284,30 @@ describe('the spans of a request', () => {
     expect(span('pipeline request').status.code).toBe(SpanStatusCode.ERROR);
   });
 
+  it('lie under the request and not its lease, also where the event knows only the task', () => {
+    const { hooks, paths } = setUp();
+    hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
+    enter(hooks, 'a');
+    hooks.emit('call:finished', { ...called, taskId: 'a', ...over, outcome: 'ok', cache: 'hit' });
+    leave(hooks, 'a');
+    expect(paths()).toContain('pipeline request > call serper');
+  });
+
+  it('find the lease that is left when one of two ends first', () => {
+    const { hooks, paths } = setUp();
+    const lease = (instanceId: number) => ({ ...pool, taskId: 'a', instanceId });
+    hooks.emit('lease:acquired', { ...lease(1), waitMs: 0 });
+    hooks.emit('lease:acquired', { ...lease(2), waitMs: 0 });
+    hooks.emit('lease:released', { ...lease(1), heldMs: 1, discarded: false });
+    hooks.emit('call:finished', { ...called, taskId: 'a', ...over, outcome: 'ok', cache: 'hit' });
+    hooks.emit('lease:released', { ...lease(2), heldMs: 1, discarded: false });
+    expect(paths()).toEqual([
+      'pipeline lease',
+      'pipeline lease > pipeline lease',
+      'pipeline lease > pipeline lease > call serper',
+    ]);
+  });
+
   it('work with pool and limiter alone', () => {
     const { hooks, paths } = setUp();
     const ids = { taskId: 'a' };

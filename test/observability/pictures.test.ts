@@ -178,6 +178,22 @@ describe('the picture of a timeline', () => {
     expect(story.record().toSvg().length).toBeLessThan(20_000);
   });
 
+  it('draws nothing that is too short to be seen', () => {
+    const story = new Story();
+    goThrough(story, { taskId: 'a', admittedMs: 1, startMs: 2, endMs: 10_000, instanceId: 1 });
+    const svg = story.record().toSvg({ lanes: 'requests' });
+    expect(svg).toContain('<title>a ran');
+    expect(svg).not.toContain('<title>a waited');
+  });
+
+  it('leaves no room for waits too short to be seen', () => {
+    const story = new Story();
+    goThrough(story, { taskId: 'a', admittedMs: 1, startMs: 2, endMs: 10_000, instanceId: 1 });
+    const timeline = story.record();
+    expect(timeline.toSvg()).not.toContain('>waiting<');
+    expect(layOut(timeline.toJSON(), 'instances').waiting).toHaveLength(1);
+  });
+
   it('stands for longer times where it is told the scale', () => {
     const svg = inTurn().toSvg({ title: 'x', timeScale: 10 });
     expect(svg).toContain('>300 s<');
@@ -290,6 +306,17 @@ describe('the drawing in a terminal', () => {
     `);
   });
 
+  it('takes a request for held up only while no other call of it is at work', () => {
+    const story = new Story();
+    goThrough(story, { taskId: 'a', startMs: 0, endMs: 100, instanceId: 1 });
+    callGate(story, 'serper', { taskId: 'a' }, 0, [{ waitMs: 90, reason: 'rate', workMs: 10 }]);
+    callGate(story, 'llm', { taskId: 'a' }, 0, [{ workMs: 45 }]);
+    const line = story.record().toText({ columns: 80 }).split('\n')[1] ?? '';
+    const blocks = line.slice(3).split('  ')[0] ?? '';
+    expect(blocks.replace(/(.)\1+/g, '$1')).toBe('█▚█');
+    expect(blocks.indexOf('▚') / blocks.length).toBeCloseTo(0.45, 1);
+  });
+
   it('keeps to its columns', () => {
     for (const columns of [40, 60, 200]) {
       for (const line of inTurn().toText({ columns }).split('\n').slice(0, -2)) {
@@ -358,6 +385,24 @@ describe('the Chrome trace of a timeline', () => {
       [12_000_000, 1],
       [22_000_000, 0],
     ]);
+  });
+
+  it('lays what begins together into each other, in whatever order it was told', () => {
+    const spans = [
+      { kind: 'attempt', name: 'llm', startMs: 0, endMs: 10 },
+      { kind: 'call', name: 'llm', startMs: 0, endMs: 20 },
+    ] as const;
+    const left = { requests: 0, spans: 0, unattributed: 0 };
+    const requests = [{ startMs: 0, spans }];
+    const { traceEvents } = toChromeTrace({
+      version: 1,
+      startedAt: '',
+      endMs: 20,
+      requests,
+      instances: [],
+      left,
+    });
+    expect(new Set(traceEvents.filter(({ ph }) => ph === 'X').map(({ tid }) => tid)).size).toBe(1);
   });
 
   const span = fc.record({

@@ -90,6 +90,17 @@ describe('recordTimeline', () => {
     ]);
   });
 
+  it('takes what a task begins after its request has ended for something new', () => {
+    const story = new Story();
+    goThrough(story, { taskId: 'a', startMs: 0, endMs: 100, instanceId: 1 });
+    callGate(story, 'llm', { taskId: 'a' }, 150, [{ workMs: 10 }]);
+    const { requests } = story.record().toJSON();
+    expect(requests.map(({ requestId, endMs }) => [requestId, endMs])).toEqual([
+      ['r-a', 100],
+      [undefined, 160],
+    ]);
+  });
+
   it('says why a request was turned away, with a manager and without', () => {
     const error = new Error('queue full');
     const ids = { taskId: 'b', requestId: 'r-b' };
@@ -373,6 +384,14 @@ describe('the memory of a timeline', () => {
     expect(data.requests[0]?.spans).toHaveLength(10);
     expect(data.left.spans).toBe(190);
     expect(data.requests[0]).toHaveProperty('endMs');
+  });
+
+  it('never forgets an instance that lives', () => {
+    const story = new Story();
+    for (let instanceId = 1; instanceId <= 10; instanceId++) {
+      story.at(instanceId, 'instance:creating', { ...pool, instanceId });
+    }
+    expect(story.record({ maxRequests: 4 }).toJSON().instances).toHaveLength(10);
   });
 
   it('forgets instances that are gone', () => {
