@@ -140,7 +140,8 @@ export function checkConfig(config: PipelineConfig, machine: Machine = {}): read
 
 const inGb = (bytes: number): string => (bytes / GB).toFixed(1);
 
-function memoryOfProcess(): number {
+/** What the process may use, a container's limit included. */
+export function memoryOfProcess(): number {
   // 0 where no limit is set, or not known.
   const limit = process.constrainedMemory?.() ?? 0;
   return limit > 0 ? Math.min(limit, totalmem()) : totalmem();

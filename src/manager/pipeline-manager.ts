@@ -6,6 +6,8 @@ import { callable, options as checkOptions, durationMs, refusal, text } from '..
 import type { Limiter, LimiterStats } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
+import { diagnosisWindow, Recorder } from './diagnosis/recorder.js';
+import { type Diagnosis, type DiagnosisOptions, diagnose } from './diagnosis.js';
 import { gateFigures } from './gate-figures.js';
 import { type Health, healthOf } from './health.js';
 import { HealthWatch } from './health-watch.js';
@@ -21,6 +23,8 @@ import { RequestStream, type StreamSource } from './request-stream.js';
 /** A gate, as a manager sees it. */
 export interface ManagedGate {
   readonly name: string;
+  /** Where its events go; `diagnose` listens there. @default the manager's hooks */
+  readonly hooks?: LifecycleHooks;
   stats(): unknown;
   close(): unknown;
 }
@@ -35,6 +39,11 @@ export interface PipelineManagerOptions<T> {
   readonly requestTimeoutMs?: number;
   /** Milliseconds that code which ignores its aborted signal may go on before its instance is torn down. @default 5000 */
   readonly abortGraceMs?: number;
+  /**
+   * Records from the start what `diagnose` looks at. Without it the recording begins with the first call of `diagnose`.
+   * @default false
+   */
+  readonly diagnosis?: boolean | DiagnosisOptions;
   /** Told as `source` in events and errors. @default 'manager' */
   readonly name?: string;
   /** Where the manager's own events go. @default hooks of its own */
@@ -62,6 +71,7 @@ const MANAGER_OPTIONS: readonly (keyof PipelineManagerOptions<unknown>)[] = [
   'gates',
   'requestTimeoutMs',
   'abortGraceMs',
+  'diagnosis',
   'name',
   'hooks',
 ];
@@ -91,6 +101,8 @@ export class PipelineManager<T> implements AsyncDisposable {
   readonly #startedMs = nowMs();
   #taken = 0;
   #healthWatch: HealthWatch | undefined;
+  readonly #diagnosisMs: number;
+  #recorder: Recorder | undefined;
   #shutdown: Promise<void> | undefined;
   #tellEmpty: (() => void) | undefined;
 
@@ -119,6 +131,8 @@ export class PipelineManager<T> implements AsyncDisposable {
       admitted: (request) => this.#admitted.add(request),
       ended: (request) => this.#ended(request),
     };
+    this.#diagnosisMs = diagnosisWindow(given.diagnosis);
+    if (given.diagnosis !== undefined && given.diagnosis !== false) this.#record();
   }
 
   /** Makes the pool's `min` instances now, so that the first requests need not wait for them. */
@@ -207,6 +221,18 @@ export class PipelineManager<T> implements AsyncDisposable {
     });
   }
 
+  /**
+   * What holds requests up at present, with the evidence and the remedy. It looks back two minutes, or as long as it has
+   * been recorded: from the start with the option `diagnosis`, otherwise from the first call on.
+   *
+   * @example
+   * const { bottleneck } = manager.diagnose();
+   * if (bottleneck !== undefined) console.warn(`${bottleneck.message}. ${bottleneck.remedy}`);
+   */
+  diagnose(): Diagnosis {
+    return diagnose(this.#record().report());
+  }
+
   /** Counts, as they stand. */
   stats(): ManagerStats<T> {
     return Object.freeze({
@@ -248,6 +274,11 @@ export class PipelineManager<T> implements AsyncDisposable {
     return request;
   }
 
+  #record(): Recorder {
+    this.#recorder ??= new Recorder(this, this.#diagnosisMs);
+    return this.#recorder;
+  }
+
   #ended(request: ManagedRequest<T>): void {
     this.#requests.delete(request);
     this.#admitted.delete(request);
@@ -276,5 +307,6 @@ export class PipelineManager<T> implements AsyncDisposable {
 
   async #closeAll(): Promise<void> {
     await Promise.all([this.pool.close(), this.limiter.close(), ...this.gates.map((gate) => gate.close())]);
+    this.#recorder?.stop();
   }
 }

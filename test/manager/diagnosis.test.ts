@@ -1,0 +1,232 @@
+import { describe, expect, it } from 'vitest';
+import { ProcessMachine } from '../../src/manager/diagnosis/machine.js';
+import type { Diagnosis } from '../../src/manager/diagnosis.js';
+import { Scenario, type ScenarioOptions, sleep, times } from './diagnosis-scenario.js';
+
+const codes = ({ findings }: Diagnosis) => findings.map(({ code, source }) => `${code} of ${source}`);
+
+/** Runs a scenario, and expects exactly one thing to be named. */
+async function only(
+  expected: string,
+  options: ScenarioOptions,
+  act: (scenario: Scenario) => Promise<unknown>,
+): Promise<NonNullable<Diagnosis['bottleneck']>> {
+  await using scenario = await Scenario.start(options);
+  await act(scenario);
+  const diagnosis = scenario.diagnose();
+  expect(codes(diagnosis)).toEqual([expected]);
+  expect(diagnosis.healthy).toBe(false);
+  expect(diagnosis.bottleneck).toBe(diagnosis.findings[0]);
+  return diagnosis.bottleneck!;
+}
+
+describe('diagnose, against real services', () => {
+  it('names nothing in a healthy run', async () => {
+    await using scenario = await Scenario.start({
+      services: { llm: { latencyMs: 60 }, serper: { latencyMs: 20 } },
+      poolSize: 4,
+      llm: { maxConcurrent: 8 },
+      serper: { rate: [{ limit: 50, perMs: 1_000 }] },
+    });
+    await times(3, () =>
+      scenario.requests(4, async () => {
+        await scenario.ask();
+        await Promise.all([scenario.search(), scenario.search()]);
+        await scenario.ask();
+      }),
+    );
+    expect(scenario.diagnose()).toMatchObject({ healthy: true, findings: [] });
+    expect(scenario.diagnose()).not.toHaveProperty('bottleneck');
+  });
+
+  it('names a pool that is too small', async () => {
+    const { evidence, remedy } = await only(
+      'pool-too-small of pool',
+      { services: { llm: { latencyMs: 40 } }, poolSize: 2 },
+      (scenario) => scenario.requests(8, () => times(3, () => scenario.ask())),
+    );
+    expect(evidence).toMatchObject({ poolSize: 2 });
+    expect(remedy).toMatch(/^Raise PIPELINE_POOL_SIZE from 2 towards \d/);
+  });
+
+  it('names an admission that is too small', async () => {
+    const { evidence, remedy } = await only(
+      'admission-too-small of limiter',
+      { services: { llm: { latencyMs: 40 } }, poolSize: 8, maxConcurrentRequests: 2 },
+      (scenario) => scenario.requests(10, () => times(3, () => scenario.ask())),
+    );
+    expect(evidence).toMatchObject({ maxConcurrent: 2, poolSize: 8 });
+    expect(remedy).toMatch(/^Raise MAX_CONCURRENT_REQUESTS from 2 to 8 or more/);
+  });
+
+  it('names a limiter that is paused', async () => {
+    await only('admission-paused of limiter', { services: { llm: { latencyMs: 20 } } }, async (scenario) => {
+      scenario.limiter.pause();
+      void scenario.requests(3, () => scenario.ask());
+      await sleep(100);
+    });
+  });
+
+  it('names an LLM that has more calls at once than its batch holds', async () => {
+    const { message, evidence, remedy } = await only(
+      'service-at-limit of llm',
+      { services: { llm: { latencyMs: 60, maxNumSeqs: 4 } } },
+      async (scenario) => {
+        await scenario.requests(2, () => times(6, () => scenario.ask()));
+        await scenario.requests(16, () => times(4, () => scenario.ask()));
+      },
+    );
+    expect(message).toMatch(/^llm is at its limit: a call takes/);
+    expect(evidence.callMs!).toBeGreaterThan(1.75 * evidence.bestMs!);
+    expect(remedy).toMatch(/vLLM `--max-num-seqs`/);
+    expect(remedy).toMatch(/SGLang `--dp`/);
+  });
+
+  it('names the gate of an LLM that lets too few calls run at once', async () => {
+    const { evidence, remedy } = await only(
+      'service-at-limit of llm',
+      { services: { llm: { latencyMs: 40 } }, llm: { maxConcurrent: 2 } },
+      (scenario) => scenario.requests(8, () => times(3, () => scenario.ask())),
+    );
+    expect(evidence).toMatchObject({ maxConcurrent: 2 });
+    expect(remedy).toMatch(/`maxConcurrent` of its gate/);
+  });
+
+  it('names an LLM that has become slower for the same', async () => {
+    let latencyMs = 20;
+    const { message, remedy } = await only(
+      'service-slower of llm',
+      { services: { llm: { latencyMs: () => latencyMs } } },
+      async (scenario) => {
+        await scenario.requests(4, () => times(10, () => scenario.ask()));
+        scenario.skip();
+        latencyMs = 200;
+        await scenario.requests(4, () => times(4, () => scenario.ask()));
+      },
+    );
+    expect(message).toMatch(/with as many calls at once/);
+    expect(remedy).toMatch(/vLLM `--max-num-seqs`.*SGLang `--dp`/);
+  });
+
+  it('names the rate window of a search service', async () => {
+    const { evidence, remedy } = await only(
+      'rate-window of serper',
+      {
+        services: { serper: { latencyMs: 5 } },
+        serper: { rate: [{ limit: 4, perMs: 200 }], keys: ['key-1'] },
+      },
+      (scenario) => scenario.requests(4, () => times(4, () => scenario.search())),
+    );
+    expect(evidence).toMatchObject({ keys: 1 });
+    expect(remedy).toMatch(/further keys.*a larger plan.*`cache`/);
+  });
+
+  it('names a search service that refuses calls as too many', async () => {
+    const { evidence, remedy } = await only(
+      'throttled of serper',
+      {
+        services: { serper: { latencyMs: 5, rate: { limit: 3, perMs: 200 } } },
+        serper: { keys: ['key-1'], rest: { throttledMs: 100 } },
+      },
+      (scenario) => scenario.requests(4, () => times(3, () => scenario.search())),
+    );
+    expect(evidence.refused!).toBeGreaterThan(0);
+    expect(remedy).toMatch(/`rate`.*further keys.*a larger plan.*`cache`/);
+  });
+
+  it('names a service whose keys are all refused', async () => {
+    const { evidence } = await only(
+      'no-keys of serper',
+      { services: { serper: { keys: ['another'] } }, serper: { keys: ['key-1', 'key-2'] } },
+      (scenario) => scenario.requests(2, () => scenario.search()),
+    );
+    expect(evidence).toMatchObject({ keys: 2, refused: 2, spent: 0 });
+  });
+
+  it('names a service that fails', async () => {
+    await only(
+      'service-failing of serper',
+      { services: { serper: { fault: ({ id }) => (id % 2 ? { type: 'status', status: 500 } : undefined) } } },
+      (scenario) => scenario.requests(3, () => times(3, () => scenario.search())),
+    );
+  });
+
+  it('names the creation of instances that each start a sandbox', async () => {
+    const { evidence, remedy } = await only(
+      'creation-slow of pool',
+      {
+        services: { llm: { latencyMs: 20 }, e2b: { latencyMs: 300 } },
+        create: async (_, { e2b }) => {
+          const response = await fetch(`${e2b.url}/v2/sandboxes`, {
+            method: 'POST',
+            headers: { 'x-api-key': 'key', 'content-type': 'application/json' },
+            body: '{"templateID":"base"}',
+          });
+          return response.json();
+        },
+      },
+      (scenario) => scenario.requests(4, () => scenario.ask()),
+    );
+    expect(evidence.createMs!).toBeGreaterThan(250);
+    expect(remedy).toMatch(/`min: 32`.*`await manager.start\(\)`/);
+  });
+
+  it('names instances that cannot be made', async () => {
+    const { evidence } = await only(
+      'creation-failing of pool',
+      {
+        services: { e2b: { keys: ['another'] } },
+        create: async (_, { e2b }) => {
+          const { status } = await fetch(`${e2b.url}/v2/sandboxes`, { method: 'POST' });
+          throw new Error(`no sandbox: ${status}`);
+        },
+      },
+      (scenario) => scenario.requests(4, () => scenario.ask()),
+    );
+    expect(evidence).toMatchObject({ created: 0 });
+  });
+
+  it('names the preparation of instances for each task', async () => {
+    await only(
+      'preparation-slow of pool',
+      { services: { llm: { latencyMs: 20 } }, prepare: () => sleep(150) },
+      (scenario) => scenario.requests(4, () => scenario.ask()),
+    );
+  });
+
+  it('names a plan that allows too few sandboxes a second, with its own advice', async () => {
+    const { remedy } = await only(
+      'rate-window of e2b',
+      { services: { e2b: { latencyMs: 5 } }, e2b: { rate: [{ limit: 1, perMs: 100 }] } },
+      (scenario) => scenario.requests(5, () => scenario.sandbox()),
+    );
+    expect(remedy).toMatch(/a plan with more sandboxes a second, or fewer of them/);
+  });
+
+  it('names an event loop that is blocked, and nothing that is measured through it', async () => {
+    const { evidence, remedy } = await only(
+      'event-loop-blocked of process',
+      { services: { llm: { latencyMs: 20 } }, poolSize: 2, machine: new ProcessMachine(60_000, 1_000) },
+      (scenario) =>
+        scenario.requests(6, async () => {
+          await scenario.ask();
+          const until = performance.now() + 200;
+          while (performance.now() < until);
+        }),
+    );
+    expect(evidence.longestStallMs!).toBeGreaterThan(100);
+    expect(remedy).not.toBe('');
+  });
+
+  it('does not name the pool when its instances are all held up by a service', async () => {
+    await only(
+      'rate-window of serper',
+      {
+        services: { serper: { latencyMs: 5 } },
+        serper: { rate: [{ limit: 2, perMs: 100 }] },
+        poolSize: 3,
+      },
+      (scenario) => scenario.requests(12, () => scenario.search()),
+    );
+  });
+});
