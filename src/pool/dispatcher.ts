@@ -65,6 +65,7 @@ export class Dispatcher<T> {
     this.#stock.pop();
     const lease = this.#desk.grant(instance, options, this.#line.context(), site, 0);
     this.#parts.teller.acquired(instance.id, options, 0);
+    if (instance.doom !== undefined) this.pump();
     return Promise.resolve(lease);
   }
 
@@ -217,7 +218,10 @@ export class Dispatcher<T> {
 
   #serve(instance: Instance<T>, waiter: Waiter<T>): void {
     const { options, context, site } = waiter;
-    this.#line.serve(waiter, this.#desk.grant(instance, options, context, site, this.#line.waitedMs(waiter)));
+    const lease = this.#desk.grant(instance, options, context, site, this.#line.waitedMs(waiter));
+    this.#line.serve(waiter, lease);
+    // Its last use: it no longer counts for `min`.
+    if (instance.doom !== undefined) this.pump();
   }
 
   async #prepare(instance: Instance<T>, waiter: Waiter<T>): Promise<void> {

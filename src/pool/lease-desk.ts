@@ -99,9 +99,9 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     const error = new LeaseRevokedError(this.name, instance.id, reason);
     hold.state = { kind: 'revoked', done: DONE, error };
     this.#unwatch(hold);
-    this.revoked++;
     (hold.context ?? NEUTRAL_CONTEXT).run(() => {
       hold.abort(error);
+      this.revoked++;
       const done = this.#parts.retire(instance, reason === 'closed' ? 'closed' : 'revoked');
       hold.end({ kind: 'revoked', done, error });
       this.#teller.revoked(instance.id, options, hold.heldMs, reason);

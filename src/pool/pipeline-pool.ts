@@ -82,10 +82,15 @@ export class PipelinePool<T> implements AsyncDisposable {
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(options: PipelinePoolOptions<T>) {
     const settings = poolSettings(options);
-    const roster = new Roster<T>(settings, (instance) => this.#onDoomed(instance));
+    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
     const hooks = settings.hooks ?? new LifecycleHooks();
     const teller = new PoolTeller(settings.name, hooks, roster, () => this.#line.waiting);
-    const retire: Teardown<T>['retire'] = (instance, reason) => this.#teardown.retire(instance, reason);
+    const retire: Teardown<T>['retire'] = (instance, reason) => {
+      const gone = this.#teardown.retire(instance, reason);
+      // It no longer counts for `min`, and with room left its successor need not wait for its end.
+      this.#dispatcher.pump();
+      return gone;
+    };
     const parts = { settings, roster, teller, retire, giveUp: this.#giveUp.signal };
 
     this.name = settings.name;
@@ -305,12 +310,13 @@ export class PipelinePool<T> implements AsyncDisposable {
 
   /** Tears an instance down, now if it is idle, otherwise when it comes back. */
   #letGo(instance: Instance<T>, reason: DestroyReason): void {
-    if (instance.state.kind !== 'idle') {
+    if (instance.state.kind === 'idle') {
+      this.#stock.remove(instance);
+      void this.#teardown.retire(instance, reason);
+    } else {
       this.#roster.doom(instance, reason);
-      return;
     }
-    this.#stock.remove(instance);
-    void this.#teardown.retire(instance, reason);
+    this.#dispatcher.pump();
   }
 
   #recheck(instance: Instance<T>): Promise<void> {
@@ -328,12 +334,6 @@ export class PipelinePool<T> implements AsyncDisposable {
     this.#warmUp.fail(new CreateError(this.#teller.poolFigures(0, instance.id), error));
     this.#dispatcher.creationFailed(instance, error);
     this.#gone.check();
-  }
-
-  /** It can serve nobody any more, and no longer counts for `min`. */
-  #onDoomed(instance: Instance<T>): void {
-    this.#line.dismissClaims(instance);
-    this.#dispatcher.pump();
   }
 
   #onGone(): void {
