@@ -1,6 +1,5 @@
 import type { LifecycleEventName } from '../hooks/events.js';
-import type { LifecycleHooks, LifecycleListener } from '../hooks/lifecycle-hooks.js';
-import { refusal } from '../internal/validate.js';
+import { checkHooks, type LifecycleHooks, type LifecycleListener } from '../hooks/lifecycle-hooks.js';
 
 /** The listeners that one observer has put on some hooks, so that all of them can be taken away again at once. */
 export class Attachment {
@@ -8,10 +7,7 @@ export class Attachment {
   #removers: (() => void)[] = [];
 
   constructor(hooks: LifecycleHooks) {
-    if (typeof hooks?.on !== 'function' || typeof hooks.off !== 'function') {
-      throw new TypeError(refusal('hooks', 'a LifecycleHooks', hooks));
-    }
-    this.#hooks = hooks;
+    this.#hooks = checkHooks(hooks);
   }
 
   on<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {

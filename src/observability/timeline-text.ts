@@ -25,12 +25,12 @@ const LOOKS = 5;
 /** Draws a recording with block characters: a row for each request, and what it waited for. */
 export function drawText(data: TimelineData, columns: number): string {
   const requests = data.requests.toSorted((a, b) => a.startMs - b.startMs);
-  const names = requests.map(({ taskId = 'unnamed' }) => taskId.replace(/\p{Cc}/gu, ' '));
+  const names = requests.map(({ taskId }) => nameOf(taskId));
   const longest = Math.max(0, ...names.map((name) => name.length));
   const nameWidth = Math.min(longest, Math.floor(columns / 5));
   const endMs = Math.max(1, data.endMs);
   const holders = new Holders(requests);
-  const notes = requests.map((request) => noteOf(request, endMs, holders, Math.floor(columns * 0.45)));
+  const notes = requests.map((request) => noteOf(request, endMs, holders, Math.floor(columns * 0.48)));
   const noteWidth = Math.max(0, ...notes.map((note) => note.length));
   const chartWidth = columns - nameWidth - noteWidth - 4;
 
@@ -81,11 +81,11 @@ function stateAt(spans: readonly TimelineSpan[], atMs: number, nowMs: number): S
 
 /** Who had which slot when. */
 class Holders {
-  readonly #leases: { readonly taskId: string; readonly span: TimelineSpan }[];
+  readonly #leases: { readonly name: string; readonly span: TimelineSpan }[];
 
   constructor(requests: readonly TimelineRequest[]) {
-    this.#leases = requests.flatMap(({ taskId = 'unnamed', spans }) =>
-      spans.filter(({ kind }) => kind === 'lease').map((span) => ({ taskId, span })),
+    this.#leases = requests.flatMap(({ taskId, spans }) =>
+      spans.filter(({ kind }) => kind === 'lease').map((span) => ({ name: nameOf(taskId), span })),
     );
   }
 
@@ -98,7 +98,7 @@ class Holders {
       .filter(({ span }) => span.name === lease.name && span.lane === lease.lane)
       .filter(({ span: { endMs } }) => endMs !== undefined && endMs > wait.startMs && endMs <= lease.startMs)
       .toSorted((a, b) => (b.span.endMs ?? 0) - (a.span.endMs ?? 0))[0];
-    return before === undefined ? `for instance ${lease.instanceId}` : `for ${shortened(before.taskId, 24)}`;
+    return before === undefined ? `for instance ${lease.instanceId}` : `for ${shortened(before.name, 24)}`;
   }
 }
 
@@ -117,17 +117,18 @@ function noteOf(request: TimelineRequest, nowMs: number, holders: Holders, width
     ...[...gates].map((gate): [number, string] => [time('wait-call', gate), `at ${gate}`]),
   ];
   const ran = time('lease') || time('permit');
-  const parts = [
-    ...(outcome === undefined || outcome === 'ok' ? [] : [outcome]),
-    ...(ran === 0 ? [] : [`ran ${shownDuration(ran)}`]),
+  const parts = [];
+  if (outcome !== undefined && outcome !== 'ok') parts.push(outcome);
+  if (ran !== 0) parts.push(`ran ${shownDuration(ran)}`);
+  let note = parts.join(', ');
+  let verb = 'waited ';
+  for (const [ms, words] of waits.toSorted(([a], [b]) => b - a)) {
+    const part = `${note === '' ? '' : ', '}${verb}${shownDuration(ms)} ${words}`;
     // What does not show in the chart is not worth its words.
-    ...waits
-      .filter(([ms]) => ms > nowMs / 200)
-      .toSorted(([a], [b]) => b - a)
-      .map(([ms, words], i) => `${i === 0 ? 'waited ' : ''}${shownDuration(ms)} ${words}`),
-  ];
-  let note = parts[0] ?? '';
-  for (const part of parts.slice(1)) if (note.length + part.length + 2 <= width) note += `, ${part}`;
+    if (ms <= nowMs / 200 || note.length + part.length > width) continue;
+    note += part;
+    verb = '';
+  }
   return shortened(note, width);
 }
 
@@ -141,6 +142,9 @@ function covered(spans: readonly TimelineSpan[], nowMs: number): number {
   }
   return total;
 }
+
+/** A task's name, on one line. */
+const nameOf = (taskId = 'unnamed'): string => taskId.replace(/[\p{Cc}\p{Zl}\p{Zp}]/gu, ' ');
 
 const shortened = (text: string, width: number): string =>
   text.length <= width ? text : `${text.slice(0, Math.max(0, width - 1))}…`;

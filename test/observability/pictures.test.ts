@@ -10,6 +10,7 @@ import {
 import { axisOf } from '../../src/observability/timeline-axis.js';
 import { layOut } from '../../src/observability/timeline-layout.js';
 import { toChromeTrace } from '../../src/observability/timeline-trace.js';
+import { busyMinutes } from './busy-minutes.js';
 import { callGate, goThrough, pool, Story } from './story.js';
 
 /** Three requests on one instance, one after the other. */
@@ -101,6 +102,11 @@ describe('the picture of a timeline', () => {
     await expect(svg).toMatchFileSnapshot('snapshots/three-requests.svg');
   });
 
+  it('looks as the guide shows it', async () => {
+    const svg = busyMinutes().toSvg({ title: 'Ten requests, three instances, four admitted at once' });
+    await expect(svg).toMatchFileSnapshot('../../docs/images/timeline.svg');
+  });
+
   it('compares recordings on one scale', () => {
     const svg = drawTimelines([
       { title: 'In turn', timeline: inTurn() },
@@ -155,10 +161,11 @@ describe('the picture of a timeline', () => {
   test.prop([fc.string({ unit: 'binary', minLength: 1, maxLength: 60 })])('takes any task id', (taskId) => {
     const story = new Story();
     goThrough(story, { taskId, admittedMs: 400, startMs: 900, endMs: 1_000, instanceId: 1 });
+    goThrough(story, { taskId: `${taskId}2`, startMs: 1_000, endMs: 2_000, instanceId: 1 });
     const timeline = story.record();
     parsed(timeline.toSvg({ title: taskId }));
     parsed(timeline.toSvg({ lanes: 'requests' }));
-    expect(timeline.toText().split('\n')).toHaveLength(5);
+    expect(timeline.toText().split('\n')).toHaveLength(6);
   });
 
   it('draws hundreds of waiting requests as a curve', () => {
