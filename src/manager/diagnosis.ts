@@ -1,4 +1,4 @@
-import type { Finding } from './diagnosis/finding.js';
+import { type Finding, rounded } from './diagnosis/finding.js';
 import { gateFindings } from './diagnosis/gate-findings.js';
 import { machineFindings } from './diagnosis/machine-findings.js';
 import type { Report } from './diagnosis/recorder.js';
@@ -40,7 +40,7 @@ export function diagnose(report: Report): Diagnosis {
   const waitedFor = services.reduce((sum, { share }) => sum + share, 0);
   const queuesAreEffects = machine.length > 0 || waitedFor >= EXPLAINS_QUEUES;
   const requests = requestFindings(report).filter(({ code }) => !(queuesAreEffects && isQueue(code)));
-  const findings = [...machine, ...[...services, ...requests].sort(worstFirst)];
+  const findings = [...machine, ...[...services, ...requests].sort(worstFirst)].map(shown);
   const [bottleneck] = findings;
   return {
     healthy: bottleneck === undefined,
@@ -49,6 +49,8 @@ export function diagnose(report: Report): Diagnosis {
     windowMs: Math.round(report.windowMs),
   };
 }
+
+const shown = (finding: Finding): Finding => ({ ...finding, share: rounded(finding.share, 2) });
 
 const isQueue = (code: Finding['code']): boolean =>
   code === 'pool-too-small' || code === 'admission-too-small';

@@ -1,3 +1,6 @@
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { ProcessMachine } from '../../src/manager/diagnosis/machine.js';
 import type { Diagnosis } from '../../src/manager/diagnosis.js';
@@ -99,9 +102,9 @@ describe('diagnose, against real services', () => {
       { services: { llm: { latencyMs: () => latencyMs } } },
       async (scenario) => {
         await scenario.requests(4, () => times(10, () => scenario.ask()));
-        scenario.skip();
-        latencyMs = 200;
-        await scenario.requests(4, () => times(4, () => scenario.ask()));
+        await scenario.skip();
+        latencyMs = 400;
+        await scenario.requests(4, () => times(3, () => scenario.ask()));
       },
     );
     expect(message).toMatch(/with as many calls at once/);
@@ -216,6 +219,21 @@ describe('diagnose, against real services', () => {
     );
     expect(evidence.longestStallMs!).toBeGreaterThan(100);
     expect(remedy).not.toBe('');
+  });
+
+  it('names the memory of a process whose instances nearly fill it', async () => {
+    const script = fileURLToPath(new URL('./short-of-memory.ts', import.meta.url));
+    const { stdout } = await promisify(execFile)(process.execPath, [
+      '--max-old-space-size=192',
+      '--import',
+      'tsx',
+      script,
+      '192',
+    ]);
+    const diagnosis = JSON.parse(stdout) as Diagnosis;
+    expect(codes(diagnosis)).toEqual(['memory-short of process']);
+    expect(diagnosis.bottleneck?.evidence).toMatchObject({ instances: 4 });
+    expect(diagnosis.bottleneck?.remedy).toMatch(/--max-old-space-size.*PIPELINE_POOL_SIZE/);
   });
 
   it('does not name the pool when its instances are all held up by a service', async () => {

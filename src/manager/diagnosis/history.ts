@@ -34,6 +34,11 @@ export class History {
     return this.#windowMs / SLICES;
   }
 
+  /** How many marks it keeps. */
+  get marks(): number {
+    return this.#marks.length;
+  }
+
   add(name: string, amount: number): void {
     this.#totals.set(name, (this.#totals.get(name) ?? 0) + amount);
   }

@@ -31,6 +31,8 @@ export interface Machine {
 /** Coarse, since each tick wakes the process; a stall shows as well. */
 const RESOLUTION_MS = 20;
 const NS_PER_MS = 1e6;
+/** V8 counts the room for new objects to its limit, three semi-spaces of 16 MB. What stays does not stay there. */
+const YOUNG_BYTES = 48 * 1024 ** 2;
 
 /**
  * The process that this runs in.
@@ -77,7 +79,7 @@ export class ProcessMachine implements Machine {
       longestStallMs: this.#longestStall.value ?? 0,
       cpuShare: span.ms > 0 ? span.sum('cpu.ms') / span.ms : 0,
       heapBytes: this.#leastHeap.value ?? used_heap_size,
-      heapLimitBytes: heap_size_limit,
+      heapLimitBytes: Math.max(heap_size_limit - YOUNG_BYTES, heap_size_limit / 2),
       residentBytes: process.memoryUsage.rss(),
       memoryBytes: memoryOfProcess(),
     };

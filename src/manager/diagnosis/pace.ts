@@ -68,7 +68,9 @@ export class Pace {
   /** What the calls of the window show, compared with all that are remembered. */
   judge(span: Span): PaceFinding | undefined {
     const recent = this.#memory.map((_, band) => this.#recent(span, band));
-    const main = recent.reduce((most, { n }, band) => (n > recent[most]!.n ? band : most), 0);
+    // The number at once that most of the time was spent with.
+    const time = recent.map((sums) => (sums.n > 0 ? sums.n * Math.exp(meanOf(sums)) : 0));
+    const main = time.indexOf(Math.max(...time));
     // The same calls at once decide where they are known: a service that has become slow shows that at any number.
     return this.#slower(recent, main) ?? this.#atLimit(recent, main);
   }

@@ -1,0 +1,456 @@
+import { performance } from 'node:perf_hooks';
+import { ConcurrencyLimiter, LifecycleHooks, PipelineManager, PipelinePool } from 'pipeline-pool';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { ServiceGate } from '../../src/gate/service-gate.js';
+import { Extreme } from '../../src/manager/diagnosis/extreme.js';
+import { History } from '../../src/manager/diagnosis/history.js';
+import { type MachineFigures, ProcessMachine } from '../../src/manager/diagnosis/machine.js';
+import { Pace } from '../../src/manager/diagnosis/pace.js';
+import { type Count, type Level, Recorder, type Report } from '../../src/manager/diagnosis/recorder.js';
+import { kindOf } from '../../src/manager/diagnosis/service-kind.js';
+import { diagnose } from '../../src/manager/diagnosis.js';
+import { calmMachine } from './diagnosis-scenario.js';
+
+describe('History', () => {
+  it('tells the sum of all while it is younger than its window', () => {
+    const history = new History(60_000, 0);
+    history.add('calls', 3);
+    history.mark(2_000);
+    history.add('calls', 4);
+    const span = history.span(5_000);
+    expect(span.ms).toBe(5_000);
+    expect(span.sum('calls')).toBe(7);
+    expect(span.sum('unknown')).toBe(0);
+  });
+
+  it('forgets what lies before its window', () => {
+    const history = new History(60_000, 0);
+    history.add('calls', 100);
+    history.mark(1_000);
+    history.mark(40_000);
+    history.add('calls', 7);
+    history.mark(70_000);
+    expect(history.span(100_000).ms).toBe(60_000);
+    expect(history.span(100_000).sum('calls')).toBe(7);
+  });
+
+  it('takes what lies between two marks to have grown evenly', () => {
+    const history = new History(60_000, 0);
+    history.mark(10_000);
+    history.add('calls', 40);
+    history.mark(50_000);
+    expect(history.span(90_000).sum('calls')).toBe(20);
+  });
+
+  it('is empty after a window in which nothing happened', () => {
+    const history = new History(60_000, 0);
+    history.add('calls', 5);
+    history.mark(1_000);
+    expect(history.span(500_000).sum('calls')).toBe(0);
+  });
+
+  it('keeps a bounded number of marks, however long it goes on', () => {
+    const history = new History(60_000, 0);
+    for (let ms = 0; ms < 6_000_000; ms += 500) {
+      if (history.isDue(ms)) history.mark(ms);
+      expect(history.marks).toBeLessThan(130);
+    }
+    expect(history.span(6_000_000).ms).toBe(60_000);
+  });
+});
+
+describe('Extreme', () => {
+  it('gives the largest reading of the window, and forgets the older ones', () => {
+    const stall = new Extreme(Math.max, 1_000, 100);
+    expect(stall.value).toBeUndefined();
+    stall.note(50, 0);
+    stall.note(300, 50);
+    stall.note(20, 500);
+    expect(stall.value).toBe(300);
+    stall.note(10, 1_200);
+    expect(stall.value).toBe(20);
+  });
+});
+
+describe('Pace', () => {
+  const WINDOW_MS = 60_000;
+  let history: History;
+  let pace: Pace;
+  let now: number;
+  beforeEach(() => {
+    now = 0;
+    history = new History(WINDOW_MS, now);
+    pace = new Pace('llm', now);
+  });
+  const calls = (count: number, durationMs: number | (() => number), inFlight: number) => {
+    for (let i = 0; i < count; i++) {
+      now += 100;
+      if (history.isDue(now)) history.mark(now);
+      pace.note(history, typeof durationMs === 'number' ? durationMs : durationMs(), inFlight, now);
+    }
+  };
+  const later = () => {
+    history.mark(now);
+    now += 10 * WINDOW_MS;
+    history.mark(now);
+  };
+  const judged = () => pace.judge(history.span(now));
+  /** Repeatable, and scattered as durations of answers are: by a factor of about two to either side. */
+  const scattered = (middle: number) => {
+    let seed = 7;
+    return () => {
+      seed = (seed * 16_807) % 2_147_483_647;
+      return middle * Math.exp(1.4 * (seed / 2_147_483_647 - 0.5));
+    };
+  };
+
+  it('says nothing of a service that takes its time, however long', () => {
+    calls(200, 60_000, 8);
+    expect(judged()).toBeUndefined();
+  });
+
+  it('says nothing while it knows too few calls', () => {
+    calls(7, 100, 1);
+    later();
+    calls(7, 900, 16);
+    expect(judged()).toBeUndefined();
+  });
+
+  it('finds a limit where a call takes the longer the more there are', () => {
+    calls(20, 100, 2);
+    calls(40, 420, 16);
+    expect(judged()).toMatchObject({ kind: 'at-limit', inFlight: 24, inFlightAtBest: 3 });
+    expect(judged()!.callMs).toBeCloseTo(420);
+    expect(judged()!.bestMs).toBeCloseTo(100);
+  });
+
+  it('finds it behind durations that scatter', () => {
+    calls(60, scattered(100), 2);
+    calls(60, scattered(420), 16);
+    expect(judged()).toMatchObject({ kind: 'at-limit' });
+  });
+
+  it('does not take scattering for a limit', () => {
+    calls(12, scattered(100), 2);
+    calls(60, scattered(140), 16);
+    expect(judged()).toBeUndefined();
+  });
+
+  it('lets a batch take longer as long as it gets more done', () => {
+    calls(20, 100, 1);
+    calls(20, 130, 4);
+    calls(40, 220, 32);
+    expect(judged()).toBeUndefined();
+  });
+
+  it('names the most calls at once that the service was as fast with as with few', () => {
+    calls(10, 100, 1);
+    calls(10, 105, 4);
+    calls(10, 110, 8);
+    calls(40, 500, 64);
+    expect(judged()).toMatchObject({ kind: 'at-limit', inFlightAtBest: 12 });
+  });
+
+  it('finds a service that takes longer than before with as many at once', () => {
+    calls(40, 100, 4);
+    later();
+    calls(20, 300, 4);
+    expect(judged()).toMatchObject({ kind: 'slower', inFlight: 6, inFlightAtBest: 6 });
+  });
+
+  it('calls it slower, not at its limit, when it is slow with as many as it was fast with', () => {
+    calls(40, 100, 1);
+    calls(40, 100, 8);
+    later();
+    calls(20, 400, 8);
+    expect(judged()).toMatchObject({ kind: 'slower' });
+  });
+
+  it('gets used to a new pace in time', () => {
+    calls(40, 100, 4);
+    for (let i = 0; i < 6; i++) {
+      now += 1_800_000;
+      calls(40, 300, 4);
+    }
+    later();
+    calls(20, 300, 4);
+    expect(judged()).toBeUndefined();
+  });
+});
+
+describe('ProcessMachine', () => {
+  it('weighs a stall of the event loop by the time it takes', async () => {
+    const machine = new ProcessMachine(60_000, 1_000);
+    const history = new History(60_000, 0);
+    // The histogram has its first reading after two ticks.
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const until = performance.now() + 400;
+    while (performance.now() < until);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    machine.read(history, 500);
+    const { loopDelayMs, longestStallMs, heapBytes, heapLimitBytes, residentBytes, memoryBytes } =
+      machine.figures(history.span(500));
+    machine.stop();
+    // A stall of 400 in 600 ms costs 400² / (2 × 600), about 133 ms.
+    expect(loopDelayMs).toBeGreaterThan(60);
+    expect(longestStallMs).toBeGreaterThan(300);
+    expect(heapBytes).toBeLessThan(heapLimitBytes);
+    expect(residentBytes).toBeLessThan(memoryBytes);
+  });
+});
+
+describe('kindOf', () => {
+  it.each([
+    ['llm', 'llm'],
+    ['vllm-main', 'llm'],
+    ['openai', 'llm'],
+    ['e2b', 'sandbox'],
+    ['code-interpreter', 'sandbox'],
+    ['serper', 'service'],
+    ['jina', 'service'],
+  ])('takes a gate called %s for %s', (name, kind) => {
+    expect(kindOf(name)).toBe(kind);
+  });
+});
+
+describe('Recorder', () => {
+  beforeEach(() => {
+    vi.useFakeTimers();
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  function build({ size = 2, maxConcurrent = 4 } = {}) {
+    const hooks = new LifecycleHooks();
+    const gate = new ServiceGate({ name: 'serper', maxConcurrent: 2, hooks });
+    const manager = new PipelineManager<unknown>({
+      pool: new PipelinePool<unknown>({ size, create: () => ({}), hooks }),
+      limiter: new ConcurrencyLimiter({ maxConcurrent, hooks }),
+      gates: [gate],
+      hooks,
+    });
+    const recorder = new Recorder(manager, 60_000, { machine: calmMachine });
+    return { manager, recorder, gate, hooks };
+  }
+  const pass = (ms: number) => vi.advanceTimersByTimeAsync(ms);
+  const hold = (ms: number) => () => new Promise((resolve) => setTimeout(resolve, ms));
+
+  it('counts who waits and who runs while they do', async () => {
+    const { manager, recorder } = build();
+    for (let i = 0; i < 5; i++) void manager.run(`t${i}`, hold(1e6));
+    await pass(10_000);
+    const report = recorder.report();
+    expect(report.windowMs).toBeCloseTo(10_000);
+    expect(report.average('requests')).toBeCloseTo(5, 1);
+    expect(report.average('leased')).toBeCloseTo(2, 1);
+    expect(report.average('pool-short')).toBeCloseTo(3, 1);
+    expect(report.average('admission-short')).toBeCloseTo(0, 1);
+  });
+
+  it('averages over what came and went', async () => {
+    const { manager, recorder } = build();
+    void manager.run('t', hold(2_500));
+    await pass(10_000);
+    expect(recorder.report().average('leased')).toBeCloseTo(0.25, 2);
+  });
+
+  it('looks back no further than its window', async () => {
+    const { manager, recorder } = build();
+    void manager.run('t', hold(5_000));
+    await pass(600_000);
+    expect(recorder.report().windowMs).toBe(60_000);
+    expect(recorder.report().average('requests')).toBe(0);
+  });
+
+  it('knows the moment when it has just begun', async () => {
+    const { manager } = build();
+    for (let i = 0; i < 5; i++) void manager.run(`t${i}`, hold(1e6));
+    await pass(10_000);
+    const recorder = new Recorder(manager, 60_000, { machine: calmMachine });
+    expect(recorder.report().windowMs).toBe(0);
+    expect(recorder.report().average('pool-short')).toBe(3);
+    expect(diagnose(recorder.report()).bottleneck?.code).toBe('pool-too-small');
+  });
+
+  it('tells those apart who wait to be admitted while an instance is free', async () => {
+    const { manager, recorder } = build({ size: 4, maxConcurrent: 1 });
+    for (let i = 0; i < 3; i++) void manager.run(`t${i}`, hold(1e6));
+    await pass(5_000);
+    const report = recorder.report();
+    expect(report.average('admission-short')).toBeCloseTo(2, 1);
+    expect(report.average('pool-short')).toBeCloseTo(0, 1);
+  });
+
+  it('counts the calls that wait at the bound of a gate', async () => {
+    const { recorder, gate } = build();
+    for (let i = 0; i < 5; i++) void gate.run(hold(1e6));
+    await pass(5_000);
+    const report = recorder.report();
+    expect(report.average('serper:running')).toBeCloseTo(2, 1);
+    expect(report.average('serper:at-bound')).toBeCloseTo(3, 1);
+  });
+
+  it('does nothing while nothing happens', async () => {
+    const { manager } = build();
+    void manager.run('t', hold(10));
+    await pass(1_000);
+    const looks = vi.spyOn(manager.limiter, 'stats');
+    await pass(1_000_000);
+    expect(looks).not.toHaveBeenCalled();
+  });
+
+  it('takes all its listeners away when it stops', () => {
+    const { recorder, hooks } = build();
+    expect(hooks.listenerCount('call:finished')).toBe(1);
+    recorder.stop();
+    for (const event of ['request:queued', 'instance:created', 'call:started', 'call:finished'] as const) {
+      expect(hooks.listenerCount(event)).toBe(0);
+    }
+  });
+});
+
+describe('PipelineManager.diagnose', () => {
+  function build(more: object = {}) {
+    const hooks = new LifecycleHooks();
+    return new PipelineManager<unknown>({
+      pool: new PipelinePool<unknown>({ size: 1, create: () => ({}), hooks }),
+      limiter: new ConcurrencyLimiter({ maxConcurrent: 2, hooks }),
+      hooks,
+      ...more,
+    });
+  }
+
+  it('listens to nothing before the first diagnosis', () => {
+    const manager = build();
+    expect(manager.hooks.listenerCount('request:finished')).toBe(0);
+    manager.diagnose();
+    manager.diagnose();
+    expect(manager.hooks.listenerCount('request:finished')).toBe(1);
+  });
+
+  it('records from the start where that is asked for', () => {
+    expect(build({ diagnosis: true }).hooks.listenerCount('request:finished')).toBe(1);
+    expect(build({ diagnosis: { windowMs: 5_000 } }).hooks.listenerCount('request:finished')).toBe(1);
+    expect(build({ diagnosis: false }).hooks.listenerCount('request:finished')).toBe(0);
+  });
+
+  it('stops to listen when the manager is shut down, and answers all the same', async () => {
+    const manager = build({ diagnosis: true });
+    await manager.shutdown();
+    expect(manager.hooks.listenerCount('request:finished')).toBe(0);
+    expect(manager.diagnose().findings).toEqual(expect.any(Array));
+    expect(manager.hooks.listenerCount('request:finished')).toBe(0);
+  });
+
+  it('listens to gates that have hooks of their own', () => {
+    const gate = new ServiceGate({ name: 'serper' });
+    const manager = build({ gates: [gate, { name: 'own', stats: () => ({}), close: () => {} }] });
+    manager.diagnose();
+    expect(gate.hooks.listenerCount('call:finished')).toBe(1);
+  });
+
+  it('refuses wrong options', () => {
+    expect(() => build({ diagnosis: { windowMs: 10 } })).toThrow(/`diagnosis.windowMs`.*10/);
+    expect(() => build({ diagnosis: { seconds: 10 } })).toThrow(/Unknown option `seconds`/);
+    expect(() => build({ diagnosis: 'yes' })).toThrow(/`diagnosis`/);
+  });
+});
+
+describe('diagnose', () => {
+  const gate = new ServiceGate({ name: 'serper' }).stats();
+  const quiet: Report = {
+    windowMs: 60_000,
+    average: () => 0,
+    count: () => 0,
+    pace: () => undefined,
+    machine: {
+      loopDelayMs: 0,
+      longestStallMs: 0,
+      cpuShare: 0.9,
+      heapBytes: 10,
+      heapLimitBytes: 100,
+      residentBytes: 10,
+      memoryBytes: 100,
+    },
+    limiter: { ...new ConcurrencyLimiter({ maxConcurrent: 10 }).stats(), name: 'limiter' },
+    pool: { ...new PipelinePool({ size: 5, create: () => ({}) }).stats(), name: 'pool' },
+    gates: [gate],
+  };
+  const report = (
+    levels: Partial<Record<Level, number>>,
+    machine: Partial<MachineFigures> = {},
+    counts: Partial<Record<Count, number>> = {},
+  ): Report => ({
+    ...quiet,
+    average: (level) => levels[level] ?? 0,
+    count: (count) => counts[count] ?? 0,
+    machine: { ...quiet.machine, ...machine },
+  });
+  const found = (of: Report) => diagnose(of).findings.map(({ code }) => code);
+  const QUEUE = { requests: 10, leased: 5, 'pool-short': 5 } as const;
+
+  it('finds nothing where nothing is', () => {
+    expect(diagnose(quiet)).toEqual({ healthy: true, findings: [], windowMs: 60_000 });
+  });
+
+  it('puts memory and event loop before all else, and names no queue beside them', () => {
+    expect(found(report(QUEUE))).toEqual(['pool-too-small']);
+    expect(found(report(QUEUE, { loopDelayMs: 80 }))).toEqual(['event-loop-blocked']);
+    expect(found(report({ ...QUEUE, 'serper:in-window': 2 }, { heapBytes: 90 }))).toEqual([
+      'memory-short',
+      'rate-window',
+    ]);
+  });
+
+  it('names both a service and the pool when the service explains little of the queue', () => {
+    expect(found(report({ ...QUEUE, 'serper:in-window': 1 }))).toEqual(['pool-too-small', 'rate-window']);
+    expect(found(report({ ...QUEUE, 'serper:in-window': 3 }))).toEqual(['rate-window']);
+  });
+
+  it('puts what fails before what takes long', () => {
+    const failing = { 'serper:failed': 5, 'serper:attempts': 40 };
+    expect(found(report({ ...QUEUE, 'pool-short': 9 }, {}, failing))).toEqual([
+      'service-failing',
+      'pool-too-small',
+    ]);
+  });
+
+  it('overlooks what costs less than a tenth of the time, and queues of next to nobody', () => {
+    expect(found(report({ requests: 10, leased: 9.1, 'pool-short': 0.9 }))).toEqual([]);
+    expect(found(report({ requests: 0.05, leased: 0.01, 'pool-short': 0.04 }))).toEqual([]);
+  });
+
+  it('overlooks a refusal now and then', () => {
+    expect(found(report({}, {}, { 'serper:refused': 2, 'serper:attempts': 10 }))).toEqual([]);
+    expect(found(report({}, {}, { 'serper:refused': 10, 'serper:attempts': 1_000 }))).toEqual([]);
+    expect(found(report({}, {}, { 'serper:refused': 60, 'serper:attempts': 1_000 }))).toEqual(['throttled']);
+  });
+
+  it('measures gates that serve no requests by their own calls', () => {
+    const idle = report({ 'serper:in-window': 3, 'serper:running': 1 });
+    expect(diagnose(idle).bottleneck).toMatchObject({ code: 'rate-window', share: 0.75 });
+  });
+
+  it('tells a process without CPU from one that computes', () => {
+    const [starved, busy] = [0.2, 0.95].map(
+      (cpuShare) => diagnose(report({}, { loopDelayMs: 60, cpuShare })).bottleneck?.remedy,
+    );
+    expect(starved).toMatch(/CPU quota/);
+    expect(busy).toMatch(/worker thread/);
+  });
+
+  it('tells a full heap from a full machine', () => {
+    expect(diagnose(report({}, { heapBytes: 90 })).bottleneck?.remedy).toMatch(/--max-old-space-size/);
+    expect(diagnose(report({}, { residentBytes: 95 })).bottleneck?.message).toMatch(/will be killed/);
+  });
+
+  it('writes each finding as sentences and plain figures', () => {
+    const levels: Partial<Record<Level, number>> = { requests: 10, leased: 5, creating: 2, readying: 2 };
+    for (const finding of diagnose(report(levels)).findings) {
+      expect(finding.message).toMatch(/^[A-Z].*[^.]$/);
+      expect(finding.remedy).toMatch(/^[A-Z].*\.$/);
+      for (const figure of Object.values(finding.evidence)) expect(figure).toEqual(expect.any(Number));
+    }
+  });
+});
