@@ -57,9 +57,8 @@ export class Dispatcher<T> {
     this.#desk = parts.desk;
   }
 
-  /** Serves a request, now or when its turn comes. */
-  acquire(options: LeaseOptions | undefined): Promise<Lease<T>> {
-    const site = this.#settings.leakWarningMs === undefined ? undefined : new Error('acquired here');
+  /** Serves a request, now or when its turn comes. `site` is where it was made, where leaks are watched. */
+  acquire(options: LeaseOptions | undefined, site: Error | undefined): Promise<Lease<T>> {
     const instance = options?.instanceId === undefined ? this.#free() : undefined;
     if (instance === undefined) return this.#wait(options, site);
     this.#stock.pop();

@@ -163,7 +163,12 @@ export class PipelinePool<T> implements AsyncDisposable {
     if (this.#state !== 'open') {
       return this.#line.refuse(kept, 'closed', new PoolClosedError(this.name, this.#state));
     }
-    return this.#dispatcher.acquire(kept);
+    let site: Error | undefined;
+    if (this.#settings.leakWarningMs !== undefined) {
+      site = new Error('The lease was acquired here');
+      Error.captureStackTrace(site, this.acquire);
+    }
+    return this.#dispatcher.acquire(kept, site);
   }
 
   /**
