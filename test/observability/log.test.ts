@@ -104,6 +104,31 @@ describe('logTo', () => {
     expect(chosen.hears('request:finished')).toBe(false);
   });
 
+  it('leaves out of a line what the event does not know', () => {
+    const hooks = new LifecycleHooks();
+    const lines = new Lines();
+    logTo(hooks, lines, { level: 'debug' });
+    const { error: _, ...well } = EXAMPLES['request:finished'];
+    const { status: __, ...cooled } = EXAMPLES['key:cooledDown'];
+    const { instanceId: ___, ...shared } = EXAMPLES['tool:disconnectFailed'];
+    hooks.emit('request:finished', { ...well, outcome: 'ok' });
+    hooks.emit('key:cooledDown', cooled);
+    hooks.emit('key:quarantined', { ...EXAMPLES['key:quarantined'], forMs: 3_600_000 });
+    hooks.emit('tool:disconnectFailed', shared);
+    hooks.emit('cache:hit', { source: 'serper', shared: true });
+    hooks.emit('lease:leaked', { ...EXAMPLES['lease:leaked'], kind: 'collected' });
+    hooks.emit('lease:leaked', { ...EXAMPLES['lease:leaked'], kind: 'returned' });
+    expect(lines.written.map(([, text]) => text)).toEqual([
+      'Request of task research-1 finished in 95.0 s: ok',
+      'Key …a1b2 of serper cools down for 60.0 s',
+      'Key …a1b2 of serper quarantined for 1 h: dead',
+      'Could not disconnect the client of tool runCode: no memory left',
+      'Cache of serper: shared a call in flight',
+      'Pipeline instance 2 held by task research-1 for 30 min was dropped without release',
+      'Pipeline instance 2 held by task research-1 for 30 min came back after all',
+    ]);
+  });
+
   it('writes an event at the level it was given', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();

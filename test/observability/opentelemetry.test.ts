@@ -468,6 +468,36 @@ describe('withSpan', () => {
     ]);
   });
 
+  it('passes on to a generator what is thrown into it, and disposes of it', async () => {
+    const { hooks, tracer, tracing, paths } = setUp();
+    hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
+    const stream = () =>
+      tracing.withSpan(idsOf('a'), async function* (): AsyncGenerator<string> {
+        try {
+          yield 'first';
+        } catch (error) {
+          tracer.startSpan('caught').end();
+          yield (error as Error).message;
+        } finally {
+          tracer.startSpan('left').end();
+        }
+      });
+    const thrown = stream();
+    await thrown.next();
+    expect(await thrown.throw(new Error('enough'))).toEqual({ done: false, value: 'enough' });
+    await thrown.return(undefined);
+    const disposed = stream();
+    await disposed.next();
+    await disposed[Symbol.asyncDispose]();
+    leave(hooks, 'a');
+    expect(paths()).toEqual([
+      'pipeline request',
+      'pipeline request > caught',
+      'pipeline request > left',
+      'pipeline request > left',
+    ]);
+  });
+
   it('simply runs work of which it knows nothing', () => {
     const { tracing } = setUp();
     expect(tracing.withSpan({ taskId: 'unheard-of' }, () => 7)).toBe(7);

@@ -163,7 +163,7 @@ describe.skipIf(!installed)('the real Prometheus', () => {
     expect([code, said]).toEqual([0, '']);
   });
 
-  it('scrapes a service and answers queries over it', async () => {
+  it('scrapes a service and answers queries over it', { timeout: 60_000 }, async () => {
     const registry = eventful('mirothinker_');
     const service = createServer((_, response) => {
       void registry.metrics().then((text) => {
@@ -176,7 +176,7 @@ describe.skipIf(!installed)('the real Prometheus', () => {
     const config = join(folder, 'prometheus.yml');
     await writeFile(
       config,
-      `scrape_configs:\n  - job_name: service\n    scrape_interval: 200ms\n    scrape_timeout: 200ms\n    static_configs: [{ targets: ['${target}'] }]\n`,
+      `scrape_configs:\n  - job_name: service\n    scrape_interval: 1s\n    scrape_timeout: 1s\n    static_configs: [{ targets: ['${target}'] }]\n`,
     );
     const address = `127.0.0.1:${await freePort()}`;
     const server = spawn('prometheus', [
@@ -194,7 +194,7 @@ describe.skipIf(!installed)('the real Prometheus', () => {
     };
     try {
       let usage: [Record<string, string>, number][] = [];
-      for (let tries = 0; usage.length === 0 && tries < 150; tries++) {
+      for (let tries = 0; usage.length === 0 && tries < 400; tries++) {
         await sleep(100);
         usage = await ask('mirothinker_pool_usage').catch(() => []);
       }
