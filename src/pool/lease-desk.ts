@@ -173,6 +173,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
 
   #watch(hold: Hold<T>, lease: Lease<T>, site: Error | undefined): void {
     const { maxLeaseMs, leakWarningMs } = this.#settings;
+    // The timers must not keep the context alive of whoever happened to release the instance.
     NEUTRAL_CONTEXT.run(() => {
       hold.watch = {
         site,
@@ -202,7 +203,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
 
   readonly #onOverdue = (hold: Hold<T>): void => {
     if (hold.watch !== undefined) hold.watch.overdue = true;
-    this.#tellLeaked(hold, 'overdue');
+    NEUTRAL_CONTEXT.run(() => this.#tellLeaked(hold, 'overdue'));
   };
 
   readonly #onDropped = (hold: Hold<T>): void => {

@@ -1,0 +1,148 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { describe, expect, it, vi } from 'vitest';
+import { PipelinePool } from '../../src/pool/pipeline-pool.js';
+import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
+import { inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
+
+inVirtualTime();
+
+const store = new AsyncLocalStorage<string>();
+
+/** A pool whose callbacks note in whose context they ran. */
+function watchedPool(more: Partial<PipelinePoolOptions<Piece>> = {}) {
+  const workshop = new Workshop();
+  const seen: Record<string, (string | undefined)[]> = {};
+  const see = (stage: string): void => {
+    seen[stage] ??= [];
+    seen[stage].push(store.getStore());
+  };
+  const pool = new PipelinePool<Piece>({
+    size: 1,
+    create: async (context) => {
+      see('create');
+      await undefined;
+      return workshop.create(context);
+    },
+    destroy: (piece) => {
+      see('destroy');
+      workshop.destroy(piece);
+    },
+    validate: () => {
+      see('validate');
+      return true;
+    },
+    validateAfterIdleMs: 0,
+    prepare: (_piece, { taskId }) => see(`prepare ${taskId}`),
+    reset: (_piece, { taskId }) => see(`reset ${taskId}`),
+    ...more,
+  });
+  return { pool, seen };
+}
+
+describe('the AsyncLocalStorage context', () => {
+  it('of prepare and reset is that of the task they serve; of create, validate and destroy it is nobody’s', async () => {
+    const { pool, seen } = watchedPool();
+    const tasks = Array.from({ length: 20 }, (_, i) => `task ${i}`);
+    await Promise.all(
+      tasks.map((taskId) =>
+        store.run(taskId, async () => {
+          const lease = await pool.acquire({ taskId });
+          expect(store.getStore()).toBe(taskId);
+          await settled();
+          await lease.release({ discard: taskId === 'task 7' });
+          expect(store.getStore()).toBe(taskId);
+        }),
+      ),
+    );
+    await store.run('whoever closes', () => pool.close());
+    for (const taskId of tasks) {
+      expect(seen[`prepare ${taskId}`]).toEqual([taskId]);
+      expect(seen[`reset ${taskId}`]).toEqual(taskId === 'task 7' ? undefined : [taskId]);
+    }
+    for (const stage of ['create', 'validate', 'destroy']) {
+      expect(seen[stage]?.length, stage).toBeGreaterThan(0);
+      expect(new Set(seen[stage]), stage).toEqual(new Set([undefined]));
+    }
+  });
+
+  it('of a pool built inside a request is not that request’s', async () => {
+    const { pool, seen } = store.run('builder', () =>
+      watchedPool({ min: 1, idleTimeoutMs: 50, validateIdleEveryMs: 10, maxLifetimeMs: 1_000 }),
+    );
+    await vi.advanceTimersByTimeAsync(2_000);
+    await store.run('closer', () => pool.close());
+    for (const stage of ['create', 'validate', 'destroy']) {
+      expect(new Set(seen[stage]), stage).toEqual(new Set([undefined]));
+    }
+  });
+
+  it('of reset is the task’s own, whoever releases', async () => {
+    const { pool, seen } = watchedPool();
+    const lease = await store.run('owner', () => pool.acquire({ taskId: 'a' }));
+    await store.run('somebody else', () => lease.release());
+    expect(seen['reset a']).toEqual(['owner']);
+  });
+
+  it('of a waiter’s events is its own, whoever frees the instance or aborts', async () => {
+    const pool = new PipelinePool<Piece>({ size: 1, ...new Workshop().callbacks });
+    const seen: unknown[] = [];
+    for (const event of ['lease:queued', 'lease:acquired', 'lease:rejected'] as const) {
+      pool.hooks.on(event, ({ taskId }) => seen.push([event, taskId, store.getStore()]));
+    }
+    const ask = (taskId: string, signal?: AbortSignal) =>
+      store.run(taskId, () => pool.acquire({ taskId, ...(signal === undefined ? {} : { signal }) }));
+    const controller = new AbortController();
+    const first = await ask('a');
+    const second = ask('b');
+    const third = ask('c', controller.signal);
+    third.catch(() => {});
+    store.run('aborter', () => controller.abort());
+    await store.run('releaser', () => first.release());
+    await second;
+    await settled();
+    expect(seen.sort()).toEqual([
+      ['lease:acquired', 'a', 'a'],
+      ['lease:acquired', 'b', 'b'],
+      ['lease:queued', 'a', 'a'],
+      ['lease:queued', 'b', 'b'],
+      ['lease:queued', 'c', 'c'],
+      ['lease:rejected', 'c', 'c'],
+    ]);
+  });
+
+  it('of instance events, revocations and leak reports is never a third party’s', async () => {
+    const pool = store.run('builder', () => {
+      return new PipelinePool<Piece>({
+        size: 1,
+        ...new Workshop().callbacks,
+        maxLeaseMs: 100,
+        leakWarningMs: 50,
+      });
+    });
+    const seen: unknown[] = [];
+    for (const event of [
+      'instance:creating',
+      'instance:created',
+      'instance:destroyed',
+      'lease:leaked',
+      'lease:revoked',
+    ] as const) {
+      pool.hooks.on(event, () => seen.push([event, store.getStore()]));
+    }
+    const lease = await store.run('a', () => pool.acquire());
+    const next = store.run('b', () => pool.acquire());
+    await store.run('a', () => lease.release({ discard: true }));
+    await next;
+    await store.run('whoever drives the clock', () => vi.advanceTimersByTimeAsync(100));
+    expect(seen).toEqual([
+      ['instance:creating', undefined],
+      ['instance:created', undefined],
+      ['instance:destroyed', undefined],
+      ['instance:creating', undefined],
+      ['instance:created', undefined],
+      ['lease:leaked', undefined],
+      ['lease:revoked', undefined],
+      ['instance:destroyed', undefined],
+    ]);
+  });
+});

@@ -1,0 +1,130 @@
+import { describe, expect, it, vi } from 'vitest';
+import { LIFECYCLE_EVENTS } from '../../src/hooks/events.js';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { PipelinePool } from '../../src/pool/pipeline-pool.js';
+import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
+import { HandMade, inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
+
+inVirtualTime();
+
+/** A pool, and everything it tells, in order. */
+function toldPool(more: Partial<PipelinePoolOptions<Piece>> = {}) {
+  const workshop = new Workshop();
+  const hooks = new LifecycleHooks();
+  const told: [string, Record<string, unknown>][] = [];
+  for (const event of LIFECYCLE_EVENTS) {
+    hooks.on(event, (payload) => told.push([event, payload as unknown as Record<string, unknown>]));
+  }
+  const pool = new PipelinePool({ size: 1, name: 'research', hooks, ...workshop.callbacks, ...more });
+  return { workshop, pool, told, names: () => told.map(([event]) => event) };
+}
+
+describe('the events of a pool', () => {
+  it('tell the whole way of a lease, in order, with ids, figures and durations', async () => {
+    const { pool, told } = toldPool();
+    const lease = await pool.acquire({ taskId: 'a', requestId: 'r1', tenant: 'acme' });
+    const next = pool.acquire({ taskId: 'b' });
+    await vi.advanceTimersByTimeAsync(30);
+    await lease.release();
+    await (await next).release({ discard: true });
+    await settled();
+    const figures = { source: 'research', size: 1 };
+    expect(told).toMatchObject([
+      ['instance:creating', { ...figures, instanceId: 1, live: 1, leased: 0, waiting: 1 }],
+      ['lease:queued', { ...figures, taskId: 'a', requestId: 'r1', tenant: 'acme', live: 1, waiting: 1 }],
+      ['instance:created', { ...figures, instanceId: 1, createMs: 0, live: 1 }],
+      ['lease:acquired', { ...figures, taskId: 'a', requestId: 'r1', instanceId: 1, waitMs: 0, leased: 1 }],
+      ['lease:queued', { ...figures, taskId: 'b', waiting: 1, leased: 1 }],
+      ['lease:released', { taskId: 'a', requestId: 'r1', instanceId: 1, heldMs: 30, discarded: false }],
+      ['lease:acquired', { taskId: 'b', instanceId: 1, waitMs: 30, leased: 1, waiting: 0 }],
+      ['lease:released', { taskId: 'b', instanceId: 1, heldMs: 0, discarded: true, leased: 0 }],
+      [
+        'instance:destroyed',
+        { instanceId: 1, reason: 'discarded', ageMs: 30, uses: 2, destroyMs: 0, live: 0 },
+      ],
+    ]);
+  });
+
+  it('tell why a request got no lease', async () => {
+    const workshop = new HandMade();
+    const { pool, told } = toldPool({
+      ...workshop.callbacks,
+      maxQueue: 1,
+      prepare: () => Promise.reject(new Error('no')),
+    });
+    const reasons = (): unknown[] =>
+      told.filter(([event]) => event === 'lease:rejected').map(([, { reason, taskId }]) => [taskId, reason]);
+    const ask = (taskId: string, options = {}) => pool.acquire({ taskId, ...options }).catch(() => {});
+
+    await ask('aborted', { signal: AbortSignal.abort() });
+    await ask('gone', { instanceId: 7 });
+    const failing = ask('create-failed');
+    await settled();
+    workshop.fail(new Error('no memory'));
+    await failing;
+    const waiting = [ask('prepare-failed'), ask('timeout', { timeoutMs: 20_000 })];
+    await ask('queue-full');
+    await vi.advanceTimersByTimeAsync(10_000);
+    workshop.finish();
+    await waiting[0];
+    await vi.advanceTimersByTimeAsync(10_000);
+    await waiting[1];
+    const last = ask('closed');
+    const closed = pool.close({ timeoutMs: 0 });
+    await vi.advanceTimersByTimeAsync(10);
+    await last;
+    await closed;
+    await ask('closed before');
+    expect(reasons()).toEqual([
+      ['aborted', 'aborted'],
+      ['gone', 'instance-gone'],
+      ['create-failed', 'create-failed'],
+      ['queue-full', 'queue-full'],
+      ['prepare-failed', 'prepare-failed'],
+      ['timeout', 'timeout'],
+      ['closed', 'closed'],
+      ['closed before', 'closed'],
+    ]);
+  });
+
+  it('do not say that somebody queued who is served at once', async () => {
+    const { pool, names } = toldPool({ prepare: () => {} });
+    await (await pool.acquire()).release();
+    const before = names().length;
+    await pool.acquire();
+    expect(names().slice(before)).toEqual(['lease:acquired']);
+  });
+
+  it('change nothing when a listener throws or rejects', async () => {
+    const workshop = new Workshop();
+    const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
+    const errors: unknown[] = [];
+    for (const event of LIFECYCLE_EVENTS) {
+      if (event === 'hook:error') continue;
+      pool.hooks.on(event, () => {
+        throw new Error(event);
+      });
+      pool.hooks.on(event, () => Promise.reject(new Error(event)));
+    }
+    pool.hooks.on('hook:error', ({ event }) => errors.push(event));
+    const lease = await pool.acquire();
+    const next = pool.acquire();
+    await lease.release({ discard: true });
+    await (await next).release();
+    await pool.close();
+    await settled();
+    expect(workshop.alive).toBe(0);
+    expect(errors).toContain('lease:acquired');
+  });
+
+  it('cost nothing that nobody hears: no promise more for a waiter', async () => {
+    const pool = new PipelinePool({ size: 1, ...new Workshop().callbacks });
+    const emit = vi.spyOn(pool.hooks, 'emit');
+    const lease = await pool.acquire();
+    const next = pool.acquire();
+    await lease.release();
+    await (await next).release();
+    await pool.close();
+    expect(emit).not.toHaveBeenCalled();
+  });
+});
