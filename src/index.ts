@@ -43,6 +43,7 @@ export {
   type CreatePipelineManagerOptions,
   createPipelineManager,
 } from './manager/create-pipeline-manager.js';
+export type { Diagnosis, DiagnosisOptions, Finding, FindingCode } from './manager/diagnosis.js';
 export type { Health, HealthStatus } from './manager/health.js';
 export { type HealthHandlerOptions, type HttpHandler, healthHandler } from './manager/health-handler.js';
 export { type HttpStatus, toHttpStatus } from './manager/http-status.js';
