@@ -7,6 +7,12 @@ import type { LifecycleEventName, LifecycleEvents } from './events.js';
 /** A listener of one event. What it returns is ignored, except that a rejected promise is reported. */
 export type LifecycleListener<E extends LifecycleEventName> = (payload: LifecycleEvents[E]) => unknown;
 
+/** What the emitter calls in place of a listener: it cannot throw, and is spent after the first call where `once`. */
+interface Guard {
+  (payload: unknown): void;
+  once: boolean;
+}
+
 /**
  * The typed lifecycle hooks. One instance may serve limiter, pool, gates and manager together.
  *
@@ -24,8 +30,7 @@ export type LifecycleListener<E extends LifecycleEventName> = (payload: Lifecycl
  */
 export class LifecycleHooks {
   readonly #emitter = new EventEmitter();
-  // The emitter knows a listener by the function it was given; what it calls is a wrapper that cannot throw.
-  readonly #guarded = new Map<LifecycleEventName, Map<unknown, (payload: unknown) => void>>();
+  readonly #guarded = new Map<LifecycleEventName, Map<unknown, Guard>>();
   #listeners = 0;
 
   /** Calls `listener` each time `event` happens. Adding the same listener again changes nothing. */
@@ -33,7 +38,7 @@ export class LifecycleHooks {
     return this.#add(event, listener, false);
   }
 
-  /** Calls `listener` the next time `event` happens, and then no more. */
+  /** Calls `listener` the next time `event` happens, and then no more. Changes nothing for one that is there already. */
   once<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
     return this.#add(event, listener, true);
   }
@@ -87,9 +92,15 @@ export class LifecycleHooks {
       guards = new Map();
       this.#guarded.set(event, guards);
     }
-    if (guards.has(listener)) return this;
-    const guard = (payload: unknown): void => {
-      if (once) this.off(event, listener);
+    const known = guards.get(listener);
+    if (known !== undefined) {
+      known.once &&= once;
+      return this;
+    }
+    const callListener = (payload: unknown): void => {
+      // Taken away by a listener that was told of this very event before.
+      if (guards.get(listener) !== guard) return;
+      if (guard.once) this.off(event, listener);
       try {
         const answer = listener(payload as LifecycleEvents[E]);
         if (typeof (answer as PromiseLike<unknown> | undefined)?.then === 'function') {
@@ -99,6 +110,7 @@ export class LifecycleHooks {
         this.#report(event, error);
       }
     };
+    const guard: Guard = Object.assign(callListener, { once });
     guards.set(listener, guard);
     this.#listeners++;
     this.#emitter.on(event, guard);
