@@ -21,22 +21,23 @@ class SignalWatch {
 
   /** An EventListener object: no closure for each signal. */
   handleEvent(): void {
-    watches.delete(this.#signal);
-    this.#signal.removeEventListener('abort', this);
     const reason: unknown = this.#signal.reason;
     for (const watcher of this.watchers) {
-      // Deleting first lets a watcher that calls `unwatch` on another still keep that other from being told.
+      // One that is told may take others away; they are not told then.
       this.watchers.delete(watcher);
       watcher.onAbort(reason);
     }
+    this.#forget();
   }
 
   remove(watcher: AbortWatcher): void {
     this.watchers.delete(watcher);
-    if (this.watchers.size === 0) {
-      watches.delete(this.#signal);
-      this.#signal.removeEventListener('abort', this);
-    }
+    if (this.watchers.size === 0) this.#forget();
+  }
+
+  #forget(): void {
+    watches.delete(this.#signal);
+    this.#signal.removeEventListener('abort', this);
   }
 }
 
