@@ -49,7 +49,7 @@ export class PipelinePoolError extends Error {
   constructor(code: PipelinePoolErrorCode, message: string, cause?: unknown) {
     super(message, cause === undefined ? undefined : { cause });
     this.code = code;
-    Object.defineProperty(this, 'name', { value: new.target[kind], configurable: true });
+    Object.defineProperty(this, 'name', { value: new.target[kind], configurable: true, writable: true });
   }
 
   static override [Symbol.hasInstance](value: unknown): boolean {
@@ -139,13 +139,13 @@ export class DeadlineUnmeetableError extends PipelinePoolError implements QueueF
   }
 }
 
-/** A `run` would have to wait inside a `run` of the same limiter, for what only its own end can free. */
+/** Somebody inside a `run` would have to wait for the same limiter: for what only the end of that `run` can free. */
 export class NestedAcquireError extends PipelinePoolError {
   static override readonly [kind] = 'NestedAcquireError';
   constructor(source: string) {
     super(
       'ERR_NESTED_ACQUIRE',
-      `A run inside a run of ${source} would wait for a permit that only its own end can free; give the inner work a limiter of its own`,
+      `Inside a run of ${source}, waiting for ${source} again may never end; give the inner work a limiter of its own`,
     );
   }
 }
