@@ -1,17 +1,8 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import {
-  AcquireTimeoutError,
-  DeadlineUnmeetableError,
-  DrainTimeoutError,
-  LimiterClosedError,
-  NestedAcquireError,
-  QueueFullError,
-} from '../errors.js';
+import { AcquireTimeoutError, DrainTimeoutError, LimiterClosedError, NestedAcquireError } from '../errors.js';
 import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
-import { turnMs } from '../internal/clock.js';
 import { withDeadline } from '../internal/deadline.js';
 import {
   callable,
@@ -23,20 +14,18 @@ import {
 } from '../internal/validate.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import { DrainRate } from './drain-rate.js';
-import type { AcquireOptions, Limiter, LimiterStats, Permit, RunContext } from './limiter.js';
+import type { AcquireOptions, Limiter, LimiterStats, Permit } from './limiter.js';
 import {
   type ConcurrencyLimiterOptions,
   checkAcquireOptions,
   checkLimiterOptions,
 } from './limiter-options.js';
 import { LimiterPermit, type PermitExtras, type PermitIssuer } from './permit.js';
-import { figuresOf, tellPermit, tellRejected } from './permit-events.js';
-import { WaitQueue } from './wait-queue.js';
+import { figuresOf, reasonOf, tellPermit, tellRejected, tellWaiting } from './permit-events.js';
+import { runUnder, type Work } from './run-under.js';
+import { WaitingRoom } from './waiting-room.js';
 
 const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
-
-// Whole milliseconds stay small integers, which a waiter keeps without another object; differences survive the wrap.
-const clockMs = (): number => turnMs() | 0;
 
 /**
  * A fair semaphore: at most `maxConcurrent` permits at once, given in the order in which they were asked for.
@@ -58,20 +47,17 @@ const clockMs = (): number => turnMs() | 0;
 export class ConcurrencyLimiter implements Limiter {
   readonly name: string;
   readonly hooks: LifecycleHooks;
-  readonly #queue = new WaitQueue<LimiterPermit>();
-  readonly #maxQueue: number;
-  readonly #queueTimeoutMs: number | undefined;
-  readonly #refuseUnmeetable: boolean;
+  readonly #waiting: WaitingRoom;
   readonly #nesting: AsyncLocalStorage<LimiterPermit> | undefined;
   readonly #adaptive: AdaptiveLimit | undefined;
+  readonly #undrive: (() => void) | undefined;
   readonly #drainRate = new DrainRate();
   readonly #issuer: PermitIssuer = {
     takeBack: (permit, outcome) => this.#takeBack(permit, outcome),
-    abandon: (permit, reason) => this.#reject(permit, 'aborted', reason),
+    abandon: (permit, reason) => this.#giveUp(permit, 'aborted', reason),
   };
   #maxConcurrent: number;
   #active = 0;
-  #queuedWeight = 0;
   #acquired = 0;
   #rejected = 0;
   #paused = false;
@@ -86,13 +72,13 @@ export class ConcurrencyLimiter implements Limiter {
     const { adaptive } = given;
     this.name = given.name ?? 'limiter';
     this.hooks = given.hooks ?? new LifecycleHooks();
-    this.#maxQueue = given.maxQueue ?? Number.POSITIVE_INFINITY;
-    this.#queueTimeoutMs = given.queueTimeoutMs;
-    this.#refuseUnmeetable = given.refuseUnmeetable ?? false;
     this.#nesting = given.detectNested === true ? new AsyncLocalStorage() : undefined;
     this.#adaptive = adaptive;
     this.#maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
-    adaptive?.drive(this);
+    this.#waiting = new WaitingRoom(this, given, this.#drainRate, (permit) => {
+      this.#giveUp(permit, 'timeout', undefined);
+    });
+    this.#undrive = adaptive?.drive(this);
   }
 
   /** The limit. Growing it admits at once; shrinking it revokes nothing. */
@@ -117,7 +103,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Waiters now. */
   get queuedCount(): number {
-    return this.#queue.size;
+    return this.#waiting.size;
   }
 
   /** Counts, as they stand. */
@@ -125,7 +111,7 @@ export class ConcurrencyLimiter implements Limiter {
     return Object.freeze({
       maxConcurrent: this.#maxConcurrent,
       active: this.#active,
-      queued: this.#queue.size,
+      queued: this.#waiting.size,
       acquired: this.#acquired,
       rejected: this.#rejected,
       paused: this.#paused,
@@ -137,7 +123,7 @@ export class ConcurrencyLimiter implements Limiter {
    * Waits for a permit.
    *
    * Rejects with `signal.reason`, `AcquireTimeoutError`, `QueueFullError`, `DeadlineUnmeetableError`,
-   * `LimiterClosedError`, or a `TypeError` or `RangeError` naming a wrong option.
+   * `LimiterClosedError`, `NestedAcquireError`, or a `TypeError` or `RangeError` naming a wrong option.
    *
    * @example
    * using permit = await limiter.acquire({ signal, timeoutMs: 5_000 });
@@ -161,19 +147,14 @@ export class ConcurrencyLimiter implements Limiter {
   /**
    * Runs `fn` under a permit and gives the permit back when it ends, however it ends.
    *
-   * Settles as `fn` does; rejects as `acquire` does where no permit was given, and with `NestedAcquireError` where
-   * `detectNested` is set. `options.signal` ends the waiting; `fn` gets it and has to heed it itself.
+   * Settles as `fn` does; rejects as `acquire` does where no permit was given, and then `fn` was not called.
+   * `options.signal` ends the waiting; `fn` gets it and has to heed it itself.
    */
-  run<R>(fn: (context: RunContext) => R | PromiseLike<R>, options?: AcquireOptions): Promise<R> {
-    if (options === undefined && this.#hasRoom && this.#nesting === undefined && typeof fn === 'function') {
-      return this.#runUnder(this.#take(1, undefined), fn);
-    }
+  run<R>(fn: Work<R>, options?: AcquireOptions): Promise<R> {
     if (typeof fn !== 'function') return Promise.reject(new TypeError(refusal('fn', 'a function', fn)));
-    if (this.#nesting?.getStore()?.state === 'held' && !this.#isFree(options?.weight ?? 1)) {
-      return this.#refuse('nested', new NestedAcquireError(this.name), options);
-    }
+    if (options === undefined && this.#hasRoom) return runUnder(this.#take(1, undefined), fn, this.#nesting);
     const permit = this.#request(options, fn);
-    if (permit instanceof LimiterPermit) return this.#runUnder(permit, fn);
+    if (permit instanceof LimiterPermit) return runUnder(permit, fn, this.#nesting);
     return permit.then(this.#begin) as Promise<R>;
   }
 
@@ -195,7 +176,8 @@ export class ConcurrencyLimiter implements Limiter {
   /** Gives no further permits until `resume`. Permits held are not touched, requests queue up. */
   pause(): void {
     this.#paused = true;
-    this.#fill();
+    this.#hasRoom = false;
+    this.#drainRate.end();
   }
 
   /** Ends a `pause`. */
@@ -206,7 +188,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Settles when nothing is held and nobody waits. */
   onIdle(): Promise<void> {
-    if (this.#active === 0 && this.#queue.size === 0) return Promise.resolve();
+    if (this.#active === 0 && this.#waiting.size === 0) return Promise.resolve();
     return new Promise((resolve) => this.#idleListeners.push(resolve));
   }
 
@@ -227,14 +209,16 @@ export class ConcurrencyLimiter implements Limiter {
       // A paused limiter would never empty.
       this.resume();
     }
-    return withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {
+    await withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {
       this.#turnAllAway();
       return new DrainTimeoutError(this.name, elapsedMs, this.#active);
     });
+    this.#turnAllAway();
   }
 
-  #isFree(weight: number): boolean {
-    return this.#queue.size === 0 && this.#state === 'open' && this.#fits(weight);
+  /** Whether a newcomer is next and has room. Without a priority it is next only where nobody waits. */
+  #isFree(weight: number, priority = Number.NEGATIVE_INFINITY): boolean {
+    return this.#fits(weight) && this.#state === 'open' && this.#waiting.isBehind(priority);
   }
 
   /** Whether the limit has room; for one that is heavier than a shrunken limit, whether it is all there is. */
@@ -259,46 +243,19 @@ export class ConcurrencyLimiter implements Limiter {
   /** From now on a newcomer would have to wait. */
   #fill(): void {
     this.#hasRoom = false;
-    this.#drainRate.begin();
+    // How fast room comes back says nothing while it may not be given.
+    if (!this.#paused) this.#drainRate.begin();
   }
 
   #stamp(permit: LimiterPermit, adaptive: AdaptiveLimit): void {
     permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
   }
 
-  /** Runs the host's code under a permit. Plain `then` calls: an async function here would cost a third more. */
-  #runUnder<R>(permit: LimiterPermit, fn: (context: RunContext) => R | PromiseLike<R>): Promise<R> {
-    const signal = permit.extras?.signal;
-    // The grant came before the abort, but nothing has begun yet.
-    if (signal?.aborted) {
-      permit.release('ignored');
-      return Promise.reject(signal.reason);
-    }
-    const context = { signal, permit };
-    let answer: R | PromiseLike<R>;
-    try {
-      answer = this.#nesting === undefined ? fn(context) : this.#nesting.run(permit, fn, context);
-    } catch (error) {
-      permit.release('ignored');
-      return Promise.reject(error);
-    }
-    return Promise.resolve(answer).then(
-      (result) => {
-        permit.release();
-        return result;
-      },
-      (error: unknown) => {
-        permit.release('ignored');
-        throw error;
-      },
-    );
-  }
-
   /** Begins a `run` that had to wait: one function for all of them, and the caller's context from its own `then`. */
   readonly #begin = (permit: LimiterPermit): Promise<unknown> => {
-    const work = permit.work as (context: RunContext) => unknown;
+    const work = permit.work as Work<unknown>;
     permit.work = undefined;
-    return this.#runUnder(permit, work);
+    return runUnder(permit, work, this.#nesting);
   };
 
   /** Any request: a permit where one is free, else the promise of one. */
@@ -307,20 +264,18 @@ export class ConcurrencyLimiter implements Limiter {
     work: LimiterPermit['work'],
   ): LimiterPermit | Promise<LimiterPermit> {
     if (options === undefined) {
-      if (!this.#isFree(1)) return this.#wait(1, undefined, work);
-    } else {
-      try {
-        checkAcquireOptions(options, this.#maxConcurrent);
-      } catch (error) {
-        return Promise.reject(error);
-      }
-      const { signal } = options;
-      if (signal?.aborted) return this.#refuse('aborted', signal.reason, options);
+      return this.#isFree(1, 0) ? this.#take(1, undefined) : this.#wait(1, undefined, work);
     }
-    const weight = options?.weight ?? 1;
+    try {
+      checkAcquireOptions(options, this.#maxConcurrent);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    const { signal, weight = 1, priority = 0 } = options;
+    if (signal?.aborted) return this.#refuse('aborted', signal.reason, options);
     // A copy: the caller may use the object again for the next request.
-    const extras = options === undefined ? undefined : { ...options };
-    return this.#isFree(weight) ? this.#take(weight, extras) : this.#wait(weight, extras, work);
+    const extras = { ...options };
+    return this.#isFree(weight, priority) ? this.#take(weight, extras) : this.#wait(weight, extras, work);
   }
 
   #wait(
@@ -328,76 +283,20 @@ export class ConcurrencyLimiter implements Limiter {
     extras: PermitExtras | undefined,
     work: LimiterPermit['work'],
   ): Promise<LimiterPermit> {
-    const timeoutMs = extras?.timeoutMs ?? this.#queueTimeoutMs;
-    const hopeless = this.#hopelessness(weight, timeoutMs);
-    if (hopeless !== undefined) return this.#refuse(hopeless.reason, hopeless.error, extras);
+    const objection = this.#objection() ?? this.#waiting.objection(weight, extras?.timeoutMs);
+    if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
 
     const permit = new LimiterPermit(this.#issuer, weight, 'waiting', extras);
-    permit.clockMs = clockMs();
     permit.work = work;
-    const granted = new Promise<LimiterPermit>((resolve) => {
-      permit.settle = resolve;
-    });
-    if (timeoutMs !== undefined) {
-      permit.extras ??= {};
-      permit.extras.timer = setTimeout(this.#onTimeout, timeoutMs, permit);
-    }
-    if (extras === undefined) {
-      this.#queue.push(permit);
-    } else {
-      if (extras.signal !== undefined) watchAbort(extras.signal, permit);
-      this.#queue.push(permit, extras.priority, extras.tenant);
-    }
-    this.#queuedWeight += weight;
+    const granted = this.#waiting.enter(permit);
     this.#fill();
-    return this.#isHeard() ? this.#toldWhenSettled(permit, granted) : granted;
+    return tellWaiting(this, permit, granted);
   }
 
-  #isHeard(): boolean {
-    const { hooks } = this;
-    return hooks.hears('permit:queued') || hooks.hears('permit:acquired') || hooks.hears('permit:rejected');
-  }
-
-  /** Tells after the caller's own await: elsewhere a listener would see the context of whoever released or aborted. */
-  #toldWhenSettled(permit: LimiterPermit, granted: Promise<LimiterPermit>): Promise<LimiterPermit> {
-    tellPermit(this, 'permit:queued', permit);
-    return granted.then(
-      (held) => {
-        tellPermit(this, 'permit:acquired', held);
-        return held;
-      },
-      (error: unknown) => {
-        tellRejected(this, permit.state as PermitRejection, error, permit.clockMs, permit.extras);
-        throw error;
-      },
-    );
-  }
-
-  readonly #onTimeout = (permit: LimiterPermit): void => {
-    this.#reject(permit, 'timeout', undefined);
-  };
-
-  /** Why a request that would have to wait is not even queued. */
-  #hopelessness(
-    weight: number,
-    timeoutMs: number | undefined,
-  ): { readonly reason: PermitRejection; readonly error: Error } | undefined {
-    if (this.#state !== 'open') return { reason: 'closed', error: new LimiterClosedError(this.name) };
-    if (this.#queue.size >= this.#maxQueue) {
-      const error = new QueueFullError({ ...figuresOf(this, 0), retryAfterMs: this.#estimateMs(weight) });
-      return { reason: 'queue-full', error };
-    }
-    if (timeoutMs === 0) return { reason: 'timeout', error: new AcquireTimeoutError(figuresOf(this, 0)) };
-    if (timeoutMs === undefined || !this.#refuseUnmeetable) return undefined;
-    const retryAfterMs = this.#estimateMs(weight);
-    if (retryAfterMs <= timeoutMs) return undefined;
-    const error = new DeadlineUnmeetableError({ ...figuresOf(this, 0), retryAfterMs, timeoutMs });
-    return { reason: 'deadline', error };
-  }
-
-  /** How long a request arriving now would wait, in whole milliseconds. */
-  #estimateMs(weight: number): number {
-    return Math.ceil(this.#drainRate.msFor(this.#queuedWeight + weight));
+  /** Why nobody, or not this caller, may wait. */
+  #objection(): LimiterClosedError | NestedAcquireError | undefined {
+    if (this.#state !== 'open') return new LimiterClosedError(this.name);
+    return this.#nesting?.getStore()?.state === 'held' ? new NestedAcquireError(this.name) : undefined;
   }
 
   #refuse(reason: PermitRejection, error: unknown, options: AcquireOptions | undefined): Promise<never> {
@@ -408,55 +307,44 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Hands permits to the waiting, in order, as far as they reach. */
   #admit(): void {
-    for (
-      let next = this.#queue.peek();
-      next !== undefined && this.#fits(next.weight);
-      next = this.#queue.peek()
-    ) {
-      this.#queue.shift();
-      this.#settle(next, 'held', next);
-      this.#count(next);
+    const waiting = this.#waiting;
+    for (let next = waiting.next; next !== undefined && this.#fits(next.weight); next = waiting.next) {
+      const signal = next.extras?.signal;
+      if (signal?.aborted) {
+        // Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same.
+        waiting.remove(next);
+        this.#rejected++;
+        next.fail('aborted', signal.reason);
+      } else {
+        waiting.shift();
+        next.grant();
+        this.#count(next);
+      }
     }
     if (this.#isFree(1)) {
       this.#hasRoom = true;
       this.#drainRate.end();
     } else this.#fill();
-    if (this.#active === 0 && this.#queue.size === 0 && this.#idleListeners.length > 0) this.#tellIdle();
+    if (this.#active === 0 && this.#waiting.size === 0 && this.#idleListeners.length > 0) this.#tellIdle();
   }
 
-  /** Ends the waiting of a permit that has left the queue; nothing of it stays behind. */
-  #settle(
-    permit: LimiterPermit,
-    state: 'held' | PermitRejection,
-    answer: LimiterPermit | Promise<never>,
-  ): void {
-    this.#queuedWeight -= permit.weight;
-    const { extras } = permit;
-    if (extras?.timer !== undefined) clearTimeout(extras.timer);
-    if (extras?.signal !== undefined) unwatchAbort(extras.signal, permit);
-    permit.state = state;
-    permit.clockMs = (clockMs() - permit.clockMs) | 0;
-    permit.settle?.(answer);
-    permit.settle = undefined;
-  }
-
-  /** A waiter gives up: whoever could go on without it does. */
-  #reject(permit: LimiterPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
-    if (!this.#queue.remove(permit)) return;
-    const waitedMs = (clockMs() - permit.clockMs) | 0;
-    const error = reason === 'timeout' ? new AcquireTimeoutError(figuresOf(this, waitedMs)) : cause;
+  /** A waiter leaves with nothing: whoever could go on without it does. */
+  #giveUp(permit: LimiterPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
+    if (!this.#waiting.remove(permit)) return;
     this.#rejected++;
-    this.#settle(permit, reason, Promise.reject(error));
+    const error = reason === 'timeout' ? new AcquireTimeoutError(figuresOf(this, permit.waitMs)) : cause;
+    permit.fail(reason, error);
     this.#admit();
   }
 
   #turnAllAway(): void {
     this.#state = 'closed';
-    for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
+    for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
       this.#rejected++;
-      this.#settle(next, 'closed', Promise.reject(new LimiterClosedError(this.name)));
+      next.fail('closed', new LimiterClosedError(this.name));
     }
     this.#admit();
+    this.#undrive?.();
   }
 
   #takeBack(permit: LimiterPermit, outcome: PermitOutcome): void {

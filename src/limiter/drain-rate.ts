@@ -6,47 +6,67 @@ const MEMORY = 64;
 const UNKNOWN_MS = 1_000;
 
 /**
- * How fast a limit gives room back while it is reached: weight released per millisecond of saturation, the older
- * releases counting less and less. Time in which a newcomer would have been let in at once does not count.
+ * How fast a limit gives room back while it is reached: the gaps between releases and the weight they bring, the older
+ * ones counting less and less. Time in which a newcomer would have been let in at once does not count.
  *
  * Costs a look at the turn's clock for each change while saturated, and nothing otherwise.
  */
 export class DrainRate {
-  #saturatedSince: number | undefined;
+  #saturated = false;
+  /** The last release, or the moment at which the limit was reached. */
   #lastMs = 0;
-  #weight = 0;
-  #elapsedMs = 0;
   #releases = 0;
+  #weight = 0;
+  /** All gaps together, and all their squares. */
+  #elapsedMs = 0;
+  #squares = 0;
 
   /** The limit has just been reached. */
   begin(): void {
-    if (this.#saturatedSince !== undefined) return;
+    if (this.#saturated) return;
+    this.#saturated = true;
     this.#lastMs = turnMs();
-    this.#saturatedSince = this.#lastMs;
   }
 
   /** A permit of this weight came back. Does nothing unless the limit was reached. */
   note(weight: number): void {
-    if (this.#saturatedSince === undefined) return;
+    if (!this.#saturated) return;
     const now = turnMs();
-    this.#elapsedMs += now - this.#lastMs;
+    const gap = now - this.#lastMs;
     this.#lastMs = now;
+    this.#elapsedMs += gap;
+    this.#squares += gap * gap;
     this.#weight += weight;
     if (++this.#releases < MEMORY) return;
     this.#releases /= 2;
     this.#weight /= 2;
     this.#elapsedMs /= 2;
+    this.#squares /= 2;
   }
 
   /** The limit is no longer reached. */
   end(): void {
-    this.#saturatedSince = undefined;
+    this.#saturated = false;
   }
 
-  /** Milliseconds until this much weight will have come back. */
+  /** Whether anything has been measured yet. */
+  get isKnown(): boolean {
+    return this.#elapsedMs > 0;
+  }
+
+  /**
+   * Milliseconds until this much weight will have come back: the rest of the present gap, and what is left of the
+   * weight at the mean rate.
+   */
   msFor(weight: number): number {
-    const silentMs = this.#saturatedSince === undefined ? 0 : turnMs() - this.#lastMs;
-    if (this.#elapsedMs === 0) return Math.max(UNKNOWN_MS, silentMs);
-    return (weight * this.#elapsedMs) / this.#weight;
+    const silentMs = this.#saturated ? turnMs() - this.#lastMs : 0;
+    if (!this.isKnown) return Math.max(UNKNOWN_MS, silentMs);
+    // The gap that somebody arrives in is longer than the mean gap, as long gaps are more of the time. (Where ten
+    // releases come together every ten seconds, the mean gap is one second, and nobody ever arrives in such a one.)
+    const gapMs = this.#squares / this.#elapsedMs;
+    // Past the time when it should have ended, the longer it has been silent the longer it will be.
+    const restOfGapMs = Math.max(Math.abs(gapMs - silentMs), gapMs / 4);
+    const weightAfterwards = Math.max(0, weight - this.#weight / this.#releases);
+    return restOfGapMs + (weightAfterwards * this.#elapsedMs) / this.#weight;
   }
 }

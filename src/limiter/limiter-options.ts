@@ -24,8 +24,9 @@ export interface ConcurrencyLimiterOptions {
   /** Turns away on arrival, with `DeadlineUnmeetableError`, who would wait longer than its timeout. @default false */
   readonly refuseUnmeetable?: boolean;
   /**
-   * Refuses a `run` that would wait inside a `run` of this limiter, with `NestedAcquireError`. Off by default, since
-   * tracking who is inside makes every `await` of the host dearer on Node 20. @default false
+   * Refuses, with `NestedAcquireError`, whoever would wait for this limiter inside a `run` of it: for what only the end
+   * of that `run` may free. Off by default, since tracking who is inside makes every `await` of the host dearer on
+   * Node 20. @default false
    */
   readonly detectNested?: boolean;
   /** Told as `source` in events and errors. @default 'limiter' */
@@ -75,7 +76,7 @@ const ACQUIRE_OPTIONS: Readonly<Record<keyof AcquireOptions, true>> = {
 
 /** Refuses wrong options of one request. */
 export function checkAcquireOptions(given: AcquireOptions, maxWeight: number): void {
-  if (typeof given !== 'object' || given === null)
+  if (typeof given !== 'object' || given === null || Array.isArray(given))
     throw new TypeError(refusal('options', 'an options object', given));
   for (const key in given) {
     if (!(key in ACQUIRE_OPTIONS)) checkOptions('acquire', given, Object.keys(ACQUIRE_OPTIONS) as never);

@@ -1,4 +1,4 @@
-import type { QueueFigures } from '../errors.js';
+import type { PipelinePoolError, PipelinePoolErrorCode, QueueFigures } from '../errors.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
@@ -14,6 +14,17 @@ export const figuresOf = (limiter: Limiter, waitedMs: number): QueueFigures => (
   queued: limiter.queuedCount,
   size: limiter.maxConcurrent,
 });
+
+const REASONS: { readonly [code in PipelinePoolErrorCode]?: PermitRejection } = {
+  ERR_QUEUE_FULL: 'queue-full',
+  ERR_DEADLINE_UNMEETABLE: 'deadline',
+  ERR_ACQUIRE_TIMEOUT: 'timeout',
+  ERR_LIMITER_CLOSED: 'closed',
+  ERR_NESTED_ACQUIRE: 'nested',
+};
+
+/** What the events call it when a limiter turns somebody away with this error. */
+export const reasonOf = ({ code }: PipelinePoolError): PermitRejection => REASONS[code] as PermitRejection;
 
 const told = (limiter: Limiter, weight: number, options: AcquireOptions | undefined) => ({
   source: limiter.name,
@@ -52,4 +63,30 @@ export function tellRejected(
   if (!limiter.hooks.hears('permit:rejected')) return;
   const payload = { ...told(limiter, options?.weight ?? 1, options), reason, error, waitMs };
   limiter.hooks.emit('permit:rejected', payload);
+}
+
+const wouldBeTold = (hooks: LifecycleHooks): boolean =>
+  hooks.hears('permit:queued') || hooks.hears('permit:acquired') || hooks.hears('permit:rejected');
+
+/**
+ * Tells how a permit waits and what comes of it, if anybody listens. What comes of it is told after the caller's own
+ * await: elsewhere a listener would see the AsyncLocalStorage context of whoever released or aborted.
+ */
+export function tellWaiting(
+  limiter: TellingLimiter,
+  permit: LimiterPermit,
+  granted: Promise<LimiterPermit>,
+): Promise<LimiterPermit> {
+  if (!wouldBeTold(limiter.hooks)) return granted;
+  tellPermit(limiter, 'permit:queued', permit);
+  return granted.then(
+    (held) => {
+      tellPermit(limiter, 'permit:acquired', held);
+      return held;
+    },
+    (error: unknown) => {
+      tellRejected(limiter, permit.state as PermitRejection, error, permit.waitMs, permit.extras);
+      throw error;
+    },
+  );
 }

@@ -76,6 +76,20 @@ export class LimiterPermit implements Permit, QueueNode, AbortWatcher {
     this.release();
   }
 
+  /** @internal The waiting has led to a permit. */
+  grant(): void {
+    this.state = 'held';
+    this.settle?.(this);
+    this.settle = undefined;
+  }
+
+  /** @internal The waiting has led to nothing. */
+  fail(reason: PermitRejection, error: unknown): void {
+    this.state = reason;
+    this.settle?.(Promise.reject(error));
+    this.settle = undefined;
+  }
+
   /** @internal */
   onAbort(reason: unknown): void {
     this.issuer.abandon(this, reason);

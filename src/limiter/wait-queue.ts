@@ -93,6 +93,11 @@ export class WaitQueue<W extends QueueNode> {
     return this.#size;
   }
 
+  /** The priority of who is next. */
+  get topPriority(): number | undefined {
+    return this.#levels[0]?.priority;
+  }
+
   /** Adds a waiter behind those of its priority and tenant. It must not be in a queue already. */
   push(waiter: W, priority = 0, tenant?: string): void {
     const top = this.#levels[0];

@@ -1,0 +1,130 @@
+import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../errors.js';
+import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
+import { turnMs } from '../internal/clock.js';
+import type { DrainRate } from './drain-rate.js';
+import type { Limiter } from './limiter.js';
+import type { ConcurrencyLimiterOptions } from './limiter-options.js';
+import type { LimiterPermit } from './permit.js';
+import { figuresOf } from './permit-events.js';
+import { WaitQueue } from './wait-queue.js';
+
+// Whole milliseconds stay small integers, which a waiter keeps without another object; differences survive the wrap.
+const clockMs = (): number => turnMs() | 0;
+
+/** What bounds the waiting. */
+type WaitingRules = Pick<ConcurrencyLimiterOptions, 'maxQueue' | 'queueTimeoutMs' | 'refuseUnmeetable'>;
+
+/**
+ * Where permits wait, each with its promise, its timer and its watch on a signal; `WaitQueue` says in which order.
+ *
+ * Invariants:
+ * - A permit is `waiting` exactly while it is in here.
+ * - Whoever leaves takes everything along: its timer is cleared, its signal is no longer watched.
+ * - Whoever is taken out is granted or failed by the taker in the same step.
+ */
+export class WaitingRoom {
+  readonly #limiter: Limiter;
+  readonly #drainRate: DrainRate;
+  readonly #maxQueue: number;
+  readonly #queueTimeoutMs: number | undefined;
+  readonly #refuseUnmeetable: boolean;
+  readonly #onTimeout: (permit: LimiterPermit) => void;
+  readonly #queue = new WaitQueue<LimiterPermit>();
+  #weight = 0;
+
+  /** `onTimeout` is told of a permit whose time is up; it is still in here then. */
+  constructor(
+    limiter: Limiter,
+    { maxQueue = Number.POSITIVE_INFINITY, queueTimeoutMs, refuseUnmeetable = false }: WaitingRules,
+    drainRate: DrainRate,
+    onTimeout: (permit: LimiterPermit) => void,
+  ) {
+    this.#limiter = limiter;
+    this.#drainRate = drainRate;
+    this.#maxQueue = maxQueue;
+    this.#queueTimeoutMs = queueTimeoutMs;
+    this.#refuseUnmeetable = refuseUnmeetable;
+    this.#onTimeout = onTimeout;
+  }
+
+  /** Waiters. */
+  get size(): number {
+    return this.#queue.size;
+  }
+
+  /** Whether a newcomer of this priority would be next. */
+  isBehind(priority: number): boolean {
+    const top = this.#queue.topPriority;
+    return top === undefined || priority > top;
+  }
+
+  /** Who is next. */
+  get next(): LimiterPermit | undefined {
+    return this.#queue.peek();
+  }
+
+  /** Why a request is not even let in, if there is a reason. */
+  objection(
+    weight: number,
+    timeoutMs = this.#queueTimeoutMs,
+  ): QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError | undefined {
+    const limiter = this.#limiter;
+    if (this.#queue.size >= this.#maxQueue) {
+      return new QueueFullError({ ...figuresOf(limiter, 0), retryAfterMs: this.#estimateMs(weight) });
+    }
+    if (timeoutMs === 0) return new AcquireTimeoutError(figuresOf(limiter, 0));
+    if (timeoutMs === undefined || !this.#refuseUnmeetable || !this.#drainRate.isKnown) return undefined;
+    const retryAfterMs = this.#estimateMs(weight);
+    if (retryAfterMs <= timeoutMs) return undefined;
+    return new DeadlineUnmeetableError({ ...figuresOf(limiter, 0), retryAfterMs, timeoutMs });
+  }
+
+  /** Lets a permit wait; its signal must not be aborted yet. The promise settles as the permit is granted or failed. */
+  enter(permit: LimiterPermit): Promise<LimiterPermit> {
+    permit.clockMs = clockMs();
+    const granted = new Promise<LimiterPermit>((resolve) => {
+      permit.settle = resolve;
+    });
+    const timeoutMs = permit.extras?.timeoutMs ?? this.#queueTimeoutMs;
+    if (timeoutMs !== undefined) {
+      permit.extras ??= {};
+      permit.extras.timer = setTimeout(this.#onTimeout, timeoutMs, permit);
+    }
+    const { extras } = permit;
+    if (extras === undefined) {
+      this.#queue.push(permit);
+    } else {
+      if (extras.signal !== undefined) watchAbort(extras.signal, permit);
+      this.#queue.push(permit, extras.priority, extras.tenant);
+    }
+    this.#weight += permit.weight;
+    return granted;
+  }
+
+  /** Takes out who is next. */
+  shift(): LimiterPermit | undefined {
+    const permit = this.#queue.shift();
+    if (permit !== undefined) this.#takeLeave(permit);
+    return permit;
+  }
+
+  /** Takes out a permit, wherever it stands. Gives false for one that has left already. */
+  remove(permit: LimiterPermit): boolean {
+    if (!this.#queue.remove(permit)) return false;
+    this.#takeLeave(permit);
+    return true;
+  }
+
+  /** How long a request arriving now would wait, in whole milliseconds. */
+  #estimateMs(weight: number): number {
+    return Math.ceil(this.#drainRate.msFor(this.#weight + weight));
+  }
+
+  #takeLeave(permit: LimiterPermit): void {
+    this.#weight -= permit.weight;
+    const { extras } = permit;
+    if (extras?.timer !== undefined) clearTimeout(extras.timer);
+    if (extras?.signal !== undefined) unwatchAbort(extras.signal, permit);
+    permit.clockMs = (clockMs() - permit.clockMs) | 0;
+  }
+}

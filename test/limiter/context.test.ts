@@ -1,0 +1,119 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { LimiterEvents } from '../../src/hooks/events.js';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { Permit } from '../../src/limiter/limiter.js';
+import { turn } from './event-loop.js';
+
+const CALLERS = 100;
+const caller = new AsyncLocalStorage<string>();
+
+/** Calls `job` once for each of 100 callers, each in a context of its own, and waits for all. */
+const asEach = <R>(job: (taskId: string, index: number) => Promise<R>): Promise<R[]> =>
+  Promise.all(Array.from({ length: CALLERS }, (_, i) => caller.run(`task ${i}`, () => job(`task ${i}`, i))));
+
+/** Hooks that note, for each event of a request, whether its listener saw the context of that request. */
+function contextHooks() {
+  const hooks = new LifecycleHooks();
+  const right: Record<string, number> = {};
+  const wrong: string[] = [];
+  const events = ['permit:queued', 'permit:acquired', 'permit:released', 'permit:rejected'] as const;
+  for (const event of events) {
+    hooks.on(event, ({ taskId }: LimiterEvents[typeof event]) => {
+      if (caller.getStore() === taskId) right[event] = (right[event] ?? 0) + 1;
+      else wrong.push(`${event} of ${taskId} in the context of ${caller.getStore()}`);
+    });
+  }
+  return { hooks, right, wrong };
+}
+
+describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
+  it.each([1, 3, 1000])('holds inside run and after it, with %d at once', async (maxConcurrent) => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent });
+    await asEach(async (taskId, i) => {
+      const seen = await limiter.run(async () => {
+        const first = caller.getStore();
+        if (i % 2 === 0) await turn();
+        else await undefined;
+        return [first, caller.getStore()];
+      });
+      expect([...seen, caller.getStore()]).toEqual([taskId, taskId, taskId]);
+    });
+  });
+
+  it('holds after acquire, whoever released', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    await asEach(async (taskId, i) => {
+      const permit = await limiter.acquire({ weight: (i % 2) + 1, priority: i % 3 });
+      expect(caller.getStore()).toBe(taskId);
+      await turn();
+      caller.run('somebody else', () => permit.release());
+    });
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('holds in the hooks of the request itself: queued, acquired, released', async () => {
+    const { hooks, right, wrong } = contextHooks();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3, hooks });
+    await asEach((taskId) => limiter.run(() => turn(), { taskId }));
+    expect(wrong).toEqual([]);
+    expect(right).toEqual({ 'permit:queued': 97, 'permit:acquired': 100, 'permit:released': 100 });
+  });
+
+  it('holds in permit:rejected when somebody else aborts or closes', async () => {
+    for (const end of ['abort', 'close'] as const) {
+      const { hooks, right, wrong } = contextHooks();
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
+      const controller = new AbortController();
+      const holder = caller.run('holder', () => limiter.tryAcquire() as Permit);
+      const all = asEach((taskId) =>
+        limiter.acquire({ taskId, signal: controller.signal }).catch(() => caller.getStore()),
+      );
+      caller.run('somebody else', () => {
+        if (end === 'abort') controller.abort();
+        else void limiter.close();
+      });
+      expect(new Set(await all).size).toBe(CALLERS);
+      expect(wrong.filter((line) => !line.includes('undefined'))).toEqual([]);
+      expect(right).toMatchObject({ 'permit:queued': 100, 'permit:rejected': 100 });
+      holder.release();
+    }
+  });
+
+  it('holds in permit:rejected of those who are turned away on arrival', async () => {
+    const { hooks, right, wrong } = contextHooks();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 0, hooks });
+    hooks.on('permit:rejected', () => {});
+    const holder = caller.run('task 0', () => limiter.acquire({ taskId: 'task 0' }));
+    await asEach((taskId) => limiter.run(() => {}, { taskId }).catch(() => {}));
+    expect(wrong).toEqual([]);
+    expect(right).toMatchObject({ 'permit:acquired': 1, 'permit:rejected': 100 });
+    await holder;
+  });
+
+  describe('with fake timers', () => {
+    beforeEach(async () => {
+      vi.useFakeTimers();
+      await turn();
+    });
+    afterEach(async () => {
+      vi.useRealTimers();
+      await turn();
+    });
+
+    it('holds in permit:rejected when the time is up', async () => {
+      const { hooks, right, wrong } = contextHooks();
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
+      await limiter.acquire({ timeoutMs: 5 });
+      wrong.length = 0;
+      const all = asEach((taskId, i) =>
+        limiter.acquire({ taskId, timeoutMs: 10 + i }).catch(() => caller.getStore()),
+      );
+      await caller.run('somebody else', () => vi.advanceTimersByTimeAsync(10 + CALLERS));
+      expect(new Set(await all).size).toBe(CALLERS);
+      expect(wrong).toEqual([]);
+      expect(right).toMatchObject({ 'permit:queued': 100, 'permit:rejected': 100 });
+    });
+  });
+});

@@ -1,0 +1,112 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { DrainRate } from '../../src/limiter/drain-rate.js';
+import { turn } from './event-loop.js';
+
+describe('DrainRate', () => {
+  beforeEach(async () => {
+    vi.useFakeTimers();
+    await turn();
+  });
+  afterEach(async () => {
+    vi.useRealTimers();
+    await turn();
+  });
+
+  const pass = async (ms: number) => {
+    await vi.advanceTimersByTimeAsync(ms);
+    await turn();
+  };
+
+  /** A rate that has seen so many releases, one each so many milliseconds. */
+  async function paced(releases: number, gapMs: number, weight = 1) {
+    const rate = new DrainRate();
+    rate.begin();
+    for (let i = 0; i < releases; i++) {
+      await pass(gapMs);
+      rate.note(weight);
+    }
+    return rate;
+  }
+
+  it('says a second while it knows nothing, or as long as the limit has been reached', async () => {
+    const rate = new DrainRate();
+    expect(rate.isKnown).toBe(false);
+    expect(rate.msFor(1)).toBe(1000);
+    rate.begin();
+    await pass(400);
+    expect(rate.msFor(5)).toBe(1000);
+    await pass(5000);
+    rate.begin();
+    expect(rate.msFor(5)).toBe(5400);
+  });
+
+  it('says how long so much weight takes at the pace of late', async () => {
+    const rate = await paced(10, 200);
+    expect(rate.isKnown).toBe(true);
+    expect(rate.msFor(1)).toBe(200);
+    expect(rate.msFor(5)).toBe(1000);
+  });
+
+  it('counts what has passed since the last release', async () => {
+    const rate = await paced(10, 200);
+    await pass(150);
+    expect(rate.msFor(1)).toBe(50);
+    expect(rate.msFor(5)).toBe(850);
+  });
+
+  it('says more and more once a release is overdue', async () => {
+    const rate = await paced(10, 200);
+    await pass(200);
+    expect(rate.msFor(1)).toBe(50);
+    await pass(5_000);
+    expect(rate.msFor(1)).toBe(5_000);
+  });
+
+  it('lets one release of much weight serve several', async () => {
+    const rate = await paced(10, 1000, 5);
+    expect(rate.msFor(5)).toBe(1000);
+    expect(rate.msFor(10)).toBe(2000);
+  });
+
+  it('leaves out the time in which there was room', async () => {
+    const rate = await paced(4, 100);
+    rate.end();
+    rate.note(1);
+    await pass(60_000);
+    rate.note(1);
+    rate.begin();
+    expect(rate.msFor(2)).toBe(200);
+  });
+
+  it('follows a change of pace within two rounds of its memory', async () => {
+    const rate = await paced(200, 10);
+    expect(rate.msFor(10)).toBe(100);
+    for (let i = 0; i < 128; i++) {
+      await pass(100);
+      rate.note(1);
+    }
+    expect(rate.msFor(10)).toBeGreaterThan(700);
+    expect(rate.msFor(10)).toBeLessThanOrEqual(1000);
+  });
+
+  it('is not spoilt by a pause of the limiter', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 1 });
+    const round = async () => {
+      const permit = await limiter.acquire();
+      await pass(100);
+      permit.release();
+    };
+    for (let i = 0; i < 5; i++) await round();
+    const holder = await limiter.acquire();
+    limiter.pause();
+    await pass(3_600_000);
+    holder.release();
+    limiter.resume();
+    await round();
+    const last = await limiter.acquire();
+    void limiter.acquire();
+    await expect(limiter.acquire()).rejects.toMatchObject({ retryAfterMs: 200 });
+    last.release();
+  });
+});

@@ -1,0 +1,166 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { LimiterEvents } from '../../src/hooks/events.js';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { turn } from './event-loop.js';
+
+const EVENTS = [
+  'permit:queued',
+  'permit:acquired',
+  'permit:released',
+  'permit:rejected',
+  'limit:changed',
+] as const satisfies readonly (keyof LimiterEvents)[];
+
+/** Hooks that write down all that limiters tell. */
+function recorder() {
+  const hooks = new LifecycleHooks();
+  const told: [event: string, payload: Record<string, unknown>][] = [];
+  for (const event of EVENTS) hooks.on(event, (payload) => told.push([event, { ...payload }]));
+  return { hooks, told };
+}
+
+const ids = { taskId: 'report', requestId: 'r1', tenant: 'acme' };
+
+describe('What a ConcurrencyLimiter tells', () => {
+  beforeEach(async () => {
+    vi.useFakeTimers();
+    await turn();
+  });
+  afterEach(async () => {
+    vi.useRealTimers();
+    await turn();
+  });
+
+  it('is how a request was let in at once and came back', async () => {
+    const { hooks, told } = recorder();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3, name: 'admission', hooks });
+    const permit = await limiter.acquire({ ...ids, weight: 2 });
+    permit.release('dropped');
+    permit.release();
+    const common = { source: 'admission', ...ids, queued: 0, maxConcurrent: 3, weight: 2 };
+    expect(told).toEqual([
+      ['permit:acquired', { ...common, active: 2, waitMs: 0 }],
+      ['permit:released', { ...common, active: 0, outcome: 'dropped' }],
+    ]);
+  });
+
+  it('is how a request waited, and how long', async () => {
+    const { hooks, told } = recorder();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
+    const holder = limiter.tryAcquire();
+    const waiting = limiter.run(() => {}, ids);
+    await vi.advanceTimersByTimeAsync(40);
+    holder?.release();
+    await waiting;
+    const common = { source: 'limiter', ...ids, maxConcurrent: 1, weight: 1 };
+    const holders = { ...common, taskId: undefined, requestId: undefined, tenant: undefined };
+    expect(told).toEqual([
+      ['permit:acquired', { ...holders, active: 1, queued: 0, waitMs: 0 }],
+      ['permit:queued', { ...common, active: 1, queued: 1 }],
+      ['permit:released', { ...holders, active: 1, queued: 0, outcome: 'ok' }],
+      ['permit:acquired', { ...common, active: 1, queued: 0, waitMs: 40 }],
+      ['permit:released', { ...common, active: 0, queued: 0, outcome: 'ok' }],
+    ]);
+  });
+
+  it('is why a request got nothing, with the error that its caller gets', async () => {
+    const { hooks, told } = recorder();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 3, hooks });
+    limiter.tryAcquire();
+    told.length = 0;
+    const controller = new AbortController();
+    const errors: unknown[] = [];
+    const note = (error: unknown) => void errors.push(error);
+    const all = [
+      limiter.acquire({ taskId: 'timeout', timeoutMs: 30 }).catch(note),
+      limiter.acquire({ taskId: 'aborted', signal: controller.signal, weight: 1 }).catch(note),
+      limiter.acquire({ taskId: 'closed' }).catch(note),
+      limiter.acquire({ taskId: 'queue-full' }).catch(note),
+      limiter.acquire({ taskId: 'aborted', signal: AbortSignal.abort('before') }).catch(note),
+    ];
+    await vi.advanceTimersByTimeAsync(30);
+    await turn();
+    controller.abort('after');
+    await turn();
+    void limiter.close();
+    await Promise.all(all);
+    all.push(limiter.acquire({ taskId: 'closed' }).catch(note));
+    await all.at(-1);
+    const rejected = told.filter(([event]) => event === 'permit:rejected').map(([, payload]) => payload);
+    expect(rejected.map(({ taskId, reason, waitMs }) => [taskId, reason, waitMs])).toEqual([
+      ['queue-full', 'queue-full', 0],
+      ['aborted', 'aborted', 0],
+      ['timeout', 'timeout', 30],
+      ['aborted', 'aborted', 30],
+      ['closed', 'closed', 30],
+      ['closed', 'closed', 0],
+    ]);
+    for (const { error, ...payload } of rejected) {
+      expect(errors).toContain(error);
+      expect(payload).toMatchObject({ source: 'limiter', active: 1, maxConcurrent: 1, weight: 1 });
+    }
+    expect(told.filter(([event]) => event === 'permit:queued')).toHaveLength(3);
+  });
+
+  it('comes in the order in which it happens: queued, acquired, released for each', async () => {
+    const { hooks, told } = recorder();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, hooks });
+    await Promise.all(Array.from({ length: 20 }, (_, i) => limiter.run(() => {}, { taskId: `${i}` })));
+    for (let i = 0; i < 20; i++) {
+      const own = told.filter(([, { taskId }]) => taskId === `${i}`).map(([event]) => event);
+      expect(own).toEqual([...(i < 2 ? [] : ['permit:queued']), 'permit:acquired', 'permit:released']);
+    }
+  });
+
+  it('changes nothing for anybody when a listener throws, rejects or calls the limiter itself', async () => {
+    const hooks = new LifecycleHooks();
+    const errors: unknown[] = [];
+    hooks.on('hook:error', ({ event, error }) => errors.push([event, (error as Error).message]));
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
+    for (const event of EVENTS) {
+      hooks.on(event, () => {
+        throw new Error('thrown');
+      });
+      hooks.on(event, () => Promise.reject(new Error('rejected')));
+    }
+    let listening = true;
+    hooks.on('permit:released', () => {
+      // One listener that takes part itself, once: what it does is told again.
+      if (listening) {
+        listening = false;
+        limiter.tryAcquire()?.release();
+      }
+    });
+    const controller = new AbortController();
+    const first = limiter.run(() => 'first');
+    const second = limiter.run(() => 'second');
+    const third = limiter.run(() => 'third', { signal: controller.signal }).catch(() => 'aborted');
+    controller.abort();
+    expect(await Promise.all([first, second, third])).toEqual(['first', 'second', 'aborted']);
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    await turn();
+    expect(new Set(errors.map(String))).toEqual(
+      new Set(
+        EVENTS.filter((event) => event !== 'limit:changed').flatMap((event) => [
+          `${event},thrown`,
+          `${event},rejected`,
+        ]),
+      ),
+    );
+  });
+
+  it('goes to the hooks it was given, which several may share', async () => {
+    const { hooks, told } = recorder();
+    const limiters = ['llm', 'search'].map(
+      (name) => new ConcurrencyLimiter({ maxConcurrent: 1, name, hooks }),
+    );
+    for (const limiter of limiters) await limiter.run(() => {});
+    expect(told.map(([event, { source }]) => `${source} ${event}`)).toEqual([
+      'llm permit:acquired',
+      'llm permit:released',
+      'search permit:acquired',
+      'search permit:released',
+    ]);
+  });
+});

@@ -1,0 +1,128 @@
+import { describe, expect, it } from 'vitest';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { AcquireOptions } from '../../src/limiter/limiter.js';
+
+/** A limiter of one with a queue, and what it gives permits to, one after the other, once it is let go. */
+function setUp() {
+  const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+  const holder = limiter.tryAcquire();
+  const order: string[] = [];
+  const asked: Promise<void>[] = [];
+  const ask = (name: string, options?: AcquireOptions) => {
+    asked.push(limiter.run(() => void order.push(name), options));
+  };
+  const served = async () => {
+    holder?.release();
+    await Promise.all(asked);
+    return order;
+  };
+  return { limiter, order, ask, served };
+}
+
+describe('Tenants of one priority', () => {
+  it('take turns, one request each, whatever they have queued', async () => {
+    const { ask, served } = setUp();
+    for (const name of ['a1', 'a2', 'a3', 'a4']) ask(name, { tenant: 'a' });
+    for (const name of ['b1', 'b2']) ask(name, { tenant: 'b' });
+    ask('c1', { tenant: 'c' });
+    expect(await served()).toEqual(['a1', 'b1', 'c1', 'a2', 'b2', 'a3', 'a4']);
+  });
+
+  it('with 10,000 queued delay the single request of another by one grant', async () => {
+    const { ask, served } = setUp();
+    for (let i = 0; i < 10_000; i++) ask('crowd', { tenant: 'crowd' });
+    ask('single', { tenant: 'single' });
+    const order = await served();
+    expect(order.indexOf('single')).toBeLessThanOrEqual(1);
+    expect(order).toHaveLength(10_001);
+  });
+
+  it('delay the single request of another by at most one grant each', async () => {
+    const { ask, served } = setUp();
+    const tenants = Array.from({ length: 20 }, (_, i) => `tenant ${i}`);
+    for (let round = 0; round < 100; round++) for (const tenant of tenants) ask(tenant, { tenant });
+    ask('single', { tenant: 'single' });
+    expect((await served()).indexOf('single')).toBeLessThanOrEqual(tenants.length);
+  });
+
+  it('get nothing more by asking again each time they are served', async () => {
+    const { limiter, order, ask, served } = setUp();
+    const again: Promise<void>[] = [];
+    const keen = (times: number) => {
+      const work = () => {
+        order.push('keen');
+        if (times > 1) keen(times - 1);
+      };
+      again.push(limiter.run(work, { tenant: 'keen' }));
+    };
+    for (let i = 0; i < 4; i++) ask('crowd', { tenant: 'crowd' });
+    keen(4);
+    await served();
+    await limiter.onIdle();
+    await Promise.all(again);
+    expect(order).toEqual(['crowd', 'keen', 'crowd', 'keen', 'crowd', 'keen', 'crowd', 'keen']);
+  });
+
+  it('share their turns with those who name no tenant, who are one among them', async () => {
+    const { ask, served } = setUp();
+    for (const name of ['n1', 'n2', 'n3']) ask(name);
+    for (const name of ['a1', 'a2']) ask(name, { tenant: 'a' });
+    expect(await served()).toEqual(['n1', 'a1', 'n2', 'a2', 'n3']);
+  });
+
+  it('are served in their own order each', async () => {
+    const { ask, served } = setUp();
+    const names: string[] = [];
+    for (let i = 0; i < 300; i++) {
+      const tenant = `t${(i * 7) % 5}`;
+      names.push(`${tenant} ${i}`);
+      ask(`${tenant} ${i}`, { tenant });
+    }
+    const order = await served();
+    for (let t = 0; t < 5; t++) {
+      const own = (name: string) => name.startsWith(`t${t} `);
+      expect(order.filter(own)).toEqual(names.filter(own));
+    }
+  });
+
+  it('keep the turns of the others as they were when one gives up', async () => {
+    const { limiter, ask, served } = setUp();
+    const controller = new AbortController();
+    ask('a1', { tenant: 'a' });
+    const left = limiter.acquire({ tenant: 'b', signal: controller.signal }).catch(() => 'left');
+    ask('c1', { tenant: 'c' });
+    ask('a2', { tenant: 'a' });
+    ask('c2', { tenant: 'c' });
+    controller.abort();
+    expect(await left).toBe('left');
+    expect(await served()).toEqual(['a1', 'c1', 'a2', 'c2']);
+  });
+});
+
+describe('Priority and tenants together', () => {
+  it('go by the priority first, and by turns within each', async () => {
+    const { ask, served } = setUp();
+    for (const name of ['a low 1', 'a low 2']) ask(name, { tenant: 'a' });
+    for (const name of ['b low 1', 'b low 2']) ask(name, { tenant: 'b' });
+    for (const name of ['a high 1', 'a high 2']) ask(name, { tenant: 'a', priority: 9 });
+    ask('b high 1', { tenant: 'b', priority: 9 });
+    ask('middle', { priority: 3 });
+    expect(await served()).toEqual([
+      'a high 1',
+      'b high 1',
+      'a high 2',
+      'middle',
+      'a low 1',
+      'b low 1',
+      'a low 2',
+      'b low 2',
+    ]);
+  });
+
+  it('let 10,000 of a low priority delay one of a high priority by nothing', async () => {
+    const { ask, served } = setUp();
+    for (let i = 0; i < 10_000; i++) ask('low', { tenant: `t${i % 3}`, priority: -5 });
+    ask('high', { tenant: 't0' });
+    expect((await served())[0]).toBe('high');
+  });
+});

@@ -1,0 +1,162 @@
+import { describe, expect, it } from 'vitest';
+import { NestedAcquireError } from '../../src/errors.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { deferred, turn } from './event-loop.js';
+
+const detecting = (maxConcurrent: number) =>
+  new ConcurrencyLimiter({ maxConcurrent, detectNested: true, name: 'admission' });
+
+describe('With detectNested', () => {
+  it('refuses a run that would wait inside a run of the same limiter', async () => {
+    const limiter = detecting(1);
+    const outer = limiter.run(async () => {
+      await turn();
+      return limiter.run(() => 'inner');
+    });
+    const error = await outer.catch((error: unknown) => error);
+    expect(error).toBeInstanceOf(NestedAcquireError);
+    expect(error).toMatchObject({
+      code: 'ERR_NESTED_ACQUIRE',
+      message: expect.stringContaining('admission'),
+    });
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, rejected: 1 });
+  });
+
+  it('refuses an acquire there too: it would wait for the same end', async () => {
+    const limiter = detecting(1);
+    const outer = limiter.run(async () => {
+      using _inner = await limiter.acquire();
+    });
+    await expect(outer).rejects.toThrow(NestedAcquireError);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('refuses it through any number of calls and awaits, and in a wrapped function', async () => {
+    const limiter = detecting(1);
+    const tool = limiter.wrap(async () => 'found');
+    const agent = async (depth: number): Promise<string> => {
+      await turn();
+      return depth === 0 ? tool() : agent(depth - 1);
+    };
+    await expect(limiter.run(() => agent(5))).rejects.toThrow(NestedAcquireError);
+  });
+
+  it('refuses it at any depth, when the innermost run holds the last permit', async () => {
+    const limiter = detecting(3);
+    const nest = (depth: number): Promise<number> =>
+      limiter.run(async () => nest(depth + 1).catch(() => depth));
+    expect(await nest(1)).toBe(1 + 2);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('lets a nested run in where there is room, and nobody waits', async () => {
+    const limiter = detecting(2);
+    expect(await limiter.run(() => limiter.run(() => 'inner'))).toBe('inner');
+  });
+
+  it('refuses a nested run that is too heavy for the room there is', async () => {
+    const limiter = detecting(3);
+    const outer = limiter.run(() => limiter.run(() => {}, { weight: 3 }));
+    await expect(outer).rejects.toThrow(NestedAcquireError);
+    expect(await limiter.run(() => limiter.run(() => 'fits', { weight: 2 }))).toBe('fits');
+  });
+
+  it('refuses a nested run behind others who wait, though it would fit', async () => {
+    const limiter = detecting(2);
+    const { promise, resolve } = deferred();
+    const outer = limiter.run(async () => {
+      await promise;
+      return limiter.run(() => 'inner');
+    });
+    const heavy = limiter.run(() => 'heavy', { weight: 2 });
+    resolve();
+    await expect(outer).rejects.toThrow(NestedAcquireError);
+    expect(await heavy).toBe('heavy');
+  });
+
+  it('finds it as well when the outer run had to wait for its permit', async () => {
+    const limiter = detecting(1);
+    const holder = await limiter.acquire();
+    const outer = limiter.run(() => limiter.run(() => {}));
+    holder.release();
+    await expect(outer).rejects.toThrow(NestedAcquireError);
+  });
+
+  it('lets a run wait that was started inside and comes after the end of the outer', async () => {
+    const limiter = detecting(1);
+    const { promise, resolve } = deferred();
+    let late: Promise<string> | undefined;
+    await limiter.run(() => {
+      void promise.then(() => {
+        late = limiter.run(() => 'late');
+      });
+    });
+    const holder = await limiter.acquire();
+    resolve();
+    await turn();
+    expect(limiter.queuedCount).toBe(1);
+    holder.release();
+    expect(await late).toBe('late');
+  });
+
+  it('lets it wait once the outer run has given its permit back early', async () => {
+    const limiter = detecting(1);
+    const result = limiter.run(async ({ permit }) => {
+      permit.release();
+      const holder = await limiter.acquire();
+      const inner = limiter.run(() => 'inner');
+      holder.release();
+      return inner;
+    });
+    expect(await result).toBe('inner');
+  });
+
+  it('refuses one that nobody inside waits for as well: it cannot be told apart', async () => {
+    const limiter = detecting(1);
+    let forgotten: Promise<unknown> = Promise.resolve();
+    await limiter.run(() => {
+      forgotten = limiter.run(() => {}).catch((error: unknown) => error);
+    });
+    expect(await forgotten).toBeInstanceOf(NestedAcquireError);
+  });
+
+  it('leaves requests outside, and runs of another limiter, alone', async () => {
+    const limiter = detecting(1);
+    const other = detecting(1);
+    const { promise, resolve } = deferred();
+    const outer = limiter.run(() => other.run(() => promise));
+    const waiting = [limiter.run(() => 'mine'), other.run(() => 'its')];
+    expect([limiter.queuedCount, other.queuedCount]).toEqual([1, 1]);
+    resolve();
+    await outer;
+    expect(await Promise.all(waiting)).toEqual(['mine', 'its']);
+  });
+
+  it('says that the limiter is closed, or that the signal has aborted, where that is the reason', async () => {
+    const limiter = detecting(1);
+    await limiter.run(async () => {
+      await expect(limiter.run(() => {}, { signal: AbortSignal.abort('gone') })).rejects.toBe('gone');
+      void limiter.close();
+      await expect(limiter.run(() => {})).rejects.toThrow('admission is closed');
+    });
+  });
+
+  it('tells it in permit:rejected as nested', async () => {
+    const limiter = detecting(1);
+    const told: unknown[] = [];
+    limiter.hooks.on('permit:rejected', ({ reason, taskId, weight }) =>
+      told.push({ reason, taskId, weight }),
+    );
+    await limiter.run(() => limiter.run(() => {}, { taskId: 'inner' }).catch(() => {}));
+    expect(told).toEqual([{ reason: 'nested', taskId: 'inner', weight: 1 }]);
+  });
+});
+
+describe('Without detectNested', () => {
+  it('lets a nested run wait: a timeout is what ends it', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    const outer = limiter.run(() => limiter.run(() => {}, { timeoutMs: 1 }));
+    await expect(outer).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT' });
+    expect(limiter.activeCount).toBe(0);
+  });
+});

@@ -1,0 +1,143 @@
+import { describe, expect, it } from 'vitest';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+
+describe('The options of a ConcurrencyLimiter', () => {
+  it.each([
+    [undefined, TypeError, 'Expected `ConcurrencyLimiter` to be an options object'],
+    [5, TypeError, 'Expected `ConcurrencyLimiter` to be an options object, got 5 (number)'],
+    [{}, TypeError, 'Expected `maxConcurrent` to be a whole number from 1, got undefined'],
+    [
+      { maxConcurrent: '5' },
+      TypeError,
+      'Expected `maxConcurrent` to be a whole number from 1, got "5" (string)',
+    ],
+    [{ maxConcurrent: 0 }, RangeError, 'got 0 (number)'],
+    [{ maxConcurrent: 2.5 }, RangeError, 'got 2.5 (number)'],
+    [{ maxConcurrent: Number.POSITIVE_INFINITY }, RangeError, 'got Infinity (number)'],
+    [{ maxConcurrent: 1, maxQueue: -1 }, RangeError, 'Expected `maxQueue` to be a whole number from 0'],
+    [
+      { maxConcurrent: 1, queueTimeoutMs: Number.NaN },
+      RangeError,
+      'Expected `queueTimeoutMs` to be a number',
+    ],
+    [{ maxConcurrent: 1, queueTimeoutMs: 2 ** 31 }, RangeError, 'from 0 to 2147483647, got 2147483648'],
+    [{ maxConcurrent: 1, refuseUnmeetable: 'yes' }, TypeError, 'Expected `refuseUnmeetable` to be a boolean'],
+    [{ maxConcurrent: 1, detectNested: 1 }, TypeError, 'Expected `detectNested` to be a boolean'],
+    [{ maxConcurrent: 1, name: '' }, TypeError, 'Expected `name` to be a non-empty string'],
+    [{ maxConcurrent: 1, hooks: {} }, TypeError, 'Expected `hooks` to be a LifecycleHooks'],
+    [{ maxConcurrent: 1, concurrency: 5 }, TypeError, 'Unknown option `concurrency` in ConcurrencyLimiter'],
+  ])('are refused when they are %j', (given, kind, message) => {
+    const make = () => new ConcurrencyLimiter(given as never);
+    expect(make).toThrow(kind);
+    expect(make).toThrow(message);
+  });
+
+  it('have defaults: unbounded waiting, a name, hooks of its own', () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    expect(limiter.name).toBe('limiter');
+    expect(limiter.maxConcurrent).toBe(2);
+    expect(limiter.hooks).toBeInstanceOf(LifecycleHooks);
+    expect(limiter.hooks).not.toBe(new ConcurrencyLimiter({ maxConcurrent: 2 }).hooks);
+  });
+
+  it('may be left undefined, one and all', () => {
+    const nothing = { maxQueue: undefined, queueTimeoutMs: undefined, name: undefined, hooks: undefined };
+    expect(new ConcurrencyLimiter({ maxConcurrent: 1, ...nothing }).name).toBe('limiter');
+  });
+
+  it('take the limit from `adaptive` in place of maxConcurrent, and let it move it', async () => {
+    const adaptive = new AdaptiveLimit({ initial: 3 });
+    const limiter = new ConcurrencyLimiter({ adaptive });
+    expect(limiter.maxConcurrent).toBe(3);
+    const permits = [limiter.tryAcquire(), limiter.tryAcquire(), limiter.tryAcquire()];
+    expect(limiter.tryAcquire()).toBeUndefined();
+    for (const permit of permits) permit?.release();
+    expect(limiter.maxConcurrent).toBe(adaptive.limit);
+    expect(adaptive.limit).toBeGreaterThan(3);
+    expect(() => new ConcurrencyLimiter({ adaptive, maxConcurrent: 3 })).toThrow(
+      'Expected `maxConcurrent` to be left out where `adaptive` finds it',
+    );
+  });
+});
+
+describe('The options of a request', () => {
+  it.each([
+    [null, TypeError, 'Expected `options` to be an options object, got null'],
+    [5, TypeError, 'Expected `options` to be an options object, got 5 (number)'],
+    [[], TypeError, 'Expected `options` to be an options object, got an array'],
+    [{ timeout: 5 }, TypeError, 'Unknown option `timeout` in acquire; it takes `signal`, `timeoutMs`'],
+    [{ signal: {} }, TypeError, 'Expected `signal` to be an AbortSignal, got an object'],
+    [{ signal: new AbortController() }, TypeError, 'Expected `signal` to be an AbortSignal'],
+    [{ timeoutMs: -1 }, RangeError, 'Expected `timeoutMs` to be a number from 0'],
+    [{ timeoutMs: Number.NaN }, RangeError, 'got NaN (number)'],
+    [{ timeoutMs: Number.POSITIVE_INFINITY }, RangeError, 'got Infinity (number)'],
+    [{ timeoutMs: '5' }, TypeError, 'got "5" (string)'],
+    [{ priority: 0.5 }, RangeError, 'Expected `priority` to be a whole number'],
+    [{ priority: 'high' }, TypeError, 'Expected `priority` to be a whole number'],
+    [{ tenant: '' }, TypeError, 'Expected `tenant` to be a non-empty string'],
+    [{ taskId: 7 }, TypeError, 'Expected `taskId` to be a non-empty string, got 7 (number)'],
+    [{ requestId: null }, TypeError, 'Expected `requestId` to be a non-empty string, got null'],
+  ])('are refused when they are %j, free or full, and nothing is taken', async (given, kind, message) => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    for (let pass = 0; pass < 2; pass++) {
+      const asked = limiter.acquire(given as never);
+      await expect(asked).rejects.toThrow(kind);
+      await expect(asked).rejects.toThrow(message);
+      await expect(limiter.run(() => {}, given as never)).rejects.toThrow(message);
+      expect(limiter.stats()).toMatchObject({ active: pass, queued: 0, rejected: 0 });
+      limiter.tryAcquire();
+    }
+  });
+
+  it('may be left undefined, one and all', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    const nothing = { signal: undefined, timeoutMs: undefined, priority: undefined, weight: undefined };
+    const first = await limiter.acquire({ ...nothing, tenant: undefined, taskId: undefined });
+    const second = limiter.acquire(nothing);
+    first.release();
+    (await second).release();
+    expect(limiter.tryAcquire({})?.weight).toBe(1);
+    expect(limiter.tryAcquire({ weight: undefined })).toBeUndefined();
+  });
+
+  it('are refused in tryAcquire except for the weight: it does not wait, so there is nothing to end or order', () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    expect(() => limiter.tryAcquire({ priority: 1 } as never)).toThrow(
+      'Unknown option `priority` in tryAcquire',
+    );
+    expect(() => limiter.tryAcquire(1 as never)).toThrow(TypeError);
+    expect(limiter.activeCount).toBe(0);
+  });
+});
+
+describe('stats', () => {
+  it('counts what is held, waits, was given and was turned away', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, maxQueue: 1 });
+    expect(limiter.stats()).toEqual({
+      maxConcurrent: 2,
+      active: 0,
+      queued: 0,
+      acquired: 0,
+      rejected: 0,
+      paused: false,
+      closed: false,
+    });
+    const permit = await limiter.acquire({ weight: 2 });
+    const waiting = limiter.acquire();
+    await limiter.acquire().catch(() => {});
+    expect(limiter.stats()).toMatchObject({ active: 2, queued: 1, acquired: 1, rejected: 1 });
+    permit.release();
+    await waiting;
+    expect(limiter.stats()).toMatchObject({ active: 1, queued: 0, acquired: 2, rejected: 1 });
+  });
+
+  it('is a snapshot that nobody can change', () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    const stats = limiter.stats();
+    limiter.tryAcquire();
+    expect(stats.active).toBe(0);
+    expect(Object.isFrozen(stats)).toBe(true);
+  });
+});

@@ -1,0 +1,311 @@
+import { describe, expect, it } from 'vitest';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { AcquireOptions, Permit } from '../../src/limiter/limiter.js';
+import { turn } from './event-loop.js';
+
+/** A limiter, and the names of those who got a permit in the order in which they got it. */
+function setUp(maxConcurrent: number) {
+  const limiter = new ConcurrencyLimiter({ maxConcurrent });
+  const order: string[] = [];
+  const permits = new Map<string, Permit>();
+  const ask = (name: string, options?: AcquireOptions) => {
+    limiter.acquire(options).then(
+      (permit) => {
+        order.push(name);
+        permits.set(name, permit);
+      },
+      () => order.push(`${name} refused`),
+    );
+  };
+  const release = async (name: string) => {
+    permits.get(name)?.release();
+    await turn();
+  };
+  return { limiter, order, ask, release };
+}
+
+describe('The order of a ConcurrencyLimiter', () => {
+  it('gives at most maxConcurrent permits at once', async () => {
+    const { limiter, order, ask } = setUp(3);
+    for (const name of ['a', 'b', 'c', 'd', 'e']) ask(name);
+    await turn();
+    expect(order).toEqual(['a', 'b', 'c']);
+    expect(limiter.activeCount).toBe(3);
+    expect(limiter.queuedCount).toBe(2);
+  });
+
+  it('gives permits in the order of acquire', async () => {
+    const { order, ask, release } = setUp(1);
+    const names = Array.from({ length: 50 }, (_, i) => `w${i}`);
+    for (const name of names) ask(name);
+    await turn();
+    for (const name of names) await release(name);
+    expect(order).toEqual(names);
+  });
+
+  it('gives run and acquire one queue', async () => {
+    const { limiter, order, ask, release } = setUp(1);
+    ask('a');
+    ask('b');
+    const c = limiter.run(() => order.push('c'));
+    ask('d');
+    await turn();
+    await release('a');
+    await release('b');
+    await c;
+    await turn();
+    expect(order).toEqual(['a', 'b', 'c', 'd']);
+  });
+
+  it('hands over to the next waiter before release returns', async () => {
+    const { limiter, order, ask } = setUp(1);
+    const holder = await limiter.acquire();
+    ask('next');
+    holder.release();
+    expect(limiter.activeCount).toBe(1);
+    expect(limiter.queuedCount).toBe(0);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    expect(order).toEqual([]);
+    await turn();
+    expect(order).toEqual(['next']);
+  });
+
+  it('lets a newcomer in behind those who wait, also in the very step of a release', async () => {
+    const { limiter, order, ask, release } = setUp(1);
+    const holder = await limiter.acquire();
+    ask('first');
+    ask('second');
+    holder.release();
+    ask('newcomer');
+    await turn();
+    await release('first');
+    await release('second');
+    expect(order).toEqual(['first', 'second', 'newcomer']);
+  });
+
+  it('lets nobody pass a heavy request that waits, whatever room there is', async () => {
+    const { limiter, order, ask, release } = setUp(4);
+    ask('a', { weight: 3 });
+    ask('heavy', { weight: 2 });
+    ask('light');
+    await turn();
+    expect(order).toEqual(['a']);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    await release('a');
+    expect(order).toEqual(['a', 'heavy', 'light']);
+    expect(limiter.activeCount).toBe(3);
+  });
+
+  it('lets in whoever stood behind a heavy request that gave up, in that step', async () => {
+    const { limiter, order, ask } = setUp(4);
+    const controller = new AbortController();
+    ask('a', { weight: 3 });
+    ask('heavy', { weight: 4, signal: controller.signal });
+    ask('light');
+    ask('too much', { weight: 2 });
+    await turn();
+    controller.abort();
+    expect(limiter.activeCount).toBe(4);
+    expect(limiter.queuedCount).toBe(1);
+    await turn();
+    expect(order).toEqual(['a', 'light', 'heavy refused']);
+  });
+
+  it('gives tryAcquire what is free, and nothing while somebody waits', async () => {
+    const { limiter, order, ask } = setUp(2);
+    const first = limiter.tryAcquire();
+    const second = limiter.tryAcquire();
+    expect(limiter.tryAcquire()).toBeUndefined();
+    ask('waiting', { weight: 2 });
+    first?.release();
+    expect(limiter.tryAcquire()).toBeUndefined();
+    second?.release();
+    await turn();
+    expect(order).toEqual(['waiting']);
+  });
+
+  it('serves a higher priority first, and equals in the order they came', async () => {
+    const { limiter, order, ask, release } = setUp(1);
+    const holder = await limiter.acquire();
+    ask('low', { priority: -1 });
+    ask('usual 1');
+    ask('high 1', { priority: 5 });
+    ask('usual 2', { priority: 0 });
+    ask('high 2', { priority: 5 });
+    ask('higher', { priority: 6 });
+    holder.release();
+    await turn();
+    for (const name of ['higher', 'high 1', 'high 2', 'usual 1', 'usual 2']) await release(name);
+    expect(order).toEqual(['higher', 'high 1', 'high 2', 'usual 1', 'usual 2', 'low']);
+  });
+
+  it('lets a higher priority in at once where it fits, ahead of a heavy request there is no room for', async () => {
+    const { limiter, order, ask, release } = setUp(3);
+    ask('a', { weight: 2 });
+    ask('heavy', { weight: 2 });
+    ask('urgent', { priority: 1 });
+    expect(limiter.activeCount).toBe(3);
+    ask('urgent too', { priority: 1 });
+    await turn();
+    expect(order).toEqual(['a', 'urgent']);
+    await release('a');
+    expect(order).toEqual(['a', 'urgent', 'urgent too']);
+    await release('urgent');
+    expect(order).toEqual(['a', 'urgent', 'urgent too', 'heavy']);
+  });
+
+  it('lets the usual priority pass those below it, which tryAcquire never does', async () => {
+    const { limiter, order, ask } = setUp(3);
+    ask('a', { weight: 2 });
+    ask('heavy', { weight: 2, priority: -1 });
+    expect(limiter.tryAcquire()).toBeUndefined();
+    ask('usual');
+    await turn();
+    expect(order).toEqual(['a', 'usual']);
+  });
+
+  it('goes by the priority and not by the weight', async () => {
+    const { limiter, order, ask, release } = setUp(3);
+    const holder = await limiter.acquire({ weight: 2 });
+    ask('heavy and high', { weight: 3, priority: 1 });
+    ask('light and low');
+    await turn();
+    expect(order).toEqual([]);
+    holder.release();
+    await turn();
+    expect(order).toEqual(['heavy and high']);
+    await release('heavy and high');
+    expect(order).toEqual(['heavy and high', 'light and low']);
+  });
+});
+
+describe('The weight of a permit', () => {
+  it('counts for as much as was asked, and comes back whole', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 10 });
+    const permit = await limiter.acquire({ weight: 7 });
+    expect(permit.weight).toBe(7);
+    expect(limiter.activeCount).toBe(7);
+    expect(limiter.tryAcquire({ weight: 4 })).toBeUndefined();
+    expect(limiter.tryAcquire({ weight: 3 })?.weight).toBe(3);
+    permit.release();
+    expect(limiter.activeCount).toBe(3);
+  });
+
+  it('lets one release serve several light waiters', async () => {
+    const { limiter, order, ask } = setUp(3);
+    const holder = await limiter.acquire({ weight: 3 });
+    for (const name of ['a', 'b', 'c', 'd']) ask(name);
+    holder.release();
+    expect(limiter.activeCount).toBe(3);
+    await turn();
+    expect(order).toEqual(['a', 'b', 'c']);
+  });
+
+  it('is refused at once, and leaves the queue as it was, when it is more than maxConcurrent', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    await expect(limiter.acquire({ weight: 4 })).rejects.toThrow(RangeError);
+    await expect(limiter.run(() => 1, { weight: 4 })).rejects.toThrow(
+      'Expected `weight` to be a whole number from 1 to 3, got 4 (number)',
+    );
+    expect(() => limiter.tryAcquire({ weight: 4 })).toThrow(RangeError);
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 0 });
+    expect(await limiter.run(() => 'still works')).toBe('still works');
+  });
+
+  it.each([0, -1, 0.5, Number.NaN, Number.POSITIVE_INFINITY])('is refused when it is %d', async (weight) => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    await expect(limiter.acquire({ weight })).rejects.toThrow(RangeError);
+    await expect(limiter.run(() => 1, { weight })).rejects.toThrow(RangeError);
+    expect(() => limiter.tryAcquire({ weight })).toThrow(RangeError);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('is refused when it is no number at all', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    await expect(limiter.acquire({ weight: '2' as never })).rejects.toThrow(TypeError);
+    await expect(limiter.acquire({ weight: null as never })).rejects.toThrow(TypeError);
+    expect(() => limiter.tryAcquire({ weight: 2n as never })).toThrow(TypeError);
+  });
+});
+
+describe('A changed limit', () => {
+  it('admits at once where it grows', async () => {
+    const { limiter, order, ask } = setUp(1);
+    for (const name of ['a', 'b', 'c', 'd']) ask(name);
+    limiter.maxConcurrent = 3;
+    expect(limiter.activeCount).toBe(3);
+    expect(limiter.queuedCount).toBe(1);
+    await turn();
+    expect(order).toEqual(['a', 'b', 'c']);
+  });
+
+  it('revokes nothing where it shrinks, and admits nobody until the weight held is below it', async () => {
+    const { limiter, order, ask, release } = setUp(3);
+    for (const name of ['a', 'b', 'c', 'd', 'e']) ask(name);
+    await turn();
+    limiter.maxConcurrent = 1;
+    expect(limiter.activeCount).toBe(3);
+    await release('a');
+    await release('b');
+    expect(order).toEqual(['a', 'b', 'c']);
+    expect(limiter.activeCount).toBe(1);
+    await release('c');
+    expect(order).toEqual(['a', 'b', 'c', 'd']);
+    expect(limiter.activeCount).toBe(1);
+  });
+
+  it('counts the permits held when it grows back: four held of one, then five, leave room for one', async () => {
+    const { limiter } = setUp(4);
+    for (let i = 0; i < 4; i++) limiter.tryAcquire();
+    limiter.maxConcurrent = 1;
+    limiter.maxConcurrent = 5;
+    expect(limiter.tryAcquire()).toBeDefined();
+    expect(limiter.tryAcquire()).toBeUndefined();
+  });
+
+  it('lets a waiter that is heavier than the shrunken limit run alone once the limit is free', async () => {
+    const { limiter, order, ask, release } = setUp(5);
+    ask('a', { weight: 3 });
+    ask('b');
+    ask('heavy', { weight: 5 });
+    ask('light');
+    await turn();
+    limiter.maxConcurrent = 2;
+    await release('a');
+    expect(order).toEqual(['a', 'b']);
+    await release('b');
+    expect(order).toEqual(['a', 'b', 'heavy']);
+    expect(limiter.activeCount).toBe(5);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    await release('heavy');
+    expect(order).toEqual(['a', 'b', 'heavy', 'light']);
+    expect(limiter.activeCount).toBe(1);
+  });
+
+  it('measures weights asked for from then on', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    limiter.maxConcurrent = 4;
+    const permit = await limiter.acquire({ weight: 4 });
+    expect(limiter.activeCount).toBe(4);
+    limiter.maxConcurrent = 3;
+    await expect(limiter.acquire({ weight: 4 })).rejects.toThrow('from 1 to 3');
+    permit.release();
+  });
+
+  it.each([0, -1, 1.5, Number.NaN])('is refused, and the old one kept, when it is %d', (value) => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    expect(() => {
+      limiter.maxConcurrent = value;
+    }).toThrow(RangeError);
+    expect(limiter.maxConcurrent).toBe(2);
+  });
+
+  it('is told in limit:changed, once it holds, and only where it is another one', () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, name: 'admission' });
+    const told: unknown[] = [];
+    limiter.hooks.on('limit:changed', (payload) => told.push({ ...payload, now: limiter.maxConcurrent }));
+    limiter.maxConcurrent = 2;
+    limiter.maxConcurrent = 7;
+    expect(told).toEqual([{ source: 'admission', previous: 2, maxConcurrent: 7, now: 7 }]);
+  });
+});

@@ -1,0 +1,292 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { AcquireTimeoutError, DrainTimeoutError, LimiterClosedError } from '../../src/errors.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { deferred, turn } from './event-loop.js';
+
+const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent, name: 'admission' });
+
+/** Whether a promise has settled by now, and how. */
+function watch(promise: Promise<unknown>) {
+  const seen: { state: 'pending' | 'resolved' | 'rejected' } = { state: 'pending' };
+  promise.then(
+    () => {
+      seen.state = 'resolved';
+    },
+    () => {
+      seen.state = 'rejected';
+    },
+  );
+  return seen;
+}
+
+beforeEach(async () => {
+  vi.useFakeTimers();
+  await turn();
+});
+afterEach(async () => {
+  vi.useRealTimers();
+  await turn();
+});
+
+describe('pause', () => {
+  it('lets requests queue up, and leaves permits held alone', async () => {
+    const limiter = limiterOf(3);
+    const held = await limiter.acquire();
+    limiter.pause();
+    expect(limiter.stats().paused).toBe(true);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    const waiting = [limiter.acquire(), limiter.run(() => 'ran')];
+    expect(limiter.queuedCount).toBe(2);
+    held.release();
+    await turn();
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 2 });
+    limiter.resume();
+    expect(limiter.stats()).toMatchObject({ active: 2, queued: 0, paused: false });
+    expect(await waiting[1]).toBe('ran');
+  });
+
+  it('ends for as many as the limit bears, in the order they came', async () => {
+    const limiter = limiterOf(2);
+    limiter.pause();
+    const order: string[] = [];
+    for (const name of ['a', 'b', 'c']) void limiter.acquire().then(() => order.push(name));
+    limiter.pause();
+    limiter.resume();
+    await turn();
+    expect(order).toEqual(['a', 'b']);
+    limiter.resume();
+    await turn();
+    expect(order).toEqual(['a', 'b']);
+  });
+
+  it('keeps a changed limit from admitting, until resume', async () => {
+    const limiter = limiterOf(1);
+    limiter.pause();
+    void limiter.acquire();
+    void limiter.acquire();
+    limiter.maxConcurrent = 2;
+    expect(limiter.activeCount).toBe(0);
+    limiter.resume();
+    expect(limiter.activeCount).toBe(2);
+  });
+
+  it('leaves timeouts and aborts in force', async () => {
+    const limiter = limiterOf(1);
+    limiter.pause();
+    const controller = new AbortController();
+    const aborted = limiter.acquire({ signal: controller.signal }).catch(() => 'aborted');
+    const late = limiter.acquire({ timeoutMs: 10 });
+    const refused = expect(late).rejects.toThrow(AcquireTimeoutError);
+    controller.abort();
+    await vi.advanceTimersByTimeAsync(10);
+    await refused;
+    expect(await aborted).toBe('aborted');
+    expect(limiter.queuedCount).toBe(0);
+  });
+});
+
+describe('onIdle', () => {
+  it('is settled at once where nothing is held and nobody waits', async () => {
+    await limiterOf(1).onIdle();
+  });
+
+  it('settles when the last permit is back and nobody waits', async () => {
+    const limiter = limiterOf(1);
+    const first = await limiter.acquire();
+    const next = limiter.acquire();
+    const idle = [watch(limiter.onIdle()), watch(limiter.onIdle())];
+    first.release();
+    await turn();
+    expect(idle).toEqual([{ state: 'pending' }, { state: 'pending' }]);
+    (await next).release();
+    await turn();
+    expect(idle).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
+  });
+
+  it('settles though the limit was never reached', async () => {
+    const limiter = limiterOf(5);
+    const permit = await limiter.acquire();
+    const idle = watch(limiter.onIdle());
+    await turn();
+    expect(idle.state).toBe('pending');
+    permit.release();
+    await turn();
+    expect(idle.state).toBe('resolved');
+  });
+
+  it('settles when the last one leaves without a permit', async () => {
+    const limiter = limiterOf(1);
+    limiter.pause();
+    const controller = new AbortController();
+    limiter.acquire({ signal: controller.signal }).catch(() => {});
+    const idle = watch(limiter.onIdle());
+    await turn();
+    expect(idle.state).toBe('pending');
+    controller.abort();
+    await turn();
+    expect(idle.state).toBe('resolved');
+  });
+
+  it('counts a permit that was granted and not yet picked up', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const next = limiter.acquire();
+    holder.release();
+    const idle = watch(limiter.onIdle());
+    const permit = await next;
+    await turn();
+    expect(idle.state).toBe('pending');
+    permit.release();
+    await turn();
+    expect(idle.state).toBe('resolved');
+  });
+});
+
+describe('close', () => {
+  it('turns away those who wait and those who come, and settles when nothing is held', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const waiting = limiter.acquire().catch((error: unknown) => error);
+    const end = watch(limiter.close());
+    expect(limiter.stats()).toMatchObject({ closed: true, queued: 0, rejected: 1 });
+    const error = await waiting;
+    expect(error).toBeInstanceOf(LimiterClosedError);
+    expect(error).toMatchObject({ code: 'ERR_LIMITER_CLOSED', message: 'admission is closed' });
+    await expect(limiter.acquire()).rejects.toThrow(LimiterClosedError);
+    await expect(limiter.acquire({ weight: 1 })).rejects.toThrow(LimiterClosedError);
+    await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    await turn();
+    expect(end.state).toBe('pending');
+    holder.release();
+    await turn();
+    expect(end.state).toBe('resolved');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('is over at once where nothing is held, and gives no permit afterwards', async () => {
+    const limiter = limiterOf(1);
+    await limiter.close();
+    await expect(limiter.acquire()).rejects.toThrow(LimiterClosedError);
+    limiter.resume();
+    limiter.maxConcurrent = 5;
+    expect(limiter.tryAcquire()).toBeUndefined();
+    await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
+  });
+
+  it('serves those who wait first, with drain', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred();
+    const order: string[] = [];
+    const all = ['a', 'b', 'c'].map((name) => limiter.run(() => promise.then(() => order.push(name))));
+    const end = watch(limiter.close({ drain: true }));
+    await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    expect(limiter.stats()).toMatchObject({ closed: true, active: 1, queued: 2 });
+    resolve();
+    await Promise.all(all);
+    await turn();
+    expect(order).toEqual(['a', 'b', 'c']);
+    expect(end.state).toBe('resolved');
+  });
+
+  it('drains a paused limiter too', async () => {
+    const limiter = limiterOf(1);
+    limiter.pause();
+    const ran = limiter.run(() => 'ran');
+    await limiter.close({ drain: true });
+    expect(await ran).toBe('ran');
+  });
+
+  it('rejects with DrainTimeoutError and what is held when its time is up, and turns away who still waits', async () => {
+    const limiter = limiterOf(3);
+    const holder = await limiter.acquire({ weight: 2 });
+    const waiting = limiter.acquire({ weight: 3 }).catch((error: unknown) => error);
+    const end = limiter.close({ drain: true, timeoutMs: 100 }).catch((error: unknown) => error);
+    await vi.advanceTimersByTimeAsync(99);
+    expect(limiter.queuedCount).toBe(1);
+    await vi.advanceTimersByTimeAsync(1);
+    const error = await end;
+    expect(error).toBeInstanceOf(DrainTimeoutError);
+    expect(error).toMatchObject({
+      code: 'ERR_DRAIN_TIMEOUT',
+      message: 'admission is not empty after 100 ms: 2 held',
+      held: 2,
+      holders: [],
+    });
+    expect(await waiting).toBeInstanceOf(LimiterClosedError);
+    holder.release();
+    expect(limiter.activeCount).toBe(0);
+    await limiter.close();
+  });
+
+  it('leaves no timer behind when it is over in time', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const end = limiter.close({ timeoutMs: 60_000 });
+    expect(vi.getTimerCount()).toBe(1);
+    holder.release();
+    await end;
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('may be called twice: both settle', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const both = [watch(limiter.close()), watch(limiter.close({ drain: true }))];
+    await turn();
+    expect(both).toEqual([{ state: 'pending' }, { state: 'pending' }]);
+    holder.release();
+    await turn();
+    expect(both).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
+  });
+
+  it('turns a drain into a close at once when it is called again without drain', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const waiting = limiter.acquire().catch((error: unknown) => error);
+    const drained = watch(limiter.close({ drain: true }));
+    const closed = watch(limiter.close());
+    expect(await waiting).toBeInstanceOf(LimiterClosedError);
+    holder.release();
+    await turn();
+    expect([drained, closed]).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
+  });
+
+  it('does not turn a close back into a drain', async () => {
+    const limiter = limiterOf(1);
+    const holder = await limiter.acquire();
+    const end = limiter.close();
+    void limiter.close({ drain: true });
+    await expect(limiter.acquire()).rejects.toThrow(LimiterClosedError);
+    holder.release();
+    await end;
+    expect(limiter.tryAcquire()).toBeUndefined();
+  });
+
+  it('lets go of its adaptive limit, and of the timer of a Retry-After that still holds', async () => {
+    for (const options of [{}, { drain: true }]) {
+      const adaptive = new AdaptiveLimit();
+      const limiter = new ConcurrencyLimiter({ adaptive });
+      adaptive.blockFor(60_000);
+      expect(vi.getTimerCount()).toBe(1);
+      await limiter.close(options);
+      expect(vi.getTimerCount()).toBe(0);
+      const next = new ConcurrencyLimiter({ adaptive });
+      expect(next.maxConcurrent).toBe(adaptive.limit);
+      await next.close();
+    }
+  });
+
+  it.each([
+    [{ drain: 1 }, 'Expected `drain` to be a boolean, got 1 (number)'],
+    [{ timeoutMs: -1 }, 'Expected `timeoutMs` to be a number from 0'],
+    [{ timeout: 5 }, 'Unknown option `timeout` in close'],
+    [null, 'Expected `close` to be an options object, got null'],
+  ])('refuses %j and stays open', async (options, message) => {
+    const limiter = limiterOf(1);
+    await expect(limiter.close(options as never)).rejects.toThrow(message);
+    expect(await limiter.run(() => 'open')).toBe('open');
+  });
+});

@@ -1,0 +1,262 @@
+import { describe, expect, it, vi } from 'vitest';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { deferred, turn } from './event-loop.js';
+
+const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent });
+
+describe('A permit', () => {
+  it('comes back once, however often it is released', async () => {
+    const limiter = limiterOf(2);
+    const first = await limiter.acquire();
+    const second = await limiter.acquire();
+    first.release();
+    first.release();
+    first[Symbol.dispose]();
+    expect(limiter.activeCount).toBe(1);
+    expect(limiter.tryAcquire()).toBeDefined();
+    expect(limiter.tryAcquire()).toBeUndefined();
+    second.release();
+    expect(limiter.activeCount).toBe(1);
+  });
+
+  it('gives nothing of the next holder away when it is released late', async () => {
+    const limiter = limiterOf(1);
+    const first = await limiter.acquire();
+    const next = limiter.acquire();
+    first.release();
+    first.release();
+    expect(limiter.activeCount).toBe(1);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    (await next).release();
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('is released by using, at the end of the block and when it throws', async () => {
+    const limiter = limiterOf(1);
+    {
+      using permit = await limiter.acquire();
+      expect(permit.weight).toBe(1);
+      expect(limiter.activeCount).toBe(1);
+    }
+    expect(limiter.activeCount).toBe(0);
+    const work = async () => {
+      using _permit = await limiter.acquire();
+      throw new Error('of the work');
+    };
+    await expect(work()).rejects.toThrow('of the work');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('comes back in spite of a misspelt outcome, which is refused', async () => {
+    const limiter = limiterOf(1);
+    const permit = await limiter.acquire();
+    const next = limiter.acquire();
+    expect(() => permit.release('failed' as never)).toThrow(
+      'Expected `outcome` to be "ok", "dropped" or "ignored", got "failed" (string)',
+    );
+    await next;
+    expect(limiter.activeCount).toBe(1);
+    expect(() => permit.release('failed' as never)).not.toThrow();
+  });
+
+  it('says that it was not waited for where it was free', async () => {
+    const limiter = limiterOf(1);
+    expect((await limiter.acquire()).waitMs).toBe(0);
+  });
+
+  it('says how long it was waited for', async () => {
+    vi.useFakeTimers();
+    await turn();
+    try {
+      const limiter = limiterOf(1);
+      const holder = await limiter.acquire();
+      const next = limiter.acquire();
+      await vi.advanceTimersByTimeAsync(1234);
+      holder.release();
+      expect((await next).waitMs).toBe(1234);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+});
+
+describe('ConcurrencyLimiter.run', () => {
+  it('gives the result of the work, and the permit back', async () => {
+    const limiter = limiterOf(1);
+    expect(await limiter.run(() => 'at once')).toBe('at once');
+    expect(await limiter.run(async () => 'later')).toBe('later');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('calls the work before it returns where a permit is free', () => {
+    const limiter = limiterOf(1);
+    const work = vi.fn();
+    void limiter.run(work);
+    expect(work).toHaveBeenCalledOnce();
+  });
+
+  it('gives the permit back only when the promise of the work has settled', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred<string>();
+    const result = limiter.run(() => promise);
+    await turn();
+    expect(limiter.activeCount).toBe(1);
+    resolve('done');
+    expect(await result).toBe('done');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it.each([
+    ['free', 0],
+    ['waited for', 1],
+  ])(
+    'passes on what the work throws at once, and gives the permit back, when the permit was %s',
+    async (_, held) => {
+      const limiter = limiterOf(1);
+      const holder = held === 1 ? await limiter.acquire() : undefined;
+      const result = limiter.run(() => {
+        throw new Error('at once');
+      });
+      holder?.release();
+      await expect(result).rejects.toThrow('at once');
+      expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    },
+  );
+
+  it('passes on what the work rejects with, be it no error at all', async () => {
+    const limiter = limiterOf(1);
+    await expect(limiter.run(() => Promise.reject(undefined))).rejects.toBeUndefined();
+    await expect(limiter.run(() => Promise.reject('words'))).rejects.toBe('words');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('waits for a thenable as for a promise', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred<number>();
+    // biome-ignore lint/suspicious/noThenProperty: a thenable is what is tested
+    const thenable = { then: promise.then.bind(promise) } as PromiseLike<number>;
+    const result = limiter.run(() => thenable);
+    await turn();
+    expect(limiter.activeCount).toBe(1);
+    resolve(7);
+    expect(await result).toBe(7);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('loses no permit to a thenable that throws when it is asked', async () => {
+    const limiter = limiterOf(1);
+    const thenGetter = Object.defineProperty({}, 'then', {
+      get() {
+        throw new Error('of the getter');
+      },
+    });
+    await expect(limiter.run(() => thenGetter)).rejects.toThrow('of the getter');
+    const broken = Object.assign(Promise.resolve(), {
+      // biome-ignore lint/suspicious/noThenProperty: a broken promise is what is tested
+      then() {
+        throw new Error('of then itself');
+      },
+    });
+    await expect(limiter.run(() => broken)).rejects.toThrow('of then itself');
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('gives the work the signal of its caller, as it was passed, and the permit', async () => {
+    const limiter = limiterOf(2);
+    const { signal } = new AbortController();
+    await limiter.run(
+      (context) => {
+        expect(context.signal).toBe(signal);
+        expect(context.permit.weight).toBe(2);
+      },
+      { signal, weight: 2 },
+    );
+    await limiter.run((context) => expect(context.signal).toBeUndefined());
+  });
+
+  it('lets the work give its permit back early, once', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred();
+    const first = limiter.run(({ permit }) => {
+      permit.release('dropped');
+      return promise;
+    });
+    expect(limiter.activeCount).toBe(0);
+    const second = await limiter.acquire();
+    resolve();
+    await first;
+    expect(limiter.activeCount).toBe(1);
+    second.release();
+  });
+
+  it('tells the outcome of the work: ok, or ignored where it failed', async () => {
+    const limiter = limiterOf(1);
+    const outcomes: string[] = [];
+    limiter.hooks.on('permit:released', ({ outcome }) => outcomes.push(outcome));
+    await limiter.run(() => 1);
+    await limiter.run(() => Promise.reject(new Error('no'))).catch(() => {});
+    await limiter.run(({ permit }) => permit.release('dropped'));
+    await limiter
+      .run(() => {
+        throw new Error('no');
+      })
+      .catch(() => {});
+    expect(outcomes).toEqual(['ok', 'ignored', 'dropped', 'ignored']);
+  });
+
+  it('leaves the rejection of the work to its caller: nothing is swallowed', async () => {
+    const limiter = limiterOf(1);
+    const unhandled: unknown[] = [];
+    const listen = (reason: unknown) => unhandled.push(reason);
+    const others = process.listeners('unhandledRejection');
+    process.removeAllListeners('unhandledRejection');
+    process.on('unhandledRejection', listen);
+    try {
+      const reason = new Error('nobody listens');
+      void limiter.run(() => Promise.reject(reason));
+      await turn();
+      await turn();
+      expect(unhandled).toEqual([reason]);
+    } finally {
+      process.off('unhandledRejection', listen);
+      for (const other of others) process.on('unhandledRejection', other);
+    }
+  });
+
+  it('refuses what is no function, without taking a permit', async () => {
+    const limiter = limiterOf(1);
+    await expect(limiter.run(undefined as never)).rejects.toThrow('Expected `fn` to be a function');
+    await expect(limiter.run(Promise.resolve() as never, { weight: 1 })).rejects.toThrow(TypeError);
+    expect(limiter.stats()).toMatchObject({ active: 0, acquired: 0 });
+  });
+});
+
+describe('ConcurrencyLimiter.wrap', () => {
+  it('gives a function that runs under the limit each time, with its own arguments and result', async () => {
+    const limiter = limiterOf(1);
+    let atOnce = 0;
+    const add = limiter.wrap(async (a: number, b: number) => {
+      atOnce++;
+      expect(atOnce).toBe(1);
+      await turn();
+      atOnce--;
+      return a + b;
+    });
+    expect(await Promise.all([add(1, 2), add(3, 4), add(5, 6)])).toEqual([3, 7, 11]);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('applies its options to every call', async () => {
+    const limiter = limiterOf(3);
+    const weigh = limiter.wrap(() => limiter.activeCount, { weight: 2 });
+    expect(await weigh()).toBe(2);
+    expect(await weigh()).toBe(2);
+  });
+
+  it('refuses wrong options and what is no function at once', () => {
+    const limiter = limiterOf(3);
+    expect(() => limiter.wrap('fetch' as never)).toThrow(TypeError);
+    expect(() => limiter.wrap(() => {}, { weight: 4 })).toThrow(RangeError);
+    expect(() => limiter.wrap(() => {}, { timeout: 5 } as never)).toThrow('Unknown option `timeout`');
+  });
+});

@@ -1,0 +1,262 @@
+import { getEventListeners } from 'node:events';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../../src/errors.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { ConcurrencyLimiterOptions } from '../../src/limiter/limiter-options.js';
+import { turn } from './event-loop.js';
+
+/** A limiter of one that is held until released. */
+function full(options: Partial<ConcurrencyLimiterOptions> = {}) {
+  const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, ...options });
+  const holder = limiter.tryAcquire();
+  return { limiter, release: () => holder?.release() };
+}
+
+describe('With fake timers', () => {
+  beforeEach(async () => {
+    vi.useFakeTimers();
+    await turn();
+  });
+  afterEach(async () => {
+    vi.useRealTimers();
+    await turn();
+  });
+
+  describe('timeoutMs', () => {
+    it('ends the waiting with AcquireTimeoutError and its figures', async () => {
+      const { limiter } = full({ name: 'admission' });
+      const waiting = limiter.acquire({ timeoutMs: 250 }).catch((error: unknown) => error);
+      void limiter.acquire();
+      await vi.advanceTimersByTimeAsync(249);
+      expect(limiter.queuedCount).toBe(2);
+      await vi.advanceTimersByTimeAsync(1);
+      const error = await waiting;
+      expect(error).toBeInstanceOf(AcquireTimeoutError);
+      expect(error).toMatchObject({
+        code: 'ERR_ACQUIRE_TIMEOUT',
+        source: 'admission',
+        waitedMs: 250,
+        active: 1,
+        queued: 1,
+        size: 1,
+        stage: 'wait',
+      });
+      expect(limiter.stats()).toMatchObject({ queued: 1, rejected: 1 });
+    });
+
+    it('does not wait at all where it is 0, and takes what is free', async () => {
+      const { limiter, release } = full();
+      await expect(limiter.acquire({ timeoutMs: 0 })).rejects.toMatchObject({ waitedMs: 0, queued: 0 });
+      expect(vi.getTimerCount()).toBe(0);
+      release();
+      (await limiter.acquire({ timeoutMs: 0 })).release();
+    });
+
+    it('bounds the waiting alone, never the work', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+      const result = limiter.run(() => new Promise((resolve) => setTimeout(resolve, 1000, 'done')), {
+        timeoutMs: 10,
+      });
+      await vi.advanceTimersByTimeAsync(1000);
+      expect(await result).toBe('done');
+    });
+
+    it('lets whoever stood behind go on in that step', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+      limiter.tryAcquire();
+      const heavy = limiter.acquire({ weight: 2, timeoutMs: 10 }).catch(() => 'timed out');
+      const light = limiter.acquire();
+      await vi.advanceTimersByTimeAsync(10);
+      expect(await heavy).toBe('timed out');
+      expect(limiter.activeCount).toBe(2);
+      (await light).release();
+    });
+
+    it('has a default in queueTimeoutMs, which acquire may set aside', async () => {
+      const { limiter, release } = full({ queueTimeoutMs: 100 });
+      const usual = limiter.acquire().catch(() => 'usual');
+      const run = limiter.run(() => 'ran').catch(() => 'run');
+      const patient = limiter.acquire({ timeoutMs: 500 });
+      await vi.advanceTimersByTimeAsync(100);
+      expect(await usual).toBe('usual');
+      expect(await run).toBe('run');
+      expect(limiter.queuedCount).toBe(1);
+      release();
+      (await patient).release();
+    });
+
+    it('queues nobody where queueTimeoutMs is 0', async () => {
+      const { limiter } = full({ queueTimeoutMs: 0 });
+      await expect(limiter.acquire()).rejects.toThrow(AcquireTimeoutError);
+      expect(limiter.queuedCount).toBe(0);
+    });
+
+    it('leaves the signal alone, and the signal the timer', async () => {
+      const { limiter } = full();
+      const controller = new AbortController();
+      const first = limiter.acquire({ timeoutMs: 10, signal: controller.signal }).catch(() => {});
+      await vi.advanceTimersByTimeAsync(10);
+      await first;
+      expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
+      const second = limiter.acquire({ timeoutMs: 10, signal: controller.signal }).catch(() => {});
+      controller.abort();
+      await second;
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('changes nothing when options are used again for the next request', async () => {
+      const { limiter, release } = full();
+      const options = { timeoutMs: 50 };
+      const first = limiter.acquire(options);
+      const second = limiter.acquire(options).catch(() => 'timed out');
+      expect(options).toEqual({ timeoutMs: 50 });
+      release();
+      const permit = await first;
+      await vi.advanceTimersByTimeAsync(50);
+      expect(await second).toBe('timed out');
+      permit.release();
+      expect(limiter.activeCount).toBe(0);
+    });
+  });
+
+  describe('refuseUnmeetable', () => {
+    /** Lets permits of a limiter of one come back once a second, with three waiters left. */
+    async function paced(options: Partial<ConcurrencyLimiterOptions> = {}) {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, ...options });
+      const work = () => new Promise((resolve) => setTimeout(resolve, 1000));
+      for (let i = 0; i < 8; i++) void limiter.run(work);
+      for (let i = 0; i < 4; i++) {
+        await vi.advanceTimersByTimeAsync(1000);
+        await turn();
+      }
+      expect(limiter.queuedCount).toBe(3);
+      return { limiter, work };
+    }
+
+    it('turns away on arrival who would wait longer than allowed, and says how long it would be', async () => {
+      const { limiter } = await paced({ refuseUnmeetable: true, name: 'admission' });
+      const error = await limiter.acquire({ timeoutMs: 2500 }).catch((error: unknown) => error);
+      expect(error).toBeInstanceOf(DeadlineUnmeetableError);
+      expect(error).toMatchObject({
+        code: 'ERR_DEADLINE_UNMEETABLE',
+        source: 'admission',
+        queued: 3,
+        waitedMs: 0,
+        timeoutMs: 2500,
+        retryAfterMs: 4000,
+      });
+      expect(limiter.stats()).toMatchObject({ queued: 3, rejected: 1 });
+    });
+
+    it('lets wait who can be served in time, and who has no deadline', async () => {
+      const { limiter } = await paced({ refuseUnmeetable: true });
+      const inTime = limiter.acquire({ timeoutMs: 4500 });
+      const patient = limiter.acquire();
+      expect(limiter.queuedCount).toBe(5);
+      await vi.advanceTimersByTimeAsync(4000);
+      (await inTime).release();
+      (await patient).release();
+    });
+
+    it('lets everybody wait while nothing has been measured', async () => {
+      const { limiter, release } = full({ refuseUnmeetable: true });
+      const waiting = limiter.acquire({ timeoutMs: 1 });
+      expect(limiter.queuedCount).toBe(1);
+      release();
+      (await waiting).release();
+    });
+
+    it('is off unless asked for', async () => {
+      const { limiter } = await paced();
+      const waiting = limiter.acquire({ timeoutMs: 10 }).catch(() => 'timed out');
+      expect(limiter.queuedCount).toBe(4);
+      await vi.advanceTimersByTimeAsync(10);
+      expect(await waiting).toBe('timed out');
+    });
+  });
+});
+
+describe('maxQueue', () => {
+  it('turns away whoever comes when so many wait, with QueueFullError and its figures', async () => {
+    const { limiter, release } = full({ maxQueue: 2, name: 'admission' });
+    const waiting = [limiter.acquire(), limiter.run(() => {})];
+    const error = await limiter.acquire().catch((error: unknown) => error);
+    expect(error).toBeInstanceOf(QueueFullError);
+    expect(error).toMatchObject({
+      code: 'ERR_QUEUE_FULL',
+      source: 'admission',
+      waitedMs: 0,
+      active: 1,
+      queued: 2,
+      size: 1,
+      retryAfterMs: expect.any(Number),
+    });
+    expect((error as QueueFullError).retryAfterMs).toBeGreaterThan(0);
+    expect(limiter.stats()).toMatchObject({ queued: 2, rejected: 1 });
+    release();
+    ((await waiting[0]) as Disposable)[Symbol.dispose]();
+    await waiting[1];
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('lets nobody wait where it is 0, and gives what is free', async () => {
+    const { limiter, release } = full({ maxQueue: 0 });
+    await expect(limiter.acquire()).rejects.toThrow(QueueFullError);
+    await expect(limiter.run(() => {})).rejects.toThrow(QueueFullError);
+    release();
+    expect(await limiter.run(() => 'ran')).toBe('ran');
+  });
+
+  it('has room again as soon as a waiter leaves, whatever the way', async () => {
+    const { limiter, release } = full({ maxQueue: 1 });
+    const controller = new AbortController();
+    const first = limiter.acquire({ signal: controller.signal }).catch(() => {});
+    await expect(limiter.acquire()).rejects.toThrow(QueueFullError);
+    controller.abort();
+    const second = limiter.acquire();
+    await expect(limiter.acquire()).rejects.toThrow(QueueFullError);
+    release();
+    const third = limiter.acquire();
+    expect(limiter.queuedCount).toBe(1);
+    (await second).release();
+    (await third).release();
+    await first;
+  });
+
+  it('turns a high priority away as any other', async () => {
+    const { limiter } = full({ maxQueue: 1 });
+    void limiter.acquire();
+    await expect(limiter.acquire({ priority: 100 })).rejects.toThrow(QueueFullError);
+  });
+});
+
+describe('The timer of a waiter', () => {
+  const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
+
+  it('keeps no process alive once its waiter is gone, whatever the way', async () => {
+    const before = timers();
+    const options = { timeoutMs: 3_600_000 };
+    const { limiter, release } = full();
+    const controller = new AbortController();
+    const granted = limiter.acquire(options);
+    const aborted = limiter.acquire({ ...options, signal: controller.signal }).catch(() => {});
+    const closed = limiter.run(() => {}, options).catch(() => {});
+    expect(timers()).toBe(before + 3);
+    release();
+    expect(timers()).toBe(before + 2);
+    controller.abort();
+    expect(timers()).toBe(before + 1);
+    const end = limiter.close({ timeoutMs: 3_600_000 });
+    (await granted).release();
+    await Promise.all([aborted, closed, end]);
+    expect(timers()).toBe(before);
+  });
+
+  it('is not made where nobody has to wait', async () => {
+    const before = timers();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, queueTimeoutMs: 1000 });
+    const permit = await limiter.acquire({ timeoutMs: 1000 });
+    expect(timers()).toBe(before);
+    permit.release();
+  });
+});

@@ -1,0 +1,173 @@
+/** A request as the model sees it. */
+export interface ModelRequest {
+  readonly id: number;
+  readonly weight: number;
+  readonly priority: number;
+  readonly tenant: string | undefined;
+  /** Which of the shared signals it has. */
+  readonly signal: number | undefined;
+  readonly timeoutMs: number | undefined;
+}
+
+interface Waiting extends ModelRequest {
+  readonly deadlineMs: number;
+}
+
+/** What became of a request: a permit, or the reason why not. */
+export type ModelOutcome = 'granted' | 'aborted' | 'timeout' | 'closed' | 'queue-full' | 'too heavy';
+
+/**
+ * What a ConcurrencyLimiter promises, said as plainly as possible: arrays, looked through from the start each time. It
+ * knows nothing of promises, so it says at once what the limiter must have done by the end of the step.
+ */
+export class LimiterModel {
+  active = 0;
+  acquired = 0;
+  rejected = 0;
+  paused = false;
+  state: 'open' | 'draining' | 'closed' = 'open';
+  waiting: Waiting[] = [];
+  readonly outcomes = new Map<number, ModelOutcome>();
+  /** Those who waited and were granted, in the order of the grants. */
+  readonly grantedAfterWaiting: number[] = [];
+  readonly #aborted = new Set<number>();
+  /** For each priority the tenants who wait, the next to be served first. */
+  readonly #turns = new Map<number, (string | undefined)[]>();
+  #nowMs = 0;
+
+  constructor(
+    public maxConcurrent: number,
+    readonly maxQueue: number,
+  ) {}
+
+  /** Asks for a permit, waiting for it if need be. Says whether it has it at once. */
+  request(request: ModelRequest): boolean {
+    const { id, weight, priority, tenant, signal, timeoutMs } = request;
+    // Wrong options are no request at all: they do not count as turned away.
+    if (weight > this.maxConcurrent) this.outcomes.set(id, 'too heavy');
+    else if (signal !== undefined && this.#aborted.has(signal)) this.#reject(id, 'aborted');
+    else if (this.#isFree(weight, priority)) this.#grant(request);
+    else if (this.state !== 'open') this.#reject(id, 'closed');
+    else if (this.waiting.length >= this.maxQueue) this.#reject(id, 'queue-full');
+    else if (timeoutMs === 0) this.#reject(id, 'timeout');
+    else {
+      this.waiting.push({ ...request, deadlineMs: this.#nowMs + (timeoutMs ?? Number.POSITIVE_INFINITY) });
+      const turns = this.#turns.get(priority) ?? [];
+      if (!turns.includes(tenant)) turns.push(tenant);
+      this.#turns.set(priority, turns);
+    }
+    return this.outcomes.get(id) === 'granted';
+  }
+
+  /** Takes a permit if that needs no waiting. Says whether it did. */
+  tryRequest(request: ModelRequest): boolean {
+    const free = this.waiting.length === 0 && this.#isFree(request.weight, 0);
+    if (free) this.#grant(request);
+    return free;
+  }
+
+  release(weight: number): void {
+    this.active -= weight;
+    this.#admit();
+  }
+
+  abort(signal: number): void {
+    this.#aborted.add(signal);
+    for (const waiter of this.waiting.filter((one) => one.signal === signal)) {
+      this.#leave(waiter);
+      this.#reject(waiter.id, 'aborted');
+    }
+    this.#admit();
+  }
+
+  renew(signal: number): void {
+    this.#aborted.delete(signal);
+  }
+
+  advance(ms: number): void {
+    const untilMs = this.#nowMs + ms;
+    for (;;) {
+      const due = Math.min(...this.waiting.map(({ deadlineMs }) => deadlineMs));
+      if (due > untilMs) break;
+      const late = this.waiting.find(({ deadlineMs }) => deadlineMs === due) as Waiting;
+      this.#leave(late);
+      this.#reject(late.id, 'timeout');
+      this.#admit();
+    }
+    this.#nowMs = untilMs;
+  }
+
+  resize(maxConcurrent: number): void {
+    this.maxConcurrent = maxConcurrent;
+    this.#admit();
+  }
+
+  pause(): void {
+    this.paused = true;
+  }
+
+  resume(): void {
+    this.paused = false;
+    this.#admit();
+  }
+
+  close(drain: boolean): void {
+    if (!drain) {
+      this.state = 'closed';
+      for (const waiter of [...this.waiting]) {
+        this.#leave(waiter);
+        this.#reject(waiter.id, 'closed');
+      }
+    } else if (this.state === 'open') {
+      this.state = 'draining';
+      this.resume();
+    }
+  }
+
+  #fits(weight: number): boolean {
+    return !this.paused && (this.active === 0 || this.active + weight <= this.maxConcurrent);
+  }
+
+  #isFree(weight: number, priority: number): boolean {
+    return (
+      this.state === 'open' && this.waiting.every((one) => one.priority < priority) && this.#fits(weight)
+    );
+  }
+
+  #grant({ id, weight }: ModelRequest): void {
+    this.active += weight;
+    this.acquired++;
+    this.outcomes.set(id, 'granted');
+  }
+
+  #reject(id: number, outcome: ModelOutcome): void {
+    this.rejected++;
+    this.outcomes.set(id, outcome);
+  }
+
+  #admit(): void {
+    for (let next = this.#next(); next !== undefined && this.#fits(next.weight); next = this.#next()) {
+      const turns = this.#turns.get(next.priority) as (string | undefined)[];
+      turns.push(turns.shift());
+      this.#leave(next);
+      this.#grant(next);
+      this.grantedAfterWaiting.push(next.id);
+    }
+  }
+
+  #next(): Waiting | undefined {
+    const priority = Math.max(...this.waiting.map((one) => one.priority));
+    const tenant = this.#turns.get(priority)?.[0];
+    return this.waiting.find((one) => one.priority === priority && one.tenant === tenant);
+  }
+
+  #leave({ id, priority, tenant }: Waiting): void {
+    this.waiting = this.waiting.filter((one) => one.id !== id);
+    if (this.waiting.some((one) => one.priority === priority && one.tenant === tenant)) return;
+    const turns = this.#turns.get(priority) ?? [];
+    this.#turns.set(
+      priority,
+      turns.filter((one) => one !== tenant),
+    );
+  }
+}
