@@ -3,13 +3,15 @@ import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import { PipelinePool } from '../pool/pipeline-pool.js';
 import type { PipelinePoolOptions } from '../pool/pool-options.js';
 import { loadConfig, type PipelineConfig, validConfig } from './config.js';
-import { type ManagedGate, PipelineManager } from './pipeline-manager.js';
+import { type ManagedGate, PipelineManager, type PipelineManagerOptions } from './pipeline-manager.js';
 
 /** The pool's options, and what else a manager takes. Only `create` is needed. */
 export interface CreatePipelineManagerOptions<T> extends Omit<PipelinePoolOptions<T>, 'size' | 'maxQueue'> {
   /** @default loadConfig() */
   readonly config?: PipelineConfig;
   readonly gates?: readonly ManagedGate[];
+  /** As in `PipelineManagerOptions`. @default false */
+  readonly diagnosis?: PipelineManagerOptions<T>['diagnosis'];
 }
 
 /**
@@ -27,6 +29,7 @@ export interface CreatePipelineManagerOptions<T> extends Omit<PipelinePoolOption
 export function createPipelineManager<T>({
   config = loadConfig(),
   gates,
+  diagnosis,
   hooks = new LifecycleHooks(),
   ...poolOptions
 }: CreatePipelineManagerOptions<T>): PipelineManager<T> {
@@ -41,6 +44,7 @@ export function createPipelineManager<T>({
       hooks,
     }),
     gates,
+    diagnosis,
     requestTimeoutMs,
     abortGraceMs,
     hooks,

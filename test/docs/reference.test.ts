@@ -50,7 +50,7 @@ describe('the reference', () => {
     ['## PipelinePool', (unknown) => new PipelinePool(unknown)],
     ['`acquire` and `use` of a pool', (unknown) => pool.acquire(unknown)],
     ['## PipelineManager', (unknown) => new PipelineManager(unknown as PipelineManagerOptions<unknown>)],
-    ['`gates`. `run`, `stream` and', (unknown) => manager.run('t', () => 1, unknown)],
+    ['`gates` and `diagnosis`. `run`', (unknown) => manager.run('t', () => 1, unknown)],
     ['## Configuration', (unknown) => checkConfig(unknown)],
     ['## ServiceGate', (unknown) => new ServiceGate(unknown)],
     ['`run` and `stream` of a gate', (unknown) => gate.run(() => 1, unknown)],
