@@ -66,6 +66,11 @@ export class Attempt {
     return this.#core.settings.keyed ? this.#use.key.label : undefined;
   }
 
+  /** Whether its key was sent to rest since it was chosen, by an answer that came in the steps between. */
+  get isStale(): boolean {
+    return this.#use.key.restMs(nowMs()) > 0;
+  }
+
   /** Milliseconds since the host's code started. */
   get ageMs(): number {
     return nowMs() - (this.#use.beganMs ?? nowMs());

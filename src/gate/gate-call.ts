@@ -77,7 +77,11 @@ export class GateCall<T> implements WaitingCall {
     let free = this.#core.settings.keys.length;
     let counted = 0;
     for (;;) {
-      const attempt = await this.#enter();
+      let attempt = await this.#enter();
+      while (attempt.isStale) {
+        attempt.end();
+        attempt = await this.#enter();
+      }
       const tried = await this.#try(attempt);
       const { verdict } = tried;
       if (!losesKey(verdict) || free-- <= 0) counted++;
@@ -135,7 +139,7 @@ export class GateCall<T> implements WaitingCall {
     try {
       permit = await this.#permit();
       const use = await this.#start();
-      return new Attempt(core, ++this.attempts, permit, use, signal);
+      return new Attempt(core, this.attempts + 1, permit, use, signal);
     } catch (error) {
       permit?.release('ignored');
       throw error;
@@ -194,6 +198,7 @@ export class GateCall<T> implements WaitingCall {
   /** Makes the attempt and judges it. Never rejects. */
   async #try(attempt: Attempt): Promise<Tried<T>> {
     const work = this.#work;
+    this.attempts++;
     this.key = attempt.key;
     this.#tellStarted();
     try {

@@ -40,7 +40,7 @@ export interface Rests {
  * LLM half an hour, and the others must not wait for it.
  */
 const REFUSES_WITHIN_MS = 1_000;
-/** So many failures in a row, each begun after the last was known, and the service is taken to be down. */
+/** So many failures in a row, and the service is taken to be down. See `failed` for what a row is. */
 const FAILED_ROUNDS = 5;
 
 /**
@@ -48,7 +48,7 @@ const FAILED_ROUNDS = 5;
  *
  * Invariants:
  * - While it rests nothing starts; after a rest exactly one start goes first.
- * - A use counts once in `inUse`, from `take` to `end`.
+ * - A use is in use from `take` to `end`, once.
  * - What was begun before a rest can lengthen it, but neither ends the trial after it nor counts against it: it tells
  *   of the time before.
  * - It has no timer. Its state follows from the clock it is given whenever it is asked.
@@ -60,7 +60,8 @@ export class GateKey {
   readonly #rests: Rests;
   readonly #onReady: (key: GateKey) => void;
   #state: KeyState = { is: 'ready' };
-  #inUse = 0;
+  /** In the order in which they were taken. */
+  readonly #uses = new Set<KeyUse>();
   /** When it was last sent to rest. */
   #restedAtMs = Number.NEGATIVE_INFINITY;
   /** Rests in a row whose length the service did not say. */
@@ -83,7 +84,7 @@ export class GateKey {
   }
 
   get inUse(): number {
-    return this.#inUse;
+    return this.#uses.size;
   }
 
   /** For the figures. */
@@ -110,13 +111,13 @@ export class GateKey {
   }
 
   take(use: KeyUse): void {
-    this.#inUse++;
+    this.#uses.add(use);
     if (this.#state.is === 'easing') this.#state.onTrial.add(use);
   }
 
   /** The use is over, or never began. What was said of it has been told before. */
   end(use: KeyUse): void {
-    this.#inUse--;
+    this.#uses.delete(use);
     if (this.#state.is === 'easing') this.#state.onTrial.delete(use);
   }
 
@@ -142,12 +143,20 @@ export class GateKey {
     return restMs;
   }
 
-  /** A failure that may be anybody's. Gives the milliseconds that the key now rests, if it was one too many. */
+  /**
+   * A failure that may be anybody's: no answer, or an answer that names no time. Of a probe it means that the rest was
+   * too short. Else it counts where it began after the last one that counts was known, and nothing that began before it
+   * is still under way: a server that is full refuses some at once and is busy with the others, and is not down. Gives
+   * the milliseconds that the key now rests, if it was one too many.
+   */
   failed(use: KeyUse, nowMs: number): number | undefined {
-    if (this.#state.is === 'easing') {
-      return this.#state.onTrial.has(use) ? this.throttle(use, undefined, nowMs) : undefined;
+    const state = this.#state;
+    if (state.is === 'resting') return undefined;
+    if (state.is === 'easing' && state.allowed === 1 && state.onTrial.has(use)) {
+      return this.throttle(use, undefined, nowMs);
     }
-    if (this.#state.is === 'resting' || (use.beganMs ?? nowMs) <= this.#failedAtMs) return undefined;
+    const [oldest] = this.#uses;
+    if (use !== oldest || (use.beganMs ?? nowMs) <= this.#failedAtMs) return undefined;
     this.#failedAtMs = nowMs;
     this.#failedRounds++;
     return this.#failedRounds < FAILED_ROUNDS ? undefined : this.throttle(use, undefined, nowMs);
@@ -169,7 +178,7 @@ export class GateKey {
 
   #rest(why: RestReason, restMs: number, nowMs: number): void {
     const before = this.#state.is === 'ready' ? 1 : this.#state.crowd;
-    this.#state = { is: 'resting', why, untilMs: nowMs + restMs, crowd: Math.max(before, this.#inUse) };
+    this.#state = { is: 'resting', why, untilMs: nowMs + restMs, crowd: Math.max(before, this.#uses.size) };
     this.#restedAtMs = nowMs;
     this.#failedRounds = 0;
   }
@@ -188,6 +197,8 @@ export class GateKey {
   #pass(state: KeyState & { is: 'easing' }, use: KeyUse): void {
     if (!state.onTrial.delete(use)) return;
     state.allowed++;
+    // The probe went well: the rest was long enough.
+    this.#unsaid = 0;
     if (state.allowed > state.crowd && this.#state === state) this.#becomeReady();
   }
 

@@ -28,6 +28,9 @@ export interface NoRoom {
   readonly reason: 'rate' | 'cooldown';
 }
 
+/** The statuses by which a service says that it has too much to do, with or without a time. */
+const BUSY: readonly unknown[] = [429, 503, 529];
+
 /** What a key looks like from outside. */
 export interface KeyStats {
   /** Masked. */
@@ -123,8 +126,13 @@ export class KeyRing {
         if (status !== undefined) key.wentWell(use);
         break;
       case 'wait':
-        if (retryAfterMs === undefined) this.#tellRest(key, key.failed(use, nowMs), status);
-        else this.#tellRest(key, key.throttle(use, retryAfterMs, nowMs), status);
+        this.#tellRest(
+          key,
+          retryAfterMs === undefined && !BUSY.includes(status)
+            ? key.failed(use, nowMs)
+            : key.throttle(use, retryAfterMs, nowMs),
+          status,
+        );
         break;
       case 'other-key':
         this.#tellRest(key, key.throttle(use, retryAfterMs, nowMs), status);

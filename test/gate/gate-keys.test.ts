@@ -178,6 +178,14 @@ describe('the keys of a ServiceGate', () => {
       expect(of('key:cooledDown')).toEqual([{ source: 'llm', key: 'service', forMs: 5_000, status: 503 }]);
     });
 
+    it.each([503, 529])('and a %i, too, hold the key without a time', async (status) => {
+      const { faults, call } = service();
+      const gate = new ServiceGate({ name: 'llm', keys: [A], retry: { attempts: 1 } });
+      faults.set(A, () => httpError(status));
+      await gate.run(call).catch(() => {});
+      expect(gate.stats().opensInMs).toBe(1_000);
+    });
+
     it('without a time holds the key for a second, and twice as long each time in a row', async () => {
       const { faults, call } = service();
       const { hooks, of } = recorder();
@@ -202,6 +210,26 @@ describe('the keys of a ServiceGate', () => {
       expect(rests().at(-1)).toBe(1_000);
     });
 
+    it('without a time begins at a second again once a probe went well, however many follow', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, keys: [A], retry: { attempts: 1 } });
+      let underWay = 0;
+      // It bears three at once.
+      const call = () =>
+        gate.run(async () => {
+          if (underWay === 3) throw httpError(429);
+          underWay++;
+          await new Promise((resolve) => setTimeout(resolve, 5_000));
+          underWay--;
+        });
+      for (let i = 0; i < 100; i++) follow(call());
+      await vi.advanceTimersByTimeAsync(120_000);
+      const rests = of('key:cooledDown').map((told) => told.forMs);
+      expect(rests.filter((ms) => ms === 1_000).length).toBeGreaterThan(5);
+      // A probe that meets three long calls is refused, but not for ever.
+      expect(Math.max(...rests)).toBe(4_000);
+    });
+
     it('of several at once counts as one, and the longest time holds', async () => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'search', hooks, keys: [A], retry: { attempts: 1 } });
@@ -221,6 +249,21 @@ describe('the keys of a ServiceGate', () => {
       expect(calls.every((call) => call.now.is === 'rejected')).toBe(true);
       expect(of('key:cooledDown').map((told) => told.forMs)).toEqual([1_000, 7_000]);
       expect(gate.stats().opensInMs).toBe(7_000);
+    });
+
+    it('of a call from before the rest changes nothing after it, unless it names a time', async () => {
+      const gate = new ServiceGate({ name: 'llm', keys: [A], retry: { attempts: 1 } });
+      const [first, late, later] = [deferred<never>(), deferred<never>(), deferred<never>()];
+      for (const { promise } of [first, late, later]) follow(gate.run(() => promise));
+      await settle();
+      first.reject(httpError(429));
+      await vi.advanceTimersByTimeAsync(1_000);
+      late.reject(httpError(429));
+      await settle();
+      expect(gate.stats()).toMatchObject({ opensInMs: 0, keys: [{ state: 'easing' }] });
+      later.reject(httpError(429, { 'retry-after': '4' }));
+      await settle();
+      expect(gate.stats()).toMatchObject({ opensInMs: 4_000 });
     });
 
     it('sends one probe first, and lets the rest follow by doubling, up to what was under way before', async () => {
@@ -389,6 +432,33 @@ describe('the keys of a ServiceGate', () => {
       expect(waiting.now.is).toBe('fulfilled');
     });
 
+    it('sends it back to rest by a probe that fails in any way of the service', async () => {
+      const { faults, used, call } = service();
+      const gate = new ServiceGate({ name: 'llm', keys: [A], retry: { attempts: 1 } });
+      faults.set(A, () => httpError(429));
+      await gate.run(call).catch(() => {});
+      faults.set(A, () => httpError(500));
+      const waiting = [follow(gate.run(call)), follow(gate.run(call))];
+      await vi.advanceTimersByTimeAsync(1_000);
+      expect(waiting.map((w) => w.now.is)).toEqual(['rejected', 'pending']);
+      expect(gate.stats().opensInMs).toBe(2_000);
+      expect(used).toHaveLength(2);
+    });
+
+    it('counts those on trial like any other, once the probe went well', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, keys: [A], retry: { attempts: 1 } });
+      const throttled = deferred<never>();
+      for (let i = 0; i < 20; i++) follow(gate.run(() => throttled.promise));
+      await settle();
+      throttled.reject(httpError(429));
+      await vi.advanceTimersByTimeAsync(1_000);
+      await gate.run(() => 'probe');
+      for (let i = 0; i < 4; i++) await gate.run(() => Promise.reject(httpError(500))).catch(() => {});
+      expect(of('key:cooledDown')).toHaveLength(1);
+      expect(gate.stats().keys[0]!.state).toBe('easing');
+    });
+
     it('does not, where they were all sent before the first was known', async () => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'llm', hooks, keys: [A], retry: { attempts: 1 } });
@@ -396,10 +466,41 @@ describe('the keys of a ServiceGate', () => {
       for (const { promise } of burst) follow(gate.run(() => promise));
       await settle();
       for (const { reject } of burst) {
-        reject(httpError(503));
+        reject(httpError(500));
         await vi.advanceTimersByTimeAsync(5);
       }
       expect(of('key:cooledDown')).toEqual([]);
+    });
+
+    it('does not, where the service is at work on what came before: it is full, and not down', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, keys: [A], retry: { attempts: 1 } });
+      const long = deferred();
+      const first = gate.run(() => long.promise);
+      for (let i = 0; i < 50; i++) {
+        await gate.run(() => Promise.reject(httpError(500))).catch(() => {});
+        await vi.advanceTimersByTimeAsync(5);
+      }
+      expect(of('key:cooledDown')).toEqual([]);
+      long.resolve();
+      await first;
+    });
+
+    it('does, where nothing is ever answered: the timeouts make the row', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, attemptTimeoutMs: 100, retry: { attempts: 1 } });
+      for (let i = 0; i < 60; i++) {
+        follow(
+          gate.run(
+            ({ signal }) =>
+              new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))),
+          ),
+        );
+        await vi.advanceTimersByTimeAsync(10);
+      }
+      expect(of('key:cooledDown')).toMatchObject([{ forMs: 1_000 }]);
+      // Five times the timeout, and not one after each other call.
+      expect(gate.stats().attempts).toBeGreaterThan(40);
     });
 
     it('does not, where anything went well in between', async () => {

@@ -15,7 +15,7 @@ afterEach(() => {
 });
 
 /** Fails so often, then answers. */
-function failing(times: number, error: () => unknown = () => httpError(503)) {
+function failing(times: number, error: () => unknown = () => httpError(500)) {
   let calls = 0;
   return vi.fn(async () => {
     if (calls++ < times) throw error();
@@ -332,6 +332,35 @@ describe('ServiceGate', () => {
       expect(second.now.is).toBe('fulfilled');
     });
 
+    it('takes it while the call goes on, and tells who waits only once that it does', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({
+        name: 'llm',
+        hooks,
+        rate: [{ limit: 100, perMs: 1000, unit: 'weight' }],
+      });
+      let correct!: (actual: number) => void;
+      const first = follow(
+        gate.run(
+          (context) => {
+            correct = context.settle;
+            return new Promise(() => {});
+          },
+          { weight: 90 },
+        ),
+      );
+      const second = follow(gate.run(() => 'second', { weight: 50 }));
+      await settle();
+      correct(80);
+      correct(60);
+      await settle();
+      expect([first.now.is, second.now.is]).toEqual(['pending', 'pending']);
+      correct(50);
+      await settle();
+      expect([first.now.is, second.now.is]).toEqual(['pending', 'fulfilled']);
+      expect(of('call:throttled')).toHaveLength(1);
+    });
+
     it('refuses a correction that is no whole number, to the code that made it', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       await expect(gate.run(({ settle: correct }) => correct(-1))).rejects.toThrow('`actual`');
@@ -372,7 +401,7 @@ describe('ServiceGate', () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', retry: { attempts: 4 } });
       const code = failing(9);
-      await expect(gate.run(code)).rejects.toMatchObject({ status: 503 });
+      await expect(gate.run(code)).rejects.toMatchObject({ status: 500 });
       expect(code).toHaveBeenCalledTimes(4);
       const usual = failing(9);
       await expect(new ServiceGate({ name: 'llm' }).run(usual)).rejects.toThrow();
@@ -453,7 +482,7 @@ describe('ServiceGate', () => {
       const code = failing(9);
       const call = follow(gate.run(code, { timeoutMs: 900 }));
       await settle();
-      expect(call.now).toMatchObject({ is: 'rejected', reason: { status: 503 } });
+      expect(call.now).toMatchObject({ is: 'rejected', reason: { status: 500 } });
       expect(code).toHaveBeenCalledTimes(1);
     });
 
@@ -489,10 +518,10 @@ describe('ServiceGate', () => {
       const gate = new ServiceGate({ name: 'search', retry: { attempts: 2 } });
       const cancels: number[] = [];
       const answer = (i: number) =>
-        new Response(new ReadableStream({ cancel: () => void cancels.push(i) }), { status: 503 });
+        new Response(new ReadableStream({ cancel: () => void cancels.push(i) }), { status: 502 });
       let i = 0;
       const response = await gate.run(() => answer(++i));
-      expect(response.status).toBe(503);
+      expect(response.status).toBe(502);
       expect(cancels).toEqual([1]);
       expect(response.bodyUsed).toBe(false);
     });
@@ -535,14 +564,14 @@ describe('ServiceGate', () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000 });
       const call = follow(
-        gate.run(({ attempt }) => (attempt === 1 ? Promise.reject(httpError(503)) : new Promise(() => {}))),
+        gate.run(({ attempt }) => (attempt === 1 ? Promise.reject(httpError(500)) : new Promise(() => {}))),
       );
       await vi.advanceTimersByTimeAsync(999);
       expect(call.now.is).toBe('pending');
       await vi.advanceTimersByTimeAsync(1);
       expect(call.now).toMatchObject({
         is: 'rejected',
-        reason: { code: 'ERR_GATE_TIMEOUT', scope: 'call', timeoutMs: 1000, cause: { status: 503 } },
+        reason: { code: 'ERR_GATE_TIMEOUT', scope: 'call', timeoutMs: 1000, cause: { status: 500 } },
       });
     });
 
@@ -790,7 +819,7 @@ describe('ServiceGate', () => {
       const key = '#1…aaaa';
       expect(told.map((t) => t.payload)).toEqual([
         { ...ids, attempt: 1, key, waitMs: 0 },
-        { ...ids, attempt: 1, key, class: 'wait', status: 503, delayMs: 250 },
+        { ...ids, attempt: 1, key, class: 'wait', status: 500, delayMs: 250 },
         { ...ids, reason: 'backoff', waitMs: 250 },
         { ...ids, attempt: 2, key, waitMs: 0 },
         { ...ids, outcome: 'ok', attempts: 2, key, durationMs: 250, waitMs: 250, cache: 'off' },

@@ -1,0 +1,142 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { ServiceGate } from '../../src/gate/service-gate.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
+import { deferred, follow, httpError, settle } from './support.js';
+
+beforeEach(() => {
+  vi.useFakeTimers();
+});
+afterEach(() => {
+  vi.useRealTimers();
+  vi.restoreAllMocks();
+});
+
+const limitOf = (gate: ServiceGate) => gate.stats().limiter!.maxConcurrent;
+
+/** So many calls at once, which all end so, a moment after they began. */
+async function wave(gate: ServiceGate, calls: number, end: () => unknown) {
+  const followed = Array.from({ length: calls }, () =>
+    follow(
+      gate.run(async () => {
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        return end();
+      }),
+    ),
+  );
+  await vi.advanceTimersByTimeAsync(10);
+  return followed;
+}
+
+describe('an adaptive ServiceGate', () => {
+  it('grows while its limit binds and the calls go well', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 4 } });
+    await wave(gate, 4, () => 'fine');
+    expect(limitOf(gate)).toBeGreaterThan(4);
+    const quiet = new ServiceGate({ name: 'llm', adaptive: { initial: 4 } });
+    await wave(quiet, 2, () => 'fine');
+    expect(limitOf(quiet)).toBe(4);
+  });
+
+  it.each([
+    ['a 429', () => Promise.reject(httpError(429))],
+    ['a 503', () => Promise.reject(httpError(503))],
+    ['a 529', () => new Response(null, { status: 529 })],
+    ['a timeout', () => Promise.reject(new DOMException('late', 'TimeoutError'))],
+  ])('is cut by %s, once for those that were sent together', async (_, end) => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 }, retry: { attempts: 1 } });
+    await wave(gate, 10, end);
+    expect(limitOf(gate)).toBe(17);
+  });
+
+  it('is cut by its own attempt timeout', async () => {
+    const gate = new ServiceGate({
+      name: 'llm',
+      adaptive: { initial: 20 },
+      attemptTimeoutMs: 100,
+      retry: { attempts: 1 },
+    });
+    follow(gate.run(() => new Promise(() => {})));
+    await vi.advanceTimersByTimeAsync(100);
+    expect(limitOf(gate)).toBe(17);
+  });
+
+  it('is cut by a deadline that an attempt had most of, and not by one that was spent in a queue', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
+    follow(gate.run(() => new Promise(() => {}), { timeoutMs: 100 }));
+    await vi.advanceTimersByTimeAsync(100);
+    expect(limitOf(gate)).toBe(17);
+    const queued = new ServiceGate({ name: 'llm', adaptive: { initial: 1, max: 1 } });
+    const adaptive = vi.spyOn(queued.adaptive!, 'onSample');
+    const first = deferred();
+    const call = queued.run(() => first.promise);
+    follow(queued.run(() => new Promise(() => {}), { timeoutMs: 100 }));
+    await vi.advanceTimersByTimeAsync(90);
+    first.resolve();
+    await call;
+    await vi.advanceTimersByTimeAsync(10);
+    expect(adaptive.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+  });
+
+  it.each([
+    ["a bug of the host's", () => Promise.reject(new TypeError('bug'))],
+    ['a bad request', () => Promise.reject(httpError(400))],
+    ['a missing page', () => Promise.reject(httpError(404))],
+    ['a spent account', () => Promise.reject(httpError(402))],
+    ['a bare 500', () => Promise.reject(httpError(500))],
+  ])('is left alone by %s', async (_, end) => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 4 }, retry: { attempts: 1 } });
+    await wave(gate, 4, end);
+    expect(limitOf(gate)).toBe(4);
+  });
+
+  it('does not take calls that wait for a window for calls at the service', async () => {
+    const gate = new ServiceGate({
+      name: 'llm',
+      adaptive: { initial: 4 },
+      rate: [{ limit: 1, perMs: 100 }],
+    });
+    const calls = Array.from({ length: 30 }, () => gate.run(() => 'fine'));
+    await vi.advanceTimersByTimeAsync(10_000);
+    await Promise.all(calls);
+    expect(limitOf(gate)).toBe(4);
+  });
+
+  it('judges a stream by its first item, under the limit of that moment', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 1 } });
+    const stream = gate.stream(async function* () {
+      yield 1;
+      yield 2;
+    });
+    await stream.next();
+    expect(limitOf(gate)).toBe(2);
+    await stream.return!();
+    expect(limitOf(gate)).toBe(2);
+  });
+
+  it('follows a gauge that the host feeds it', async () => {
+    const adaptive = new AdaptiveLimit({ initial: 20 });
+    const gate = new ServiceGate({ name: 'llm', adaptive });
+    adaptive.onGauge(50);
+    expect(limitOf(gate)).toBe(18);
+    await settle();
+  });
+
+  it('keeps the permits within the limit as it falls, and lets nobody in before it is free', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 10 }, retry: { attempts: 1 } });
+    let underWay = 0;
+    let most = 0;
+    const call = () =>
+      follow(
+        gate.run(async () => {
+          most = Math.max(most, ++underWay);
+          await new Promise((resolve) => setTimeout(resolve, 50));
+          underWay--;
+          if (underWay >= 4) throw httpError(503);
+        }),
+      );
+    for (let i = 0; i < 60; i++) call();
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(most).toBe(10);
+    expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0, queued: 0 } });
+  });
+});

@@ -1,0 +1,109 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { ServiceGateOptions } from '../../src/gate/gate-options.js';
+import { ServiceGate } from '../../src/gate/service-gate.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { httpError } from '../gate/support.js';
+import { VirtualClock } from './virtual-clock.js';
+import { logNormal, seeded, TOKENS_PER_SECOND } from './virtual-service.js';
+
+/*
+ * 200 callers and a server like vLLM, with a gate between them, in virtual time. The server runs 64 requests at once,
+ * lets 16 wait inside and refuses the rest with 503; for the second five of fifteen minutes it loses three quarters of itself. Answers have
+ * log-normal lengths (mean 270 tokens, sigma 1) at 48 tokens a second: 5.6 s on the mean.
+ *
+ * What is attainable is what the same callers get behind a limit that always knows the slots.
+ */
+
+const PHASE = 5 * 60_000;
+const CALLERS = 200;
+const REFUSAL_MS = 50;
+
+const clock = new VirtualClock();
+beforeEach(() => clock.install());
+afterEach(() => clock.uninstall());
+
+class ModelServer {
+  slots = 64;
+  sent = 0;
+  refused = 0;
+  tokens = 0;
+  #running = 0;
+  readonly #waiting: (() => void)[] = [];
+
+  async answer(tokens: number): Promise<void> {
+    this.sent++;
+    if (this.#running >= this.slots) {
+      if (this.#waiting.length >= 16) {
+        this.refused++;
+        await new Promise<void>((resolve) => clock.after(REFUSAL_MS, resolve));
+        throw httpError(503);
+      }
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    } else this.#running++;
+    await new Promise<void>((resolve) => clock.after((tokens / TOKENS_PER_SECOND) * 1_000, resolve));
+    this.tokens += tokens;
+    const next = this.#running <= this.slots ? this.#waiting.shift() : undefined;
+    if (next === undefined) this.#running--;
+    else next();
+  }
+}
+
+async function play(seed: number, bound: (server: ModelServer) => Partial<ServiceGateOptions>) {
+  clock.restart();
+  vi.spyOn(Math, 'random').mockImplementation(seeded(seed + 1));
+  const server = new ModelServer();
+  const gate = new ServiceGate({ name: 'llm', ...bound(server) });
+  const lengthOf = logNormal(seeded(seed), 270, 1);
+  let failed = 0;
+  const caller = async (): Promise<void> => {
+    while (clock.nowMs < 3 * PHASE) {
+      const tokens = lengthOf();
+      await gate.run(() => server.answer(tokens)).catch(() => failed++);
+    }
+  };
+  for (let i = 0; i < CALLERS; i++) void caller();
+  clock.after(PHASE, () => {
+    server.slots = 16;
+  });
+  clock.after(2 * PHASE, () => {
+    server.slots = 64;
+  });
+  await clock.runUntil(3 * PHASE);
+  const { sent, refused, tokens } = server;
+  return { sent, refused, tokens, failed, refusedShare: refused / sent, stats: gate.stats() };
+}
+
+const allKnowing = (server: ModelServer) => {
+  const limiter = new ConcurrencyLimiter({ maxConcurrent: 64 });
+  for (const at of [1, 2]) {
+    clock.after(at * PHASE + 1, () => {
+      limiter.maxConcurrent = server.slots;
+    });
+  }
+  return { limiter };
+};
+
+describe.each([1, 2, 3])(
+  'an adaptive ServiceGate in front of a model server that loses capacity, seed %i',
+  (seed) => {
+    it('keeps the server busy, and is hardly ever refused', async () => {
+      const adaptive = await play(seed, () => ({ adaptive: {} }));
+      const attainable = await play(seed, allKnowing);
+      expect(attainable.refused).toBe(0);
+      expect(adaptive.tokens / attainable.tokens).toBeGreaterThan(0.9);
+      expect(adaptive.refusedShare).toBeLessThan(0.03);
+      // What was refused was tried again, and served.
+      expect(adaptive.failed).toBe(0);
+    });
+  },
+);
+
+describe('a ServiceGate without a bound in front of the same server', () => {
+  it('keeps it busy as well, by resting after each refusal, but at more than ten times as many', async () => {
+    const unbound = await play(1, () => ({}));
+    const attainable = await play(1, allKnowing);
+    const adaptive = await play(1, () => ({ adaptive: {} }));
+    expect(unbound.tokens / attainable.tokens).toBeGreaterThan(0.8);
+    expect(unbound.refused).toBeGreaterThan(10 * adaptive.refused);
+  });
+});
