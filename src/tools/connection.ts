@@ -13,8 +13,9 @@ export interface ConnectContext {
 /** How a client comes and goes. */
 export interface ConnectionSteps<Client> {
   readonly connect: (context: ConnectContext) => Client | PromiseLike<Client>;
-  /** Lets a client go. Must settle, and must not reject. */
-  readonly letGo: (client: Client) => Promise<void>;
+  readonly disconnect: (client: Client, signal: AbortSignal) => unknown;
+  /** Waits for a farewell, but not too long. Must settle, and must not reject. */
+  readonly seeOff: (farewell: (signal: AbortSignal) => unknown) => Promise<void>;
 }
 
 /** One making of a client, and how many wait for it. */
@@ -28,7 +29,7 @@ type State<Client> =
   | { readonly kind: 'idle' }
   | { readonly kind: 'connecting'; readonly flight: Flight<Client> }
   | { readonly kind: 'open'; readonly client: Client }
-  | { readonly kind: 'closed'; readonly reason: unknown; readonly gone: Promise<void> };
+  | { readonly kind: 'closed'; readonly reason: unknown };
 
 /**
  * The place of one client, whichever its scope.
@@ -38,10 +39,14 @@ type State<Client> =
  * - A failure is not kept: the next to ask tries again.
  * - One waiter's abort ends its own waiting; the last one's ends the making.
  * - Every client made is let go exactly once: at `close`, or on arrival if nobody wants it by then.
+ * - `close` settles when nothing of any client is left, also of those that were given up while they were being made.
  */
 export class Connection<Client> {
   readonly #steps: ConnectionSteps<Client>;
+  /** The makings that are not over, those that were given up among them. They never reject. */
+  readonly #landings = new Set<Promise<void>>();
   #state: State<Client> = { kind: 'idle' };
+  #gone: Promise<void> | undefined;
 
   constructor(steps: ConnectionSteps<Client>) {
     this.#steps = steps;
@@ -69,35 +74,42 @@ export class Connection<Client> {
 
   /** Lets the client go, for good: whoever waits or asks later is rejected with `reason`. Never rejects itself. */
   close(reason: unknown): Promise<void> {
+    this.#gone ??= this.#close(reason);
+    return this.#gone;
+  }
+
+  async #close(reason: unknown): Promise<void> {
     const state = this.#state;
-    if (state.kind === 'closed') return state.gone;
-    const gone = state.kind === 'open' ? this.#steps.letGo(state.client) : Promise.resolve();
-    this.#state = { kind: 'closed', reason, gone };
+    this.#state = { kind: 'closed', reason };
     if (state.kind === 'connecting') state.flight.controller.abort(reason);
-    return gone;
+    const landings = [...this.#landings].map((landing) => this.#steps.seeOff(() => landing));
+    await Promise.all(state.kind === 'open' ? [this.#letGo(state.client), ...landings] : landings);
   }
 
   #start(asked: ConnectContext): Flight<Client> {
     const controller = new AbortController();
-    const client = unlimited(
-      (signal) => this.#steps.connect({ ...asked, signal }),
-      controller.signal,
-      (late) => {
-        void this.#steps.letGo(late);
-      },
-    );
+    const making = (async () => this.#steps.connect({ ...asked, signal: controller.signal }))();
+    // Who waits does not wait for code that ignores its signal.
+    const client = unlimited(() => making, controller.signal);
     const flight: Flight<Client> = { controller, client, waiters: 0 };
     this.#state = { kind: 'connecting', flight };
-    client.then(
-      (made) => {
-        if (this.#isUnderWay(flight)) this.#state = { kind: 'open', client: made };
-        else void this.#steps.letGo(made); // given up between its arrival and this step
-      },
-      () => {
-        if (this.#isUnderWay(flight)) this.#state = { kind: 'idle' };
-      },
-    );
+    const landing = making
+      .then(
+        async (made) => {
+          if (this.#isUnderWay(flight)) this.#state = { kind: 'open', client: made };
+          else await this.#letGo(made);
+        },
+        () => {
+          if (this.#isUnderWay(flight)) this.#state = { kind: 'idle' };
+        },
+      )
+      .finally(() => this.#landings.delete(landing));
+    this.#landings.add(landing);
     return flight;
+  }
+
+  #letGo(client: Client): Promise<void> {
+    return this.#steps.seeOff((signal) => this.#steps.disconnect(client, signal));
   }
 
   async #join(flight: Flight<Client>, signal: AbortSignal): Promise<Client> {
@@ -119,14 +131,6 @@ export class Connection<Client> {
 }
 
 /** A call that only its signal bounds. */
-function unlimited<T>(
-  callback: (signal: AbortSignal) => T | PromiseLike<T>,
-  signal: AbortSignal,
-  onLate?: (result: T) => void,
-): Promise<T> {
-  return boundedCall(callback, {
-    signal,
-    timeoutError: () => new Error('This call has no deadline'),
-    ...(onLate === undefined ? {} : { onLate }),
-  });
+function unlimited<T>(callback: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  return boundedCall(callback, { signal, timeoutError: () => new Error('This call has no deadline') });
 }

@@ -7,8 +7,8 @@ export interface NamedTool {
   readonly tool: AnyTool;
 }
 
-/** Lets one client go, which was made for `made`. Settles in every case, and never rejects. */
-export type LetGo = (made: NamedTool, client: unknown) => Promise<void>;
+/** Waits until a client of this tool is gone, but not too long. Settles in every case, and never rejects. */
+export type SeeOff = (made: NamedTool, farewell: (signal: AbortSignal) => unknown) => Promise<void>;
 
 interface Place {
   readonly made: NamedTool;
@@ -18,10 +18,10 @@ interface Place {
 /** The clients of one scope: of the whole factory, of one instance or of one lease. One for each `connect` function. */
 export class Connections {
   readonly #places = new Map<AnyTool['connect'], Place>();
-  readonly #letGo: LetGo;
+  readonly #seeOff: SeeOff;
 
-  constructor(letGo: LetGo) {
-    this.#letGo = letGo;
+  constructor(seeOff: SeeOff) {
+    this.#seeOff = seeOff;
   }
 
   /** The client's place, made when first asked for; the client itself is not. */
@@ -30,7 +30,8 @@ export class Connections {
     if (known !== undefined) return known.connection;
     const connection = new Connection<unknown>({
       connect: (context) => made.tool.connect(context),
-      letGo: (client) => this.#letGo(made, client),
+      disconnect: (client, signal) => made.tool.disconnect?.(client, { signal }),
+      seeOff: (farewell) => this.#seeOff(made, farewell),
     });
     this.#places.set(made.tool.connect, { made, connection });
     return connection;

@@ -2,7 +2,7 @@ import { ManagerClosedError, ToolFailedError, ToolTimeoutError } from '../errors
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { callable, options as checkOptions, durationMs, optional, refusal } from '../internal/validate.js';
-import { Connections, checkSharedClients, type LetGo } from './connections.js';
+import { Connections, checkSharedClients, type SeeOff } from './connections.js';
 import { checkTool, type ToolSet } from './define-tools.js';
 import { forLogs } from './masking.js';
 import {
@@ -23,7 +23,10 @@ export interface PipelineFactoryOptions<Main extends ToolSet, Subs extends SubAg
   readonly subAgents?: Subs;
   /** Makes an output formatter for a lease, when it is first asked for. @default none */
   readonly outputFormatter?: (context: FormatterContext) => Formatter;
-  /** Milliseconds that letting one client go may take; then it is reported and no longer waited for. @default 5000 */
+  /**
+   * Milliseconds that letting one client go may take, or giving up the making of one; then it is reported, and nobody
+   * waits for it any longer. @default 5000
+   */
   readonly disconnectTimeoutMs?: number;
   /** Where the events go. @default hooks of its own */
   readonly hooks?: LifecycleHooks;
@@ -87,10 +90,10 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
       mainAgent,
       subAgents: subAgents ?? ({} as Subs),
       outputFormatter: outputFormatter ?? (() => undefined as Formatter),
-      shared: new Connections(this.#letGo({})),
+      shared: new Connections(this.#seeOff({})),
       hooks: this.#hooks,
       nextCallId: () => ++this.#calls,
-      letGo: (ids) => this.#letGo(ids),
+      seeOff: (ids) => this.#seeOff(ids),
     };
 
     // Own properties, so that the factory can be spread into a pool's options; all else stays behind on the prototype.
@@ -141,11 +144,11 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
     return instance;
   }
 
-  #letGo(ids: { readonly instanceId?: number; readonly taskId?: string }): LetGo {
-    return async ({ name, tool }, client) => {
+  #seeOff(ids: { readonly instanceId?: number; readonly taskId?: string }): SeeOff {
+    return async ({ name, tool }, farewell) => {
       const timeoutMs = this.#disconnectTimeoutMs;
       try {
-        await boundedCall((signal) => tool.disconnect?.(client, { signal }), {
+        await boundedCall(farewell, {
           timeoutMs,
           timeoutError: () => new ToolTimeoutError(name, timeoutMs, 'disconnect'),
         });

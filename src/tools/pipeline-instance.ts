@@ -3,7 +3,7 @@ import type { TaskIds } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { linkedController } from '../internal/abort-watch.js';
 import { boundedCall } from '../internal/bounded-call.js';
-import { Connections, type LetGo, type NamedTool, toolsOfScope } from './connections.js';
+import { Connections, type NamedTool, type SeeOff, toolsOfScope } from './connections.js';
 import type { ToolSet } from './define-tools.js';
 import { forLogs } from './masking.js';
 import { TaskSession } from './task-session.js';
@@ -35,8 +35,8 @@ export interface PipelineParts<Main extends ToolSet, Subs extends SubAgents, For
   readonly shared: Connections;
   readonly hooks: LifecycleHooks;
   readonly nextCallId: () => number;
-  /** Lets clients of one instance go, or of nobody's in particular. */
-  readonly letGo: (ids: { readonly instanceId?: number; readonly taskId?: string }) => LetGo;
+  /** Sees off clients of an instance, or of nobody's in particular. */
+  readonly seeOff: (ids: { readonly instanceId?: number; readonly taskId?: string }) => SeeOff;
 }
 
 /** What one lease sees. */
@@ -49,8 +49,8 @@ interface View<Main extends ToolSet, Subs extends SubAgents, Formatter>
  * One instance: its own clients, and the session of whoever holds it.
  *
  * Invariants:
- * - It is made whole or not at all: when one client fails, those made are let go before the failure is told, and those
- *   still being made are aborted, and let go if they arrive.
+ * - It is made whole or not at all: when one client fails, those made are let go and those still being made are aborted
+ *   before the failure is told. One that arrives after it was given up is let go then.
  * - A session begins only after the one before has ended and none of its calls runs on the instance's clients.
  */
 export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Formatter> {
@@ -64,7 +64,7 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
   constructor(instanceId: number, parts: PipelineParts<Main, Subs, Formatter>) {
     this.#instanceId = instanceId;
     this.#parts = parts;
-    this.#clients = new Connections(parts.letGo({ instanceId }));
+    this.#clients = new Connections(parts.seeOff({ instanceId }));
     this.#view = this.#viewFor({});
     const present = (): View<Main, Subs, Formatter> => this.#view;
     this.pipeline = Object.freeze({
@@ -151,10 +151,10 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
   }
 
   #viewFor(task: TaskIds): View<Main, Subs, Formatter> {
-    const { source, shared, letGo, mainAgent, subAgents, outputFormatter, hooks, nextCallId } = this.#parts;
+    const { source, shared, seeOff, mainAgent, subAgents, outputFormatter, hooks, nextCallId } = this.#parts;
     const instanceId = this.#instanceId;
     const ids = task.taskId === undefined ? { instanceId } : { instanceId, taskId: task.taskId };
-    const ground = { source, instanceId, shared, instance: this.#clients, letGo: letGo(ids) };
+    const ground = { source, instanceId, shared, instance: this.#clients, seeOff: seeOff(ids) };
     const session = new TaskSession(ground, task);
     const managerOf = <T extends ToolSet>(name: string, tools: T): ToolManager<T> =>
       new ToolManager({ name, tools, session, hooks, nextCallId });

@@ -1,7 +1,14 @@
 import { LeaseReleasedError } from '../errors.js';
 import type { TaskIds } from '../hooks/events.js';
-import { Connections, type LetGo, type NamedTool } from './connections.js';
+import { Connections, type NamedTool, type SeeOff } from './connections.js';
 import { scopeOf } from './define-tools.js';
+
+/** The errors that late calls got, to tell the end of a session of ours from an error that looks like it. */
+const ends = new WeakSet<WeakKey>();
+
+/** Whether this is what the calls of some session reject with because it has ended. */
+export const isSessionEnd = (error: unknown): boolean =>
+  typeof error === 'object' && error !== null && ends.has(error);
 
 /** What a session needs of the instance that it is on. */
 export interface SessionGround {
@@ -11,7 +18,7 @@ export interface SessionGround {
   readonly shared: Connections;
   /** The clients of the instance, which go on to the next session. */
   readonly instance: Connections;
-  readonly letGo: LetGo;
+  readonly seeOff: SeeOff;
 }
 
 /**
@@ -35,7 +42,7 @@ export class TaskSession {
     this.instanceId = ground.instanceId;
     this.task = task;
     this.#ground = ground;
-    this.#own = new Connections(ground.letGo);
+    this.#own = new Connections(ground.seeOff);
   }
 
   /** Aborts when the session ends, with the error that a late call gets. */
@@ -69,7 +76,11 @@ export class TaskSession {
 
   /** Ends the session: refuses, aborts, and lets the task's own clients go. Never rejects. */
   end(): Promise<void> {
-    if (!this.signal.aborted) this.#ended.abort(new LeaseReleasedError(this.#ground.source, this.instanceId));
+    if (!this.signal.aborted) {
+      const end = new LeaseReleasedError(this.#ground.source, this.instanceId);
+      ends.add(end);
+      this.#ended.abort(end);
+    }
     return this.#own.close(this.signal.reason);
   }
 

@@ -1,10 +1,10 @@
-import { LeaseReleasedError, ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
+import { ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
 import { type AbortWatcher, linkedController, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { nowMs } from '../internal/clock.js';
 import type { NamedTool } from './connections.js';
 import { forLogs, rememberKey } from './masking.js';
-import type { TaskSession } from './task-session.js';
+import { isSessionEnd, type TaskSession } from './task-session.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tool-gate.js';
 
 /** One call, checked and ready to be made. */
@@ -73,23 +73,27 @@ class ToolWork {
     const client = await session.client(wanted, signal);
     this.stage = 'call';
     const { gate } = wanted.tool;
-    if (gate === undefined) return this.#attempt(client, { signal, attempt: 1, settle: () => {} });
+    // Without a gate, the call's own signal knows of the lease already.
+    if (gate === undefined) return this.#attempt(client, { signal, attempt: 1, settle: () => {} }, signal);
     return this.#through(gate, client, signal);
   }
 
   async #through(gate: ToolGate, client: unknown, signal: AbortSignal): Promise<unknown> {
-    for (;;) {
+    for (let before: unknown; ; ) {
       let began = false;
       const attempt = (given: ToolGateAttempt): Promise<unknown> => {
         began = true;
         rememberKey(gate, given.key);
-        return this.#attempt(client, given);
+        const ended = either(this.#request.session.signal, given.signal);
+        return this.#attempt(client, given, ended.signal).finally(ended.unlink);
       };
       try {
         return await gate.run(attempt, this.#gateOptions(signal));
       } catch (error) {
-        // The gate had merged this call with another task's, which ended with that task's lease. That is not our end.
-        if (began || signal.aborted || !isLeaseEnd(error)) throw error;
+        // The gate had merged this call with another task's, which ended with that task's lease. That is not our end:
+        // it is made again, in company of another or by itself. The same end twice would be a gate that keeps failures.
+        if (began || signal.aborted || !isSessionEnd(error) || error === before) throw error;
+        before = error;
       }
     }
   }
@@ -99,28 +103,20 @@ class ToolWork {
    * caller has left; but never beyond the lease that the client belongs to. It ends when the host's code does, and not
    * before: until then the service may be at work, and a gate must count it.
    */
-  async #attempt(client: unknown, { signal, key = '', attempt, settle }: ToolGateAttempt): Promise<unknown> {
+  async #attempt(client: unknown, given: ToolGateAttempt, signal: AbortSignal): Promise<unknown> {
     const { wanted, input, session } = this.#request;
-    const ended = either(session.signal, signal);
     try {
-      ended.signal.throwIfAborted();
+      signal.throwIfAborted();
+      const { key = '', attempt } = given;
+      const settle = (actual: number): void => given.settle(actual);
+      const context = { signal, key, taskId: session.task.taskId, attempt, settle };
       // Made a promise once: a lazy thenable would make the call again for each that waits for it.
-      const running = Promise.resolve(
-        wanted.tool.call(client, input, {
-          signal: ended.signal,
-          key,
-          taskId: session.task.taskId,
-          attempt,
-          settle: (actual) => settle(actual),
-        }),
-      );
+      const running = Promise.resolve(wanted.tool.call(client, input, context));
       session.track(wanted, running);
       return await running;
     } catch (error) {
       // Whatever the client makes of its signal: who else waits for this call must see that it was only our end.
       throw session.signal.aborted ? session.signal.reason : error;
-    } finally {
-      ended.unlink();
     }
   }
 
@@ -153,22 +149,14 @@ function callIdOf(call: object): number {
   return id;
 }
 
-function isLeaseEnd(error: unknown): boolean {
-  let link = error;
-  for (let depth = 0; depth < 4 && link instanceof Error; depth++) {
-    if (link instanceof LeaseReleasedError) return true;
-    link = link.cause;
-  }
-  return false;
-}
-
-/** A signal that aborts when either does. Call `unlink` when the work is over. */
+/** A signal that aborts when either does, with its reason. Call `unlink` when the work is over. */
 export function either(
   first: AbortSignal,
   second: AbortSignal | undefined,
 ): { readonly signal: AbortSignal; readonly unlink: () => void } {
+  if (second === undefined || first === second) return { signal: first, unlink: () => {} };
   const { controller, unlink } = linkedController(first);
-  if (second === undefined || controller.signal.aborted) return { signal: controller.signal, unlink };
+  if (first.aborted) return { signal: controller.signal, unlink };
   if (second.aborted) {
     unlink();
     controller.abort(second.reason);

@@ -5,10 +5,14 @@ import { deferred, settled } from './doubles.js';
 
 const asked = (signal = new AbortController().signal) => ({ instanceId: 1, signal });
 
+const seeOff = async (farewell: (signal: AbortSignal) => unknown): Promise<void> => {
+  await farewell(new AbortController().signal);
+};
+
 function scripted() {
   const making: ReturnType<typeof deferred<string>>[] = [];
   const signals: AbortSignal[] = [];
-  const letGo = vi.fn((_client: string) => Promise.resolve());
+  const disconnect = vi.fn((_client: string): unknown => undefined);
   const connection = new Connection<string>({
     connect: ({ signal }) => {
       const made = deferred<string>();
@@ -16,9 +20,10 @@ function scripted() {
       signals.push(signal);
       return made.promise;
     },
-    letGo,
+    disconnect: (client) => disconnect(client),
+    seeOff,
   });
-  return { connection, making, signals, letGo };
+  return { connection, making, signals, disconnect };
 }
 
 describe('Connection', () => {
@@ -41,19 +46,30 @@ describe('Connection', () => {
     expect(await again).toBe('client');
   });
 
+  it('tries again for who asks in the moment in which the failure is told', async () => {
+    const { connection, making } = scripted();
+    const again = connection.get(asked()).catch(() => connection.get(asked()));
+    connection.get(asked()).catch(() => {});
+    making[0]?.reject(new Error('no'));
+    await settled();
+    making[1]?.resolve('client');
+    expect(await again).toBe('client');
+  });
+
   it('takes a connect that throws at once for one that rejects', async () => {
     const connection = new Connection({
       connect: () => {
         throw new Error('at once');
       },
-      letGo: () => Promise.resolve(),
+      disconnect: () => {},
+      seeOff,
     });
     await expect(connection.get(asked())).rejects.toThrow('at once');
   });
 
   it('takes undefined for a client', async () => {
     const connect = vi.fn(() => undefined);
-    const connection = new Connection({ connect, letGo: () => Promise.resolve() });
+    const connection = new Connection({ connect, disconnect: () => {}, seeOff });
     expect(await connection.get(asked())).toBeUndefined();
     expect(await connection.get(asked())).toBeUndefined();
     expect(connect).toHaveBeenCalledOnce();
@@ -72,7 +88,7 @@ describe('Connection', () => {
   });
 
   it('aborts the making when the last waiter leaves, and lets the client go when it arrives all the same', async () => {
-    const { connection, making, signals, letGo } = scripted();
+    const { connection, making, signals, disconnect } = scripted();
     const first = new AbortController();
     const left = connection.get(asked(first.signal));
     first.abort(new Error('enough'));
@@ -83,7 +99,7 @@ describe('Connection', () => {
     making[0]?.resolve('late');
     making[1]?.resolve('wanted');
     expect(await next).toBe('wanted');
-    expect(letGo.mock.calls).toEqual([['late']]);
+    expect(disconnect.mock.calls).toEqual([['late']]);
   });
 
   it('makes nothing for one who has aborted before', async () => {
@@ -93,36 +109,57 @@ describe('Connection', () => {
   });
 
   it('lets the client go once, at close, and gives none afterwards', async () => {
-    const { connection, making, letGo } = scripted();
+    const { connection, making, disconnect } = scripted();
     const got = connection.get(asked());
     making[0]?.resolve('client');
     await got;
     const reason = new Error('closed');
     await Promise.all([connection.close(reason), connection.close(new Error('again'))]);
-    expect(letGo.mock.calls).toEqual([['client']]);
+    expect(disconnect.mock.calls).toEqual([['client']]);
     await expect(connection.get(asked())).rejects.toBe(reason);
   });
 
-  it('turns the waiting away at close, and lets their client go when it arrives', async () => {
-    const { connection, making, signals, letGo } = scripted();
+  it('turns the waiting away at close, at once, and is closed when what they waited for has come and gone', async () => {
+    const { connection, making, signals, disconnect } = scripted();
     const got = connection.get(asked());
     const reason = new Error('closed');
-    await connection.close(reason);
+    let closed = false;
+    const close = connection.close(reason).then(() => {
+      closed = true;
+    });
     await expect(got).rejects.toBe(reason);
     expect(signals[0]?.aborted).toBe(true);
-    making[0]?.resolve('late');
     await settled();
-    expect(letGo.mock.calls).toEqual([['late']]);
+    expect(closed).toBe(false);
+    making[0]?.resolve('late');
+    await close;
+    expect(disconnect.mock.calls).toEqual([['late']]);
+  });
+
+  it('waits at close for the end of a making that everybody had left before', async () => {
+    const { connection, making } = scripted();
+    const caller = new AbortController();
+    connection.get(asked(caller.signal)).catch(() => {});
+    caller.abort();
+    await settled();
+    let closed = false;
+    const close = connection.close(new Error('closed')).then(() => {
+      closed = true;
+    });
+    await settled();
+    expect(closed).toBe(false);
+    making[0]?.reject(new Error('aborted'));
+    await close;
   });
 
   it('lets a client go that arrives in the step in which it is closed', async () => {
-    const { connection, making, letGo } = scripted();
+    const { connection, making, disconnect } = scripted();
     const got = connection.get(asked());
     making[0]?.resolve('client');
     await connection.close(new Error('closed'));
     await got.catch(() => {});
     await settled();
-    expect(letGo.mock.calls).toEqual([['client']]);
+    expect(disconnect.mock.calls).toEqual([['client']]);
   });
 
   property.prop([
@@ -142,10 +179,8 @@ describe('Connection', () => {
           making.push(next);
           return next.promise;
         },
-        letGo: (client) => {
-          expect(open.delete(client)).toBe(true);
-          return Promise.resolve();
-        },
+        disconnect: (client) => expect(open.delete(client)).toBe(true),
+        seeOff,
       });
       const arrive = (): void => {
         const next = making.shift();
@@ -166,7 +201,7 @@ describe('Connection', () => {
           } else if (step === 'abort') callers.shift()?.abort(new Error('enough'));
           else if (step === 'arrive') arrive();
           else if (step === 'fail') making.shift()?.reject(new Error('no'));
-          else await connection.close(new Error('closed'));
+          else void connection.close(new Error('closed'));
         },
       }));
       scheduler.scheduleSequence(todo);

@@ -2,6 +2,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { LeaseReleasedError, ManagerClosedError } from '../../src/errors.js';
 import type { LifecycleEvents } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import type { ConnectContext } from '../../src/tools/connection.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
 import { deferred, settled } from './doubles.js';
@@ -232,19 +233,17 @@ describe('PipelineFactory.create', () => {
     await create;
   });
 
-  it('takes a half-made instance apart: what is made is let go, what is still being made is aborted, and let go on arrival', async () => {
+  it('takes a half-made instance apart before it tells: what is made is let go, what is being made is aborted', async () => {
     const clients = new Clients();
-    const { disconnect } = clients;
-    const late = deferred<string>();
+    const ends = deferred<string>();
     let told: AbortSignal | undefined;
     const tools = defineTools({
-      quick: { connect: clients.connect('quick'), disconnect, call: () => 1 },
-      deaf: {
+      quick: { connect: clients.connect('quick'), disconnect: clients.disconnect, call: () => 1 },
+      slow: {
         connect: ({ signal }) => {
           told = signal;
-          return late.promise;
+          return ends.promise;
         },
-        disconnect,
         call: () => 1,
       },
       broken: {
@@ -252,32 +251,81 @@ describe('PipelineFactory.create', () => {
         call: () => 1,
       },
     });
-    const factory = pipelineFactory({ mainAgent: tools });
-    await expect(factory.create({ instanceId: 1 })).rejects.toMatchObject({
-      code: 'ERR_TOOL_FAILED',
-      tool: 'broken',
-      stage: 'connect',
+    let failed = false;
+    const create = pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 });
+    create.catch(() => {
+      failed = true;
     });
-    expect(clients.gone).toEqual(['quick of 1 (1)']);
-    expect(told?.aborted).toBe(true);
-    late.resolve('deaf client');
     await settled();
-    expect(clients.gone).toEqual(['quick of 1 (1)', 'deaf client']);
+    expect(told?.aborted).toBe(true);
+    expect(clients.gone).toEqual(['quick of 1 (1)']);
+    expect(failed).toBe(false);
+    ends.reject(new Error('was told'));
+    await expect(create).rejects.toMatchObject({ code: 'ERR_TOOL_FAILED', tool: 'broken', stage: 'connect' });
+  });
+
+  it('does not wait for ever for a client that is still being made, and lets it go when it arrives', async () => {
+    vi.useFakeTimers();
+    const hooks = new LifecycleHooks();
+    const told: unknown[] = [];
+    hooks.on('tool:disconnectFailed', (event) => told.push(event));
+    const late = deferred<string>();
+    const gone = vi.fn();
+    const tools = defineTools({
+      deaf: { connect: () => late.promise, disconnect: gone, call: () => 1 },
+      broken: { connect: () => Promise.reject(new Error('no browser')), call: () => 1 },
+    });
+    const create = expect(
+      pipelineFactory({ mainAgent: tools, hooks }).create({ instanceId: 1 }),
+    ).rejects.toThrow('no browser');
+    await vi.advanceTimersByTimeAsync(5_000);
+    await create;
+    expect(told).toMatchObject([{ tool: 'deaf', instanceId: 1, error: { code: 'ERR_TOOL_TIMEOUT' } }]);
+    expect(gone).not.toHaveBeenCalled();
+    late.resolve('client');
+    await settled();
+    expect(gone.mock.calls.map(([client]) => client)).toEqual(['client']);
   });
 
   it('ends with its signal, and takes apart what there is', async () => {
     const clients = new Clients();
+    const heeds = ({ signal }: ConnectContext) =>
+      new Promise<string>((_, reject) => {
+        signal.addEventListener('abort', () => reject(new Error('was told')));
+      });
     const tools = defineTools({
       quick: { connect: clients.connect('quick'), disconnect: clients.disconnect, call: () => 1 },
-      deaf: { connect: never, call: () => 1 },
-      shared: { scope: 'shared', connect: never, call: () => 1 },
+      slow: { connect: heeds, call: () => 1 },
+      shared: { scope: 'shared', connect: heeds, call: () => 1 },
     });
     const deadline = new AbortController();
     const create = pipelineFactory({ mainAgent: tools }).create({ instanceId: 1, signal: deadline.signal });
     await settled();
-    deadline.abort(new Error('time is up'));
-    await expect(create).rejects.toThrow('time is up');
+    const reason = new Error('time is up');
+    deadline.abort(reason);
+    await expect(create).rejects.toBe(reason);
+    expect(clients.made).toHaveLength(1);
     expect(clients.alive).toEqual([]);
+  });
+
+  it('no longer waits for a shared client when another of its clients fails', async () => {
+    let told: AbortSignal | undefined;
+    const tools = defineTools({
+      shared: {
+        scope: 'shared',
+        connect: ({ signal }) => {
+          told = signal;
+          return never();
+        },
+        call: () => 1,
+      },
+      broken: { connect: () => Promise.reject(new Error('no browser')), call: () => 1 },
+    });
+    await expect(pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 })).rejects.toThrow(
+      'no browser',
+    );
+    await settled();
+    expect(told?.aborted).toBe(true);
   });
 
   it('tells of its failure without keys', async () => {
@@ -358,6 +406,19 @@ describe('the end of a lease', () => {
     await reset;
   });
 
+  it("does not wait for calls on clients that the next task will not use, or that are nobody's in particular", async () => {
+    const tools = defineTools({
+      all: { scope: 'shared', connect: () => 1, call: never },
+      own: { scope: 'task', connect: () => 1, call: never },
+    });
+    const factory = pipelineFactory({ mainAgent: tools });
+    const pipeline = await factory.create({ instanceId: 1 });
+    const calls = pipeline.mainAgentToolManager.callAll([{ name: 'all' }, { name: 'own' }]);
+    await settled();
+    await factory.reset(pipeline, { instanceId: 1 });
+    expect((await calls).map(({ status }) => status)).toEqual(['rejected', 'rejected']);
+  });
+
   it('fails, and so costs the instance, when such a call never ends', async () => {
     const { factory, pipeline } = await setUp();
     pipeline.mainAgentToolManager.call('each').catch(() => {});
@@ -379,10 +440,10 @@ describe('the end of a lease', () => {
     const pipeline = await factory.create({ instanceId: 1 });
     await factory.prepare(pipeline, { instanceId: 1, taskId: 'a' });
     const work = pipeline.mainAgentToolManager.call('own');
-    await factory.reset(pipeline, { instanceId: 1 });
+    const reset = factory.reset(pipeline, { instanceId: 1 });
     await expect(work).rejects.toThrow(LeaseReleasedError);
     late.resolve('late browser');
-    await settled();
+    await reset;
     expect(gone.mock.calls.map(([client]) => client)).toEqual(['late browser']);
   });
 
@@ -551,10 +612,10 @@ describe('PipelineFactory.close', () => {
     });
     const factory = pipelineFactory({ mainAgent: tools });
     const create = factory.create({ instanceId: 1 });
-    await factory.close();
+    const close = factory.close();
     await expect(create).rejects.toThrow('pipelineFactory is shut down');
     made.resolve('late');
-    await settled();
+    await close;
     expect(gone).toHaveBeenCalledOnce();
   });
 

@@ -313,6 +313,30 @@ describe('ToolManager.call through a gate', () => {
     await expect(tools.call('search')).rejects.toThrow(ToolFailedError);
     expect(call).toHaveBeenCalledOnce();
   });
+
+  it('does not try for ever where a gate keeps the end of another lease, or has leases of its own', async () => {
+    const other = await managerOf(defineTools({ search: { connect: () => 1, call: never } }));
+    const end = other.tools.call('search').catch((error: unknown) => error);
+    await other.release();
+    const kept = await end;
+    const run = vi.fn((): Promise<never> => Promise.reject(kept));
+    const { tools } = await managerOf(
+      defineTools({ search: { connect: () => 1, gate: { run }, call: () => 1 } }),
+    );
+    await expect(tools.call('search')).rejects.toMatchObject({ code: 'ERR_TOOL_FAILED', cause: kept });
+    expect(run).toHaveBeenCalledTimes(2);
+    run.mockImplementation(() => Promise.reject(new LeaseReleasedError('an inner pool', 7)));
+    await expect(tools.call('search')).rejects.toThrow(ToolFailedError);
+    expect(run).toHaveBeenCalledTimes(3);
+
+    // The end of a lease that the call itself has met, inside, is a failure like any other.
+    const call = vi.fn(() => Promise.reject(kept));
+    const inner = await managerOf(
+      defineTools({ search: { connect: () => 1, gate: new KeyedGate([]), call } }),
+    );
+    await expect(inner.tools.call('search')).rejects.toThrow(ToolFailedError);
+    expect(call).toHaveBeenCalledOnce();
+  });
 });
 
 describe('ToolManager.callAll', () => {
