@@ -49,7 +49,7 @@ describe('diagnose, against real services', () => {
       (scenario) => scenario.requests(8, () => times(3, () => scenario.ask())),
     );
     expect(evidence).toMatchObject({ poolSize: 2 });
-    expect(remedy).toMatch(/^Raise PIPELINE_POOL_SIZE from 2 towards \d/);
+    expect(remedy).toMatch(/^Raise `PIPELINE_POOL_SIZE` from 2 towards \d/);
   });
 
   it('names an admission that is too small', async () => {
@@ -59,7 +59,7 @@ describe('diagnose, against real services', () => {
       (scenario) => scenario.requests(10, () => times(3, () => scenario.ask())),
     );
     expect(evidence).toMatchObject({ maxConcurrent: 2, poolSize: 8 });
-    expect(remedy).toMatch(/^Raise MAX_CONCURRENT_REQUESTS from 2 to 8 or more/);
+    expect(remedy).toMatch(/^Raise `MAX_CONCURRENT_REQUESTS` from 2 to 8 or more/);
   });
 
   it('names a limiter that is paused', async () => {

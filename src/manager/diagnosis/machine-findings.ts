@@ -39,7 +39,7 @@ function memoryShort({ machine, pool }: Report): Finding | undefined {
   const resident = residentBytes / memoryBytes;
   if (heap < FULL && resident < FULL) return undefined;
   const ofHeap = heap >= resident;
-  const fewer = `fewer instances (${CONFIG_VARIABLES.poolSize}; ${pool.live} are alive)`;
+  const fewer = `fewer instances (\`${CONFIG_VARIABLES.poolSize}\`; ${pool.live} are alive)`;
   return {
     code: 'memory-short',
     source: 'process',

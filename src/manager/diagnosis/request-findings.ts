@@ -109,7 +109,7 @@ function admissionTooSmall(report: Report): Finding | undefined {
     share: lost.share,
     message: `Requests spend ${percent(lost.share)} of their time waiting to be admitted, while ${leased} of ${counted(size, 'instance')} are in use`,
     evidence: { waiting: lost.waiting, maxConcurrent, leased, poolSize: size },
-    remedy: `Raise ${CONFIG_VARIABLES.maxConcurrentRequests} from ${maxConcurrent} to ${Math.max(size, maxConcurrent + 1)} or more: one for each instance, and a few that stand ready for the next to come free.`,
+    remedy: `Raise \`${CONFIG_VARIABLES.maxConcurrentRequests}\` from ${maxConcurrent} to ${Math.max(size, maxConcurrent + 1)} or more: one for each instance, and a few that stand ready for the next to come free.`,
   };
 }
 
@@ -126,6 +126,6 @@ function poolTooSmall(report: Report): Finding | undefined {
     share: lost.share,
     message: `Every instance is in use, and requests spend ${percent(lost.share)} of their time waiting for one: ${lost.waiting} wait on average for ${counted(size, 'instance')}`,
     evidence: { waiting: lost.waiting, leased, poolSize: size, cpuShare: rounded(cpuShare, 2) },
-    remedy: `Raise ${CONFIG_VARIABLES.poolSize} from ${size} towards ${wanted}, as far as memory and cores allow (\`checkConfig\` tells), and ${CONFIG_VARIABLES.maxConcurrentRequests} with it. Where they do not, run more machines, or bound the queue (${CONFIG_VARIABLES.maxQueue}) so that clients are told to come back.`,
+    remedy: `Raise \`${CONFIG_VARIABLES.poolSize}\` from ${size} towards ${wanted}, as far as memory and cores allow (\`checkConfig\` tells), and \`${CONFIG_VARIABLES.maxConcurrentRequests}\` with it. Where they do not, run more machines, or bound the queue (\`${CONFIG_VARIABLES.maxQueue}\`) so that clients are told to come back.`,
   };
 }

@@ -1,0 +1,519 @@
+import { createHash } from 'node:crypto';
+import { createServer, get, request as httpRequest, type IncomingMessage, type Server } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import { type HttpBindings, serve } from '@hono/node-server';
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
+import express from 'express';
+import fastify from 'fastify';
+import { Hono } from 'hono';
+import {
+  ConcurrencyLimiter,
+  LifecycleHooks,
+  PipelineManager,
+  PipelinePool,
+  type PipelinePoolOptions,
+  ServiceGate,
+} from 'pipeline-pool';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { type LivePage, type LivePageOptions, livePage } from '../../src/observability/live-page.js';
+import type { LiveState } from '../../src/observability/live-page-state.js';
+
+const closers: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const close of closers.splice(0).reverse()) await close();
+});
+
+function build(more: Partial<PipelinePoolOptions<object>> = {}) {
+  const hooks = new LifecycleHooks();
+  const gate = new ServiceGate({
+    name: 'serper',
+    keys: ['sk-very-secret-0123456789-9f3a', 'sk-very-secret-0123456789-c41d'],
+    rate: [{ limit: 4, perMs: 60_000 }],
+    hooks,
+  });
+  const manager = new PipelineManager<object>({
+    name: 'research',
+    pool: new PipelinePool<object>({ size: 3, create: () => ({}), hooks, ...more }),
+    limiter: new ConcurrencyLimiter({ maxConcurrent: 4, hooks }),
+    gates: [gate],
+    hooks,
+  });
+  closers.push(() => manager.shutdown({ timeoutMs: 0 }));
+  return { manager, gate, hooks };
+}
+
+async function listen(server: Server): Promise<string> {
+  if (!server.listening) await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  closers.push(() => {
+    server.closeAllConnections();
+    return new Promise((resolve) => server.close(resolve));
+  });
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+async function serveAlone(page: LivePage): Promise<string> {
+  closers.push(() => page.close());
+  return listen(createServer(page));
+}
+
+/** A client that reads updates one at a time. */
+class Watcher {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #controller: AbortController;
+  #text = '';
+
+  private constructor(response: Response, controller: AbortController) {
+    this.status = response.status;
+    this.headers = response.headers;
+    this.#reader = response.body!.getReader();
+    this.#controller = controller;
+  }
+
+  static async open(url: string): Promise<Watcher> {
+    const controller = new AbortController();
+    const response = await fetch(url, {
+      headers: { accept: 'text/event-stream' },
+      signal: controller.signal,
+    });
+    return new Watcher(response, controller);
+  }
+
+  /** The next update, or `undefined` when the stream has ended. */
+  async next(): Promise<LiveState | undefined> {
+    for (;;) {
+      const found = /data: (.*)\n\n/.exec(this.#text);
+      if (found !== null) {
+        this.#text = this.#text.slice(found.index + found[0].length);
+        return JSON.parse(found[1]!) as LiveState;
+      }
+      const { value, done } = await this.#reader.read();
+      if (done) return undefined;
+      this.#text += Buffer.from(value).toString();
+    }
+  }
+
+  /** The next update for which this holds. */
+  async until(holds: (state: LiveState) => boolean): Promise<LiveState> {
+    for (;;) {
+      const state = await this.next();
+      if (state === undefined) throw new Error('The stream has ended');
+      if (holds(state)) return state;
+    }
+  }
+
+  leave(): void {
+    this.#controller.abort();
+  }
+}
+
+const watch = async (page: LivePage): Promise<Watcher> => Watcher.open(await serveAlone(page));
+const hold = (signal: AbortSignal) =>
+  new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+
+describe('livePage', () => {
+  it('serves one page that may load nothing from anywhere', async () => {
+    const response = await fetch(await serveAlone(livePage(build().manager)));
+    const html = await response.text();
+    expect(response.status).toBe(200);
+    expect(response.headers.get('content-type')).toBe('text/html; charset=utf-8');
+    expect(response.headers.get('cache-control')).toBe('no-store');
+    expect(response.headers.get('x-content-type-options')).toBe('nosniff');
+    expect(response.headers.get('referrer-policy')).toBe('no-referrer');
+    expect(html).toMatch(/^<!doctype html>/);
+    expect(html).not.toMatch(/\b(src|href)="(?!data:)/);
+    expect(html).not.toMatch(/\son\w+="|style="/);
+
+    const policy = response.headers.get('content-security-policy')!;
+    const hashOf = (tag: string) => {
+      const inside = new RegExp(`<${tag}>([\\s\\S]*)</${tag}>`).exec(html)![1]!;
+      return `'sha256-${createHash('sha256').update(inside).digest('base64')}'`;
+    };
+    expect(policy.split('; ')).toEqual([
+      "default-src 'none'",
+      `script-src ${hashOf('script')}`,
+      `style-src ${hashOf('style')}`,
+      "connect-src 'self'",
+      'img-src data:',
+      "base-uri 'none'",
+      "form-action 'none'",
+      "frame-ancestors 'none'",
+    ]);
+  });
+
+  it('sends updates under the same address to whoever asks for events', async () => {
+    const { manager } = build();
+    const watcher = await watch(livePage(manager));
+    expect(watcher.status).toBe(200);
+    expect(watcher.headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
+    expect(watcher.headers.get('cache-control')).toBe('no-store, no-transform');
+    expect(await watcher.next()).toMatchObject({
+      name: 'research',
+      status: 'healthy',
+      reasons: [],
+      requests: { active: 0, most: 4, queued: 0, ok: 0, failed: 0, rejected: 0 },
+      pool: { size: 3, live: 0, leased: 0, waiting: 0, slots: [] },
+      gates: [{ name: 'serper', running: 0, most: null, queued: 0, opensInMs: 0 }],
+      diagnosis: { findings: [] },
+    });
+  });
+
+  it('follows requests and instances from update to update', async () => {
+    const { manager } = build();
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    await watcher.next();
+    const controller = new AbortController();
+    const running = manager.run('t', ({ signal }) => hold(signal), { signal: controller.signal });
+    const busy = await watcher.until(({ pool }) => pool.leased === 1);
+    expect(busy.requests).toMatchObject({ active: 1, begun: 1 });
+    expect(busy.pool.slots).toEqual([
+      { place: 0, instanceId: 1, state: 'running', forMs: expect.any(Number) },
+    ]);
+    controller.abort();
+    await expect(running).rejects.toThrow();
+    const idle = await watcher.until(({ pool }) => pool.leased === 0);
+    expect(idle.pool.slots).toMatchObject([{ place: 0, instanceId: 1, state: 'idle' }]);
+    expect(idle.requests).toMatchObject({ active: 0, ok: 1, failed: 0 });
+  });
+
+  it('tells what holds requests up', async () => {
+    const { manager } = build();
+    for (let i = 0; i < 4; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    const { diagnosis } = await watcher.until(({ diagnosis: { findings } }) => findings.length > 0);
+    expect(diagnosis.findings[0]).toMatchObject({ code: 'pool-too-small' });
+  });
+
+  it('shows nothing secret: no keys, no tasks, no inputs, no errors', async () => {
+    const { manager, gate } = build();
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    await manager.run('customer-4711', async ({ signal }) => {
+      await gate.run(async () => 'a private answer', { signal, cacheKey: 'a private question' });
+      await gate
+        .run(async ({ key }) => {
+          throw Object.assign(new Error(`${key} was denied`), { status: 401 });
+        })
+        .catch(() => {});
+    });
+    const state = await watcher.until(({ gates }) => gates[0]?.opensInMs === null);
+    const text = JSON.stringify(state);
+    expect(text).not.toMatch(/very-secret|customer|private|denied/);
+    expect(state.gates[0]?.keys).toEqual([
+      { key: '#1…9f3a', state: 'dead', free: expect.any(Number) },
+      { key: '#2…c41d', state: 'dead', free: expect.any(Number) },
+    ]);
+  });
+
+  it('shows task ids where that is asked for', async () => {
+    const { manager } = build();
+    const watcher = await watch(livePage(manager, { showTaskIds: true, updateEveryMs: 250 }));
+    manager.run('task-7', ({ signal }) => hold(signal)).catch(() => {});
+    const { pool } = await watcher.until(({ pool: { leased } }) => leased === 1);
+    expect(pool.slots).toMatchObject([{ taskId: 'task-7' }]);
+  });
+
+  it('keeps each instance in its place, and gives a place on when it is free', async () => {
+    const { manager } = build();
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    const leases = await Promise.all(['a', 'b'].map((task) => manager.pool.acquire({ taskId: task })));
+    await leases[0]!.release({ discard: true });
+    const third = await manager.pool.acquire();
+    const { pool } = await watcher.until(({ pool: { leased } }) => leased === 2);
+    expect(pool.slots).toMatchObject([
+      { place: 0, instanceId: 3 },
+      { place: 1, instanceId: 2 },
+    ]);
+    await Promise.all([third.release(), leases[1]!.release()]);
+  });
+
+  it('has a timer only while somebody watches, however many do', async () => {
+    const timers = new Set<unknown>();
+    vi.spyOn(globalThis, 'setInterval').mockImplementation(((...args: Parameters<typeof setTimeout>) => {
+      const timer = setTimeout(...args);
+      timers.add(timer);
+      return timer;
+    }) as never);
+    vi.spyOn(globalThis, 'clearInterval').mockImplementation((timer) => {
+      timers.delete(timer);
+      clearTimeout(timer as never);
+    });
+    closers.push(() => vi.restoreAllMocks());
+    const page = livePage(build().manager, { updateEveryMs: 60_000 });
+    const url = await serveAlone(page);
+    expect(timers.size).toBe(0);
+    const watchers = await Promise.all([Watcher.open(url), Watcher.open(url)]);
+    await Promise.all(watchers.map((watcher) => watcher.next()));
+    expect([page.clients, timers.size]).toEqual([2, 1]);
+    for (const watcher of watchers) watcher.leave();
+    await vi.waitFor(() => expect([page.clients, timers.size]).toEqual([0, 0]));
+  });
+
+  it('lets only so many watch at once, and the next when one has left', async () => {
+    const page = livePage(build().manager, { maxClients: 1 });
+    const url = await serveAlone(page);
+    const first = await Watcher.open(url);
+    const second = await Watcher.open(url);
+    expect(second.status).toBe(503);
+    expect(second.headers.get('retry-after')).toBe('10');
+    first.leave();
+    await vi.waitFor(() => expect(page.clients).toBe(0));
+    expect((await Watcher.open(url)).status).toBe(200);
+  });
+
+  it('sends nothing more to a client that takes nothing, and drops it after ten seconds', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
+    closers.push(() => vi.useRealTimers());
+    const page = livePage(build().manager, { updateEveryMs: 250 });
+    let updates = 0;
+    let isBehind = false;
+    const server = createServer((request, response) => {
+      Object.defineProperty(response, 'writableNeedDrain', { get: () => isBehind });
+      const write = response.write.bind(response);
+      response.write = ((chunk: string) => {
+        updates++;
+        return write(chunk);
+      }) as typeof response.write;
+      page(request, response);
+    });
+    const watcher = await Watcher.open(await listen(server));
+    await watcher.next();
+    updates = 0;
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(updates).toBe(4);
+    isBehind = true;
+    await vi.advanceTimersByTimeAsync(9_000);
+    isBehind = false;
+    await vi.advanceTimersByTimeAsync(250);
+    expect([page.clients, updates]).toEqual([1, 5]);
+    isBehind = true;
+    await vi.advanceTimersByTimeAsync(10_250);
+    expect(updates).toBe(5);
+    vi.useRealTimers();
+    await vi.waitFor(() => expect(page.clients).toBe(0));
+  });
+
+  it('ends a stream after ten minutes, so that its client asks for leave again', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
+    closers.push(() => vi.useRealTimers());
+    const page = livePage(build().manager, { updateEveryMs: 60_000 });
+    const watcher = await watch(page);
+    await watcher.next();
+    await vi.advanceTimersByTimeAsync(540_000);
+    expect(page.clients).toBe(1);
+    await vi.advanceTimersByTimeAsync(60_000);
+    vi.useRealTimers();
+    await vi.waitFor(() => expect(page.clients).toBe(0));
+  });
+
+  it('stays silent, and alive, when a limiter or a gate of the host cannot be read', async () => {
+    const { manager } = build();
+    const page = livePage(manager, { updateEveryMs: 250 });
+    const watcher = await watch(page);
+    await watcher.next();
+    const stats = vi.spyOn(manager.limiter, 'stats').mockImplementation(() => {
+      throw new Error('the store does not answer');
+    });
+    await vi.waitFor(() => expect(stats).toHaveBeenCalled());
+    stats.mockRestore();
+    expect(await watcher.next()).toMatchObject({ name: 'research' });
+  });
+
+  it('ends its streams when the manager is shut down, so that a server can close', async () => {
+    const { manager } = build();
+    const page = livePage(manager, { updateEveryMs: 250 });
+    const server = createServer(page);
+    const watcher = await Watcher.open(await listen(server));
+    await watcher.next();
+    await manager.shutdown();
+    await new Promise((resolve) => server.close(resolve));
+    expect(page.clients).toBe(0);
+    let last: LiveState | undefined;
+    for (let state = await watcher.next(); state !== undefined; state = await watcher.next()) last = state;
+    expect(last).toMatchObject({ status: 'draining' });
+  });
+
+  it('stops listening when it is closed, and takes nobody any more', async () => {
+    const { manager, hooks } = build();
+    const page = livePage(manager);
+    const url = await serveAlone(page);
+    const watcher = await Watcher.open(url);
+    await watcher.next();
+    expect(hooks.listenerCount('lease:acquired')).toBe(1);
+    page.close();
+    expect(hooks.listenerCount('lease:acquired')).toBe(0);
+    expect(await watcher.next()).toBeUndefined();
+    expect((await Watcher.open(url)).status).toBe(503);
+  });
+
+  it('refuses wrong options, and what is no manager', () => {
+    const { manager } = build();
+    expect(() => livePage({} as never)).toThrow(/`manager`/);
+    expect(() => livePage(manager, { authorise: true as never })).toThrow(/`authorise`/);
+    expect(() => livePage(manager, { updateEveryMs: 100 })).toThrow(/`updateEveryMs`.*100/);
+    expect(() => livePage(manager, { maxClients: 0 })).toThrow(/`maxClients`.*0/);
+    expect(() => livePage(manager, { showTaskIds: 1 as never })).toThrow(/`showTaskIds`/);
+    expect(() => livePage(manager, { path: '/live' } as never)).toThrow(/Unknown option `path`/);
+  });
+
+  it('answers HEAD with the headers alone, and refuses other methods', async () => {
+    const url = await serveAlone(livePage(build().manager));
+    const head = await fetch(url, { method: 'HEAD', headers: { accept: 'text/event-stream' } });
+    expect(head.headers.get('content-type')).toBe('text/html; charset=utf-8');
+    const post = await fetch(url, { method: 'POST' });
+    expect([post.status, post.headers.get('allow')]).toEqual([405, 'GET, HEAD']);
+  });
+
+  it('survives clients that vanish in the middle of everything', async () => {
+    const page = livePage(build().manager, { updateEveryMs: 250 });
+    const url = await serveAlone(page);
+    const vanished = Array.from({ length: 10 }, () => {
+      const client = httpRequest(url, { headers: { accept: 'text/event-stream' } });
+      client.on('error', () => {});
+      client.on('socket', (socket: Socket) => socket.on('connect', () => socket.resetAndDestroy()));
+      client.end();
+      return new Promise((resolve) => client.on('close', resolve));
+    });
+    await Promise.all(vanished);
+    const watcher = await Watcher.open(url);
+    await watcher.next();
+    await watcher.next();
+    expect(page.clients).toBe(1);
+  });
+});
+
+describe("livePage's authorisation", () => {
+  const open = async (authorise: LivePageOptions['authorise']) => {
+    const url = await serveAlone(livePage(build().manager, { authorise }));
+    const answer = async (accept: string) => {
+      const controller = new AbortController();
+      const response = await fetch(url, {
+        headers: { accept, 'x-role': 'operator' },
+        signal: controller.signal,
+      });
+      controller.abort();
+      return response.status;
+    };
+    return Promise.all([answer('text/html'), answer('text/event-stream')]);
+  };
+
+  it('lets in whom the host lets in, to the page and to its updates', async () => {
+    expect(await open(({ headers }) => headers['x-role'] === 'operator')).toEqual([200, 200]);
+    expect(await open(async () => true)).toEqual([200, 200]);
+  });
+
+  it('refuses everybody else', async () => {
+    expect(await open(() => false)).toEqual([403, 403]);
+    expect(await open(async () => 'yes' as never)).toEqual([403, 403]);
+    expect(await open(() => undefined as never)).toEqual([403, 403]);
+  });
+
+  it('lets nobody in when it fails, and shows nothing of the failure', async () => {
+    const url = await serveAlone(
+      livePage(build().manager, {
+        authorise: () => {
+          throw new Error('the password is hunter2');
+        },
+      }),
+    );
+    const response = await fetch(url);
+    expect(response.status).toBe(500);
+    expect(await response.text()).not.toMatch(/hunter2/);
+    expect(await open(() => Promise.reject(new Error('no')))).toEqual([500, 500]);
+  });
+
+  it('lets nobody in while it does not settle', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    closers.push(() => vi.useRealTimers());
+    let asked = false;
+    const page = livePage(build().manager, {
+      authorise: () => {
+        asked = true;
+        return new Promise(() => {});
+      },
+    });
+    const url = await serveAlone(page);
+    const response = new Promise<IncomingMessage>((resolve) => get(url, { agent: false }, resolve));
+    while (!asked) await new Promise((resolve) => setImmediate(resolve));
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect((await response).statusCode).toBe(500);
+  });
+
+  it('may answer by itself', async () => {
+    const url = await serveAlone(
+      livePage(build().manager, {
+        authorise: (_, response) => {
+          response.writeHead(302, { location: '/login' }).end();
+          return false;
+        },
+      }),
+    );
+    const response = await fetch(url, { redirect: 'manual' });
+    expect([response.status, response.headers.get('location')]).toEqual([302, '/login']);
+  });
+
+  it('leaves alone whoever has left meanwhile', async () => {
+    let decide = (_: boolean): void => {};
+    const page = livePage(build().manager, {
+      authorise: () => new Promise<boolean>((resolve) => (decide = resolve)),
+    });
+    const url = await serveAlone(page);
+    const controller = new AbortController();
+    const asked = fetch(url, { headers: { accept: 'text/event-stream' }, signal: controller.signal });
+    const undecided = decide;
+    await vi.waitFor(() => expect(decide).not.toBe(undecided));
+    controller.abort();
+    await expect(asked).rejects.toThrow();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    decide(true);
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(page.clients).toBe(0);
+  });
+});
+
+describe('livePage under a framework', () => {
+  const works = async (url: string) => {
+    expect((await fetch(url)).headers.get('content-type')).toBe('text/html; charset=utf-8');
+    const watcher = await Watcher.open(url);
+    expect(await watcher.next()).toMatchObject({ name: 'research' });
+    watcher.leave();
+  };
+
+  it('is a handler of Express', async () => {
+    const page = livePage(build().manager);
+    const app = express();
+    app.get('/admin/live', page);
+    closers.push(() => page.close());
+    await works(`${await listen(createServer(app))}/admin/live`);
+  });
+
+  it('is a handler of Fastify, given the raw request and reply', async () => {
+    const page = livePage(build().manager);
+    const app = fastify({ forceCloseConnections: true });
+    app.get('/admin/live', (request, reply) => {
+      reply.hijack();
+      page(request.raw, reply.raw);
+    });
+    closers.push(
+      () => app.close(),
+      () => page.close(),
+    );
+    await works(`${await app.listen({ port: 0, host: '127.0.0.1' })}/admin/live`);
+  });
+
+  it('is a handler of Hono, given the incoming and the outgoing message', async () => {
+    const page = livePage(build().manager);
+    const app = new Hono<{ Bindings: HttpBindings }>();
+    app.get('/admin/live', ({ env }) => {
+      page(env.incoming, env.outgoing);
+      return RESPONSE_ALREADY_SENT;
+    });
+    closers.push(() => page.close());
+    const server = await new Promise<Server>((resolve) => {
+      const started = serve({ fetch: app.fetch, port: 0, hostname: '127.0.0.1' }, () =>
+        resolve(started as Server),
+      );
+    });
+    await works(`${await listen(server)}/admin/live`);
+  });
+});
