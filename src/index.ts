@@ -55,11 +55,12 @@ export {
 } from './manager/pipeline-manager.js';
 export type { RequestContext, RequestOptions } from './manager/request.js';
 export type { StreamSource } from './manager/request-stream.js';
+export { type LivePage, type LivePageOptions, livePage } from './observability/live-page.js';
 export type * from './observability/log.js';
 export { logTo } from './observability/log.js';
 export type * from './observability/timeline.js';
-export { drawTimelines, recordTimeline, Timeline } from './observability/timeline.js';
-export { Lease, type ReleaseOptions } from './pool/lease.js';
+export { drawTimelines, recordTimeline } from './observability/timeline.js';
+export type { Lease, ReleaseOptions } from './pool/lease.js';
 export { PipelinePool } from './pool/pipeline-pool.js';
 export type {
   CreateRetry,
@@ -70,6 +71,7 @@ export type {
   TaskContext,
 } from './pool/pool-options.js';
 export type { PoolStats } from './pool/pool-stats.js';
+export type { ConnectContext } from './tools/connection.js';
 export {
   type DefinedTools,
   defineTool,
@@ -87,16 +89,18 @@ export {
 export {
   type FactoryContext,
   type FactoryTaskContext,
-  PipelineFactory,
+  type PipelineFactory,
   type PipelineFactoryOptions,
   pipelineFactory,
 } from './tools/pipeline-factory.js';
-export {
-  type ToolArguments,
-  type ToolCall,
-  type ToolCallOptions,
-  type ToolDefinition,
+export type { AgentPipeline, FormatterContext, SubAgents } from './tools/pipeline-instance.js';
+export type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tools/tool-gate.js';
+export type {
+  ToolArguments,
+  ToolCall,
+  ToolCallOptions,
+  ToolDefinition,
   ToolManager,
-  type ToolName,
-  type ToolResults,
+  ToolName,
+  ToolResults,
 } from './tools/tool-manager.js';

@@ -67,7 +67,7 @@ describe('the demo', () => {
       expect(lines).toContain('  Concurrency: 3/10 active requests');
       expect(lines).toContain('  Acquired pipeline instance 2 for task task-2');
       expect(lines).toContain('  Released pipeline instance 2 for task task-2');
-      expect(await output).toMatch(/task-3 +▚.*waited .* at tool connection/);
+      expect(await output).toMatch(/task-3 +█*▚.*waited .* at tool connection/);
       expect(await output).toContain('{"status":"healthy","active_requests":3,"pool_size":5}');
     } finally {
       await rm(svg);
