@@ -8,6 +8,7 @@ import type { AcquireOptions, Permit } from '../../src/limiter/limiter.js';
 import { turn } from '../limiter/event-loop.js';
 import { LimiterModel, type ModelOutcome, type ModelRequest } from './limiter-model.js';
 
+const RUNS = process.env.SOAK === 'full' ? 50_000 : 4_000;
 const SIGNALS = 3;
 
 const request = fc.record(
@@ -339,8 +340,8 @@ describe('ConcurrencyLimiter against its model', () => {
     );
     // What a failed run leaves behind must not fail those that look for a smaller one.
     property.beforeEach(() => void vi.clearAllTimers());
-    await fc.assert(property, { numRuns: 4000 });
-  }, 120_000);
+    await fc.assert(property, { numRuns: RUNS });
+  }, 900_000);
 });
 
 describe('ConcurrencyLimiter under any order of ends and aborts', () => {
@@ -402,6 +403,6 @@ describe('ConcurrencyLimiter under any order of ends and aborts', () => {
         expect(limiter.tryAcquire({ weight: maxConcurrent })).toBeDefined();
       },
     );
-    await fc.assert(property, { numRuns: 1000 });
-  }, 120_000);
+    await fc.assert(property, { numRuns: RUNS / 4 });
+  }, 900_000);
 });
