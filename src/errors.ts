@@ -106,8 +106,11 @@ export class AcquireTimeoutError extends PipelinePoolError implements QueueFigur
   declare readonly active: number;
   declare readonly queued: number;
   declare readonly size: number;
-  /** The step that was under way: always `wait` for a limiter, `wait`, `validate` or `prepare` for a pool. */
+  /** The step that was under way: always `wait` for a limiter, `wait`, `create`, `validate` or `prepare` for a pool. */
   declare readonly stage: LifecycleStage;
+  /** Instances alive and idle; of a pool. */
+  declare readonly live?: number;
+  declare readonly idle?: number;
 
   constructor(figures: QueueFigures & { readonly stage?: LifecycleStage }, cause?: unknown) {
     super(

@@ -1,7 +1,7 @@
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { nowMs, turnMs } from '../internal/clock.js';
 import { Lane } from '../internal/lane.js';
-import { HostCall } from './host-call.js';
+import type { HostCallbacks } from './host-callbacks.js';
 import { IDLE, type Instance } from './instance.js';
 import type { PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
@@ -12,7 +12,7 @@ export interface CreatorParts<T> {
   readonly settings: PoolSettings<T>;
   readonly roster: Roster<T>;
   readonly teller: PoolTeller<T>;
-  readonly giveUp: AbortSignal;
+  readonly callbacks: HostCallbacks<T>;
   /** How many creations are needed beyond those under way, and have room. */
   readonly needed: () => number;
   /** A creation begins: finds out whom it is for. */
@@ -76,21 +76,11 @@ export class Creator<T> {
   readonly #attempt = (): Promise<void> => NEUTRAL_CONTEXT.run(() => this.#create());
 
   async #create(): Promise<void> {
-    if (this.#parts.needed() < 1) return;
-    const { name, create, createTimeoutMs } = this.#settings;
-    const instance = this.#roster.enter((instanceId) => ({
-      kind: 'creating',
-      call: new HostCall<T>((signal) => create({ instanceId, signal }), {
-        source: name,
-        stage: 'create',
-        timeoutMs: createTimeoutMs,
-        context: NEUTRAL_CONTEXT,
-        giveUp: this.#parts.giveUp,
-        onLate: (pipeline) => this.#parts.late(instanceId, pipeline),
-      }),
-    }));
-    if (instance.state.kind !== 'creating') return;
-    const { call } = instance.state;
+    const { callbacks, needed, late } = this.#parts;
+    if (needed() < 1) return;
+    const { instance, call } = this.#roster.enter((id) =>
+      callbacks.create(id, (pipeline) => late(id, pipeline)),
+    );
     const beganMs = nowMs();
     this.#parts.began(instance);
     this.#teller.creating(instance.id);

@@ -2,11 +2,12 @@ import { CreateError, InstanceGoneError, PrepareError } from '../errors.js';
 import type { DestroyReason, LeaseRejection } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
-import { HostCall } from './host-call.js';
+import { DONE } from './hold.js';
+import type { HostCallbacks } from './host-callbacks.js';
 import type { IdleStock } from './idle-stock.js';
 import { IDLE, type Instance } from './instance.js';
-import { DONE, type Lease } from './lease.js';
-import { type LeaseDesk, taskOf } from './lease-desk.js';
+import type { Lease } from './lease.js';
+import type { LeaseDesk } from './lease-desk.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
@@ -21,7 +22,7 @@ export interface DispatcherParts<T> {
   readonly stock: IdleStock<T>;
   readonly desk: LeaseDesk<T>;
   readonly teller: PoolTeller<T>;
-  readonly giveUp: AbortSignal;
+  readonly callbacks: HostCallbacks<T>;
   /** Sees to it that so many creations begin. */
   readonly wantCreations: (count: number) => void;
   readonly retire: (instance: Instance<T>, reason: DestroyReason) => Promise<void>;
@@ -81,7 +82,7 @@ export class Dispatcher<T> {
       this.#stock.park(instance);
       this.#parts.rested();
     } else if (!isGood && this.#isDue(instance)) {
-      void this.validate(instance);
+      void NEUTRAL_CONTEXT.run(() => this.#validate(instance));
     } else {
       this.#give(instance);
     }
@@ -131,9 +132,21 @@ export class Dispatcher<T> {
     this.pump();
   }
 
-  /** Asks whether an instance is still good, and goes on with it or without it; settles when that is known. */
-  validate(instance: Instance<T>): Promise<void> {
+  /** Asks whether an idle instance is still good, and goes on with it or without it; settles when that is known. */
+  recheck(instance: Instance<T>): Promise<void> {
+    this.#stock.remove(instance);
     return NEUTRAL_CONTEXT.run(() => this.#validate(instance));
+  }
+
+  /** Tears an instance down: now if it is idle, otherwise when it comes back. */
+  letGo(instance: Instance<T>, reason: DestroyReason): void {
+    if (instance.state.kind === 'idle') {
+      this.#stock.remove(instance);
+      void this.#parts.retire(instance, reason);
+    } else {
+      this.#roster.doom(instance, reason);
+      this.pump();
+    }
   }
 
   /** The parked instance that can be leased in this step, if nobody waits and nothing has to be asked first. */
@@ -224,18 +237,9 @@ export class Dispatcher<T> {
   }
 
   async #prepare(instance: Instance<T>, waiter: Waiter<T>): Promise<void> {
-    const { name, prepare, prepareTimeoutMs } = this.#settings;
-    const { options, context } = waiter;
-    const call = new HostCall<unknown>(
-      (signal) => prepare?.(instance.pipeline as T, { ...taskOf(instance, options), signal }),
-      {
-        source: name,
-        stage: 'prepare',
-        timeoutMs: prepareTimeoutMs,
-        context: context ?? NEUTRAL_CONTEXT,
-        giveUp: this.#parts.giveUp,
-      },
-    );
+    const { callbacks, teller, retire } = this.#parts;
+    const { options } = waiter;
+    const call = callbacks.prepare(instance, options, waiter.context);
     this.#roster.move(instance, { kind: 'preparing', call });
     this.#line.prepares(waiter, call);
     let failure: { readonly error: unknown } | undefined;
@@ -248,29 +252,19 @@ export class Dispatcher<T> {
     const stillWanted = waiter.state.kind === 'preparing';
     if (failure === undefined && stillWanted) {
       this.#serve(instance, waiter);
-    } else {
-      if (stillWanted) {
-        this.#parts.teller.unhealthy(instance.id, 'prepare', failure, options);
-        const figures = this.#parts.teller.poolFigures(this.#line.waitedMs(waiter), instance.id);
-        this.#line.reject(waiter, 'prepare-failed', new PrepareError(figures, failure?.error));
-      }
-      void this.#parts.retire(instance, instance.doom ?? 'prepare-failed');
+      return;
     }
-    this.pump();
+    if (stillWanted) {
+      teller.unhealthy(instance.id, 'prepare', failure, options);
+      const figures = teller.poolFigures(this.#line.waitedMs(waiter), instance.id);
+      this.#line.reject(waiter, 'prepare-failed', new PrepareError(figures, failure?.error));
+    }
+    void retire(instance, instance.doom ?? 'prepare-failed');
   }
 
   async #validate(instance: Instance<T>): Promise<void> {
-    const { name, validate, validateTimeoutMs } = this.#settings;
-    const call = new HostCall<unknown>(
-      (signal) => validate?.(instance.pipeline as T, { instanceId: instance.id, signal }),
-      {
-        source: name,
-        stage: 'validate',
-        timeoutMs: validateTimeoutMs,
-        context: NEUTRAL_CONTEXT,
-        giveUp: this.#parts.giveUp,
-      },
-    );
+    const { callbacks, teller, retire } = this.#parts;
+    const call = callbacks.validate(instance);
     this.#roster.move(instance, { kind: 'validating', call });
     this.assign(instance);
     let verdict: unknown;
@@ -284,10 +278,10 @@ export class Dispatcher<T> {
     if (verdict === true) {
       instance.goodMs = turnMs();
       void this.offer(instance, true);
+      this.pump();
     } else {
-      this.#parts.teller.unhealthy(instance.id, 'validate', failure);
-      void this.#parts.retire(instance, instance.doom ?? 'unhealthy');
+      teller.unhealthy(instance.id, 'validate', failure);
+      void retire(instance, instance.doom ?? 'unhealthy');
     }
-    this.pump();
   }
 }

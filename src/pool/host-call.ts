@@ -3,15 +3,19 @@ import { linkedController } from '../internal/abort-watch.js';
 import type { AsyncContext } from '../internal/async-context.js';
 import { boundedCall } from '../internal/bounded-call.js';
 
+/** The steps that are the host's. */
+export type HostStage = Exclude<LifecycleStage, 'wait'>;
+
 /** How a callback of the host is called. */
 export interface HostCallOptions<R> {
+  /** The pool's name. */
   readonly source: string;
-  readonly stage: Exclude<LifecycleStage, 'wait'>;
+  readonly stage: HostStage;
   readonly timeoutMs: number;
   /** Whose AsyncLocalStorage stores the callback sees. */
   readonly context: AsyncContext;
   /** Ends the call at once when it aborts, whatever the callback does. */
-  readonly giveUp?: AbortSignal;
+  readonly giveUp?: AbortSignal | undefined;
   /** Takes what the callback gives after the call had already failed. */
   readonly onLate?: (result: R) => void;
 }

@@ -1,7 +1,7 @@
 import type { DestroyReason } from '../hooks/events.js';
 import { WaitQueue } from '../limiter/wait-queue.js';
+import type { Hold } from './hold.js';
 import type { HostCall } from './host-call.js';
-import type { Hold } from './lease.js';
 import type { Waiter } from './waiter.js';
 
 /**
@@ -24,8 +24,6 @@ export type InstanceState<T> =
   | { readonly kind: 'resetting'; readonly call: HostCall<unknown> }
   | { readonly kind: 'destroying'; readonly done: Promise<void> }
   | { readonly kind: 'gone' };
-
-export type InstanceKind = InstanceState<unknown>['kind'];
 
 export const IDLE = { kind: 'idle' } as const;
 export const GONE = { kind: 'gone' } as const;

@@ -4,9 +4,10 @@ import { type AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js
 import { turnMs } from '../internal/clock.js';
 import { options as checkOptions, flag } from '../internal/validate.js';
 import { clockMs } from './clock-ms.js';
-import { HostCall } from './host-call.js';
+import { DONE, Hold, type HoldWatch, type LeaseIssuer, PoolLease, RELEASED } from './hold.js';
+import type { HostCallbacks } from './host-callbacks.js';
 import type { Instance } from './instance.js';
-import { DONE, Hold, Lease, type LeaseIssuer, RELEASED, type ReleaseOptions } from './lease.js';
+import type { Lease, ReleaseOptions } from './lease.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
@@ -16,7 +17,7 @@ export interface LeaseDeskParts<T> {
   readonly settings: PoolSettings<T>;
   readonly roster: Roster<T>;
   readonly teller: PoolTeller<T>;
-  readonly giveUp: AbortSignal;
+  readonly callbacks: HostCallbacks<T>;
   /** An instance came back; settles when it is ready for the next task, or gone. */
   readonly cameBack: (instance: Instance<T>) => Promise<void>;
   /** Tears down an instance that came back; settles when it is gone. */
@@ -67,7 +68,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     const hold = new Hold(instance, options, context, clockMs(), waitMs);
     this.#roster.move(instance, hold);
     this.acquired++;
-    const lease = new Lease(hold, this);
+    const lease = new PoolLease(hold, this);
     if (this.#isWatched) this.#watch(hold, lease, site);
     if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
     return lease;
@@ -98,7 +99,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     const { instance, options } = hold;
     const error = new LeaseRevokedError(this.name, instance.id, reason);
     hold.state = { kind: 'revoked', done: DONE, error };
-    this.#unwatch(hold);
+    if (hold.watch !== undefined) this.#unwatch(hold.watch);
     (hold.context ?? NEUTRAL_CONTEXT).run(() => {
       hold.abort(error);
       this.revoked++;
@@ -131,10 +132,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     hold.state = RELEASED;
     this.released++;
     const now = turnMs();
-    if (hold.watch !== undefined) {
-      this.#unwatch(hold);
-      if (hold.watch.overdue) this.#tellLeaked(hold, 'returned');
-    }
+    if (hold.watch !== undefined) this.#unwatch(hold.watch);
     instance.usedMs = now;
     instance.goodMs = now;
     const goesOn = instance.doom === undefined && this.#roster.surplus <= 0;
@@ -143,32 +141,23 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     else if (goesOn && this.#settings.reset !== undefined) done = this.#reset(hold);
     else done = this.#parts.cameBack(instance);
     hold.end(done === DONE ? RELEASED : { kind: 'released', done });
+    if (hold.watch?.overdue) this.#tellLeaked(hold, 'returned');
     this.#teller.released(instance.id, hold.options, hold.heldMs, discard);
     return done;
   }
 
-  async #reset(hold: Hold<T>): Promise<void> {
-    const { name, reset, resetTimeoutMs } = this.#settings;
-    const { instance, options, context } = hold;
-    const call = new HostCall<unknown>(
-      (signal) => reset?.(instance.pipeline as T, { ...taskOf(instance, options), signal }),
-      {
-        source: name,
-        stage: 'reset',
-        timeoutMs: resetTimeoutMs,
-        context: context ?? NEUTRAL_CONTEXT,
-        giveUp: this.#parts.giveUp,
-      },
-    );
+  async #reset({ instance, options, context }: Hold<T>): Promise<void> {
+    const { callbacks, retire, cameBack } = this.#parts;
+    const call = callbacks.reset(instance, options, context);
     this.#roster.move(instance, { kind: 'resetting', call });
     try {
       await call.run();
     } catch (error) {
       this.#teller.unhealthy(instance.id, 'reset', { error }, options);
-      return this.#parts.retire(instance, 'reset-failed');
+      return retire(instance, instance.doom ?? 'reset-failed');
     }
     instance.goodMs = turnMs();
-    return this.#parts.cameBack(instance);
+    return cameBack(instance);
   }
 
   #watch(hold: Hold<T>, lease: Lease<T>, site: Error | undefined): void {
@@ -187,8 +176,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     if (hold.watch !== undefined) this.#dropped?.register(lease, hold, hold.watch);
   }
 
-  #unwatch({ watch }: Hold<T>): void {
-    if (watch === undefined) return;
+  #unwatch(watch: HoldWatch): void {
     clearTimeout(watch.revokeTimer);
     clearTimeout(watch.leakTimer);
     this.#dropped?.unregister(watch);
@@ -212,9 +200,3 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     this.revoke(hold, 'abandoned');
   };
 }
-
-/** What `prepare` and `reset` are told besides their signal. */
-export const taskOf = <T>(instance: Instance<T>, options: LeaseOptions | undefined) => ({
-  instanceId: instance.id,
-  ...(options?.taskId === undefined ? {} : { taskId: options.taskId }),
-});

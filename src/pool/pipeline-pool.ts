@@ -1,9 +1,7 @@
-import { CreateError, DrainTimeoutError, PoolClosedError } from '../errors.js';
-import type { DestroyReason } from '../hooks/events.js';
+import { CreateError, PoolClosedError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
-import { withDeadline } from '../internal/deadline.js';
 import {
   abortSignal,
   options as checkOptions,
@@ -11,14 +9,15 @@ import {
   refusal,
   wholeNumber,
 } from '../internal/validate.js';
+import { Closing } from './closing.js';
 import { Creator } from './creator.js';
 import { Dispatcher } from './dispatcher.js';
+import { HostCallbacks } from './host-callbacks.js';
 import { IdleStock } from './idle-stock.js';
 import type { Instance } from './instance.js';
 import { Keeper } from './keeper.js';
 import type { Lease } from './lease.js';
 import { LeaseDesk } from './lease-desk.js';
-import { Milestone } from './milestone.js';
 import {
   checkLeaseOptions,
   type LeaseOptions,
@@ -32,9 +31,6 @@ import { Roster } from './roster.js';
 import { Teardown } from './teardown.js';
 import { WaitingLine } from './waiting-line.js';
 import { WarmUp } from './warm-up.js';
-
-// How long holders have to wind up after `close`, where it is not told.
-const CLOSE_GRACE_MS = 5_000;
 
 /**
  * Leases stateful, expensive instances to one holder at a time.
@@ -72,38 +68,35 @@ export class PipelinePool<T> implements AsyncDisposable {
   readonly #teardown: Teardown<T>;
   readonly #dispatcher: Dispatcher<T>;
   readonly #keeper: Keeper<T>;
-  /** Aborted when a close has run out of patience with the host's callbacks. */
-  readonly #giveUp = new AbortController();
-  readonly #rest = new Milestone(() => this.#isAtRest());
-  readonly #gone = new Milestone(() => this.#roster.live === 0);
-  readonly #warmUp = new WarmUp(() => this.#isWarm());
-  #state: PoolStats['state'] = 'open';
+  readonly #warmUp: WarmUp;
+  readonly #closing: Closing<T>;
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(options: PipelinePoolOptions<T>) {
     const settings = poolSettings(options);
-    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
+    const { name } = settings;
     const hooks = settings.hooks ?? new LifecycleHooks();
-    const teller = new PoolTeller(settings.name, hooks, roster, () => this.#line.waiting);
+    const giveUp = new AbortController();
+    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
+    const teller = new PoolTeller(name, hooks, roster, () => this.#line.waiting);
+    const callbacks = new HostCallbacks(settings, giveUp.signal);
     const retire: Teardown<T>['retire'] = (instance, reason) => {
       const gone = this.#teardown.retire(instance, reason);
       // It no longer counts for `min`, and with room left its successor need not wait for its end.
       this.#dispatcher.pump();
       return gone;
     };
-    const parts = { settings, roster, teller, retire, giveUp: this.#giveUp.signal };
+    const letGo: Dispatcher<T>['letGo'] = (instance, reason) => this.#dispatcher.letGo(instance, reason);
+    const changed = (): void => this.#closing.check();
+    const parts = { settings, roster, teller, callbacks, retire };
 
-    this.name = settings.name;
+    this.name = name;
     this.hooks = hooks;
     this.#settings = settings;
     this.#roster = roster;
     this.#teller = teller;
     this.#teardown = new Teardown({ ...parts, gone: () => this.#onGone() });
-    this.#line = new WaitingLine({
-      ...parts,
-      lastCreateError: () => this.#creator.lastError,
-      left: () => this.#rest.check(),
-    });
+    this.#line = new WaitingLine({ ...parts, lastCreateError: () => this.#creator.lastError, left: changed });
     this.#stock = new IdleStock({
       idleTimeoutMs: settings.idleTimeoutMs,
       maySpare: ({ usedMs }) => turnMs() - usedMs >= settings.idleTimeoutMs && roster.usable > roster.min,
@@ -124,13 +117,27 @@ export class PipelinePool<T> implements AsyncDisposable {
       stock: this.#stock,
       desk: this.#desk,
       wantCreations: (count) => this.#creator.want(count, this.#line.waiting > 0),
-      rested: () => this.#rest.check(),
+      rested: changed,
     });
     this.#keeper = new Keeper({
       settings,
       roster,
-      expired: (instance) => this.#letGo(instance, 'lifetime'),
-      recheck: (instance) => this.#recheck(instance),
+      expired: (instance) => letGo(instance, 'lifetime'),
+      recheck: (instance) => this.#dispatcher.recheck(instance),
+    });
+    this.#warmUp = new WarmUp(() => roster.usable - roster.creating >= roster.min);
+    this.#closing = new Closing({
+      name,
+      roster,
+      line: this.#line,
+      stock: this.#stock,
+      desk: this.#desk,
+      creator: this.#creator,
+      keeper: this.#keeper,
+      teardown: this.#teardown,
+      warmUp: this.#warmUp,
+      giveUp,
+      letGo,
     });
     // Not in this step: the host's `create` may refer to the pool that is being built.
     NEUTRAL_CONTEXT.run(() => queueMicrotask(() => this.#dispatcher.pump()));
@@ -160,9 +167,8 @@ export class PipelinePool<T> implements AsyncDisposable {
       kept = { ...options };
       if (kept.signal?.aborted) return this.#line.refuse(kept, 'aborted', kept.signal.reason);
     }
-    if (this.#state !== 'open') {
-      return this.#line.refuse(kept, 'closed', new PoolClosedError(this.name, this.#state));
-    }
+    const { state } = this.#closing;
+    if (state !== 'open') return this.#line.refuse(kept, 'closed', new PoolClosedError(this.name, state));
     let site: Error | undefined;
     if (this.#settings.leakWarningMs !== undefined) {
       site = new Error('The lease was acquired here');
@@ -195,7 +201,8 @@ export class PipelinePool<T> implements AsyncDisposable {
     const { signal, timeoutMs } = checkOptions('warmUp', options, ['signal', 'timeoutMs']);
     if (signal !== undefined) abortSignal('signal', signal).throwIfAborted();
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    if (this.#state !== 'open') throw new PoolClosedError(this.name, this.#state);
+    const { state } = this.#closing;
+    if (state !== 'open') throw new PoolClosedError(this.name, state);
     this.#dispatcher.pump();
     return this.#warmUp.wait(signal, timeoutMs, (elapsedMs) => this.#line.timeoutError(elapsedMs, 'create'));
   }
@@ -210,7 +217,7 @@ export class PipelinePool<T> implements AsyncDisposable {
     const idle = [...roster].filter(({ state }) => state.kind === 'idle');
     idle.sort((a, b) => a.usedMs - b.usedMs);
     for (const instance of idle) {
-      if (roster.surplus > 0) this.#letGo(instance, 'resized');
+      if (roster.surplus > 0) this.#dispatcher.letGo(instance, 'resized');
     }
     this.#dispatcher.pump();
   }
@@ -220,7 +227,7 @@ export class PipelinePool<T> implements AsyncDisposable {
    * instance has to pick up, such as rotated keys or new prompts.
    */
   refresh(): void {
-    for (const instance of [...this.#roster]) this.#letGo(instance, 'refreshed');
+    for (const instance of [...this.#roster]) this.#dispatcher.letGo(instance, 'refreshed');
   }
 
   /** Counts, as they stand. */
@@ -244,7 +251,7 @@ export class PipelinePool<T> implements AsyncDisposable {
       released: this.#desk.released,
       revoked: this.#desk.revoked,
       rejected: this.#line.rejected,
-      state: this.#state,
+      state: this.#closing.state,
     });
   }
 
@@ -252,17 +259,8 @@ export class PipelinePool<T> implements AsyncDisposable {
    * Gives no further leases, serves those who wait, and settles when every lease is back. Idle instances stay until
    * `close`. With `timeoutMs` it rejects with `DrainTimeoutError`, naming the holders, when that time is up first.
    */
-  async drain(options: { readonly timeoutMs?: number } = {}): Promise<void> {
-    const { timeoutMs } = checkOptions('drain', options, ['timeoutMs']);
-    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    if (this.#state === 'open') this.#state = 'draining';
-    this.#roster.min = 0;
-    this.#warmUp.fail(new PoolClosedError(this.name, 'draining'));
-    return withDeadline(
-      this.#rest.reached(),
-      timeoutMs,
-      (elapsedMs) => new DrainTimeoutError(this.name, elapsedMs, this.#desk.holders()),
-    );
+  drain(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    return this.#closing.drain(options);
   }
 
   /**
@@ -273,60 +271,13 @@ export class PipelinePool<T> implements AsyncDisposable {
    * callbacks under way are no longer waited for, and what is left is torn down, each within `destroyTimeoutMs`. A second
    * call may shorten the time, not lengthen it.
    */
-  async close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
-    const { timeoutMs = CLOSE_GRACE_MS } = checkOptions('close', options, ['timeoutMs']);
-    const waitsForEver = timeoutMs === Number.POSITIVE_INFINITY;
-    if (!waitsForEver) durationMs('timeoutMs', timeoutMs);
-    if (this.#state !== 'closed') this.#shut();
-    const timer = waitsForEver ? undefined : setTimeout(this.#force, timeoutMs);
-    await this.#gone.reached();
-    clearTimeout(timer);
-    await this.#teardown.stragglersGone();
-    await this.#stock.close();
+  close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    return this.#closing.close(options);
   }
 
   /** `close()` with its default time. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
-  }
-
-  #shut(): void {
-    this.#state = 'closed';
-    this.#roster.min = 0;
-    this.#creator.close();
-    this.#keeper.close();
-    const error = (): PoolClosedError => new PoolClosedError(this.name, 'closed');
-    this.#line.rejectAll('closed', error);
-    this.#warmUp.fail(error());
-    for (const instance of [...this.#roster]) {
-      this.#letGo(instance, 'closed');
-      const { state } = instance;
-      if (state.kind === 'leased') this.#desk.warn(state, error());
-      else if ('call' in state) state.call.cancel(error());
-    }
-  }
-
-  readonly #force = (): void => {
-    this.#giveUp.abort(new PoolClosedError(this.name, 'closed'));
-    for (const { state } of [...this.#roster]) {
-      if (state.kind === 'leased') this.#desk.revoke(state, 'closed');
-    }
-  };
-
-  /** Tears an instance down, now if it is idle, otherwise when it comes back. */
-  #letGo(instance: Instance<T>, reason: DestroyReason): void {
-    if (instance.state.kind === 'idle') {
-      this.#stock.remove(instance);
-      void this.#teardown.retire(instance, reason);
-    } else {
-      this.#roster.doom(instance, reason);
-    }
-    this.#dispatcher.pump();
-  }
-
-  #recheck(instance: Instance<T>): Promise<void> {
-    this.#stock.remove(instance);
-    return this.#dispatcher.validate(instance);
   }
 
   #onCreated(instance: Instance<T>): void {
@@ -338,21 +289,11 @@ export class PipelinePool<T> implements AsyncDisposable {
   #onCreateFailed(instance: Instance<T>, error: unknown): void {
     this.#warmUp.fail(new CreateError(this.#teller.poolFigures(0, instance.id), error));
     this.#dispatcher.creationFailed(instance, error);
-    this.#gone.check();
+    this.#closing.check();
   }
 
   #onGone(): void {
-    this.#gone.check();
-    this.#rest.check();
+    this.#closing.check();
     this.#dispatcher.pump();
-  }
-
-  #isWarm(): boolean {
-    return this.#roster.usable - this.#roster.creating >= this.#roster.min;
-  }
-
-  #isAtRest(): boolean {
-    const roster = this.#roster;
-    return this.#line.waiting + roster.leased + roster.preparing + roster.resetting === 0;
   }
 }

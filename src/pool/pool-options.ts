@@ -191,6 +191,10 @@ export function poolSettings<T>(given: PipelinePoolOptions<T>): PoolSettings<T> 
     CHECKS[option](option, value);
     known[option] = value;
   }
+  for (const option of ['validateAfterIdleMs', 'validateIdleEveryMs'] as const) {
+    if (known[option] === undefined || known.validate !== undefined) continue;
+    throw new TypeError(refusal(option, 'left out where there is no `validate`', known[option]));
+  }
   const settings = {
     name: 'pool',
     ...DEFAULTS,

@@ -1,4 +1,5 @@
 import type { DestroyReason } from '../hooks/events.js';
+import type { HostCall } from './host-call.js';
 import { GONE, Instance, type InstanceState } from './instance.js';
 
 /**
@@ -60,13 +61,14 @@ export class Roster<T> {
     return this.#instances.get(id);
   }
 
-  /** Enters a new instance, with the next number. */
-  enter(stateOf: (id: number) => InstanceState<T>): Instance<T> {
+  /** Enters an instance that is about to be created, with the next number. */
+  enter(callOf: (id: number) => HostCall<T>): { readonly instance: Instance<T>; readonly call: HostCall<T> } {
     const id = ++this.#lastId;
-    const instance = new Instance<T>(id, stateOf(id));
+    const call = callOf(id);
+    const instance = new Instance<T>(id, { kind: 'creating', call });
     this.#instances.set(id, instance);
     this.#count(instance, 1);
-    return instance;
+    return { instance, call };
   }
 
   move(instance: Instance<T>, state: InstanceState<T>): void {

@@ -1,9 +1,9 @@
 import type { DestroyReason } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
-import { HostCall } from './host-call.js';
+import { DONE } from './hold.js';
+import type { HostCallbacks } from './host-callbacks.js';
 import { GONE, Instance } from './instance.js';
-import { DONE } from './lease.js';
 import type { PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
@@ -13,6 +13,7 @@ export interface TeardownParts<T> {
   readonly settings: PoolSettings<T>;
   readonly roster: Roster<T>;
   readonly teller: PoolTeller<T>;
+  readonly callbacks: HostCallbacks<T>;
   /** A slot is free. */
   readonly gone: () => void;
 }
@@ -66,15 +67,8 @@ export class Teardown<T> {
   }
 
   async #takeApart(instance: Instance<T>, reason: DestroyReason): Promise<void> {
-    const { name, destroy, destroyTimeoutMs } = this.#parts.settings;
-    const { id: instanceId, pipeline } = instance;
     const beganMs = turnMs();
-    const call = new HostCall<unknown>((signal) => destroy?.(pipeline as T, { instanceId, reason, signal }), {
-      source: name,
-      stage: 'destroy',
-      timeoutMs: destroyTimeoutMs,
-      context: NEUTRAL_CONTEXT,
-    });
+    const call = this.#parts.callbacks.destroy(instance, reason);
     let failure: { readonly error: unknown } | undefined;
     try {
       await call.run();

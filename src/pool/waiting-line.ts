@@ -193,8 +193,9 @@ export class WaitingLine<T> {
         return lease;
       },
       (error: unknown) => {
-        const reason = waiter.state.kind === 'rejected' ? waiter.state.reason : 'aborted';
-        teller.rejected(options, reason, waiter.clockMs, error);
+        if (waiter.state.kind === 'rejected') {
+          teller.rejected(options, waiter.state.reason, waiter.clockMs, error);
+        }
         throw error;
       },
     );
