@@ -1,32 +1,50 @@
+import type { GateEvents } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { nowMs } from '../internal/clock.js';
 
-/** What bounds a call. */
-export interface ScopeBounds {
+/** How a call ended, for `call:finished`. */
+export type GateOutcome = GateEvents['call:finished']['outcome'];
+
+/** What bounds a call, and where it leaves what became of it. */
+export interface CallBounds {
+  readonly signal: AbortSignal;
+  /** When the call must be over, on the monotonic clock; `Infinity` without a timeout. */
+  readonly deadlineMs: number;
+  /** What its last attempt threw. */
+  lastFailure: unknown;
+  /** What the attempt meant that ended the call; `undefined` where no attempt did. */
+  outcome: GateOutcome | undefined;
+  /** Ends the call with this reason. */
+  abort(reason: unknown): void;
+}
+
+/** The bounds that one caller sets. */
+export interface ScopeOptions {
   readonly signal: AbortSignal | undefined;
   readonly timeoutMs: number | undefined;
   /** Makes the error of a call whose time is up. */
-  readonly timeoutError: (timeoutMs: number) => Error;
+  readonly timeoutError: (timeoutMs: number, lastFailure: unknown) => Error;
 }
 
 /** The caller's signal and deadline as one signal. `end` leaves nothing behind on either. */
-export class CallScope implements AbortWatcher {
+export class CallScope implements CallBounds, AbortWatcher {
   readonly #controller = new AbortController();
   readonly #parent: AbortSignal | undefined;
   readonly #timer: NodeJS.Timeout | undefined;
-  /** When the call must be over, on the monotonic clock; `Infinity` without a timeout. */
   readonly deadlineMs: number;
+  lastFailure: unknown;
+  outcome: GateOutcome | undefined;
 
-  constructor({ signal, timeoutMs, timeoutError }: ScopeBounds) {
+  constructor({ signal, timeoutMs, timeoutError }: ScopeOptions) {
     this.deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : nowMs() + timeoutMs;
-    if (signal?.aborted) {
-      this.abort(signal.reason);
-      return;
-    }
-    this.#parent = signal;
-    if (signal !== undefined) watchAbort(signal, this);
-    if (timeoutMs !== undefined) {
-      this.#timer = setTimeout(() => this.abort(timeoutError(timeoutMs)), timeoutMs);
+    if (signal?.aborted) this.abort(signal.reason);
+    else if (timeoutMs === 0) this.abort(timeoutError(0, undefined));
+    else {
+      this.#parent = signal;
+      if (signal !== undefined) watchAbort(signal, this);
+      if (timeoutMs !== undefined) {
+        this.#timer = setTimeout(() => this.abort(timeoutError(timeoutMs, this.lastFailure)), timeoutMs);
+      }
     }
   }
 
@@ -34,7 +52,6 @@ export class CallScope implements AbortWatcher {
     return this.#controller.signal;
   }
 
-  /** Ends the call with this reason, unless it has ended. */
   abort(reason: unknown): void {
     this.end();
     this.#controller.abort(reason);

@@ -1,10 +1,11 @@
 import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
-import type { GateEvents, TaskIds } from '../hooks/events.js';
+import type { TaskIds } from '../hooks/events.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { nowMs } from '../internal/clock.js';
 import type { Permit } from '../limiter/limiter.js';
 import { Attempt, type AttemptContext } from './attempt.js';
+import type { CallBounds } from './call-scope.js';
 import type { GateCore, WaitingCall } from './gate-core.js';
 import type { KeyUse } from './gate-key.js';
 import type { GateCallOptions } from './gate-options.js';
@@ -20,16 +21,6 @@ export interface Work<T> {
   discard(value: T): void;
 }
 
-/** What bounds a call: a scope of its own, or the flight that it serves. */
-export interface CallBounds {
-  readonly signal: AbortSignal;
-  readonly deadlineMs: number;
-  abort(reason: unknown): void;
-}
-
-/** How a call ended, for `call:finished`. */
-export type GateOutcome = GateEvents['call:finished']['outcome'];
-
 type Tried<T> = ({ readonly value: T } | { readonly error: unknown }) & { readonly verdict: Verdict };
 
 const OK: Verdict = { class: 'ok', status: undefined, retryAfterMs: undefined, load: 'ok' };
@@ -44,7 +35,7 @@ const losesKey = (verdict: Verdict): boolean => verdict.class === 'key-dead' || 
  * Invariants:
  * - Each attempt runs in the caller's own AsyncLocalStorage context.
  * - Between attempts the call holds nothing.
- * - What the last attempt gave is what the caller gets: its result, or its error.
+ * - What the last attempt gave is what the caller gets: its result, or its error. What it meant is left in the bounds.
  */
 export class GateCall<T> implements WaitingCall {
   readonly callId: number;
@@ -57,8 +48,6 @@ export class GateCall<T> implements WaitingCall {
   waitMs = 0;
   /** The key of the last attempt, masked. */
   key: string | undefined;
-  /** What the attempt meant that ended the call; `undefined` where no attempt did. */
-  outcome: GateOutcome | undefined;
   #attemptWaitMs = 0;
 
   constructor(core: GateCore, callId: number, options: GateCallOptions, bounds: CallBounds, work: Work<T>) {
@@ -87,7 +76,7 @@ export class GateCall<T> implements WaitingCall {
       if (!losesKey(verdict) || free-- <= 0) counted++;
       const delayMs = signal.aborted ? undefined : this.#retryInMs(verdict, counted);
       if ('value' in tried && delayMs === undefined && !signal.aborted) {
-        this.outcome = verdict.class;
+        this.#bounds.outcome = verdict.class;
         return { value: tried.value, attempt };
       }
       if ('value' in tried) this.#work.discard(tried.value);
@@ -95,7 +84,7 @@ export class GateCall<T> implements WaitingCall {
       signal.throwIfAborted();
       if (delayMs !== undefined) await this.#backOff(verdict, delayMs);
       else if ('error' in tried) {
-        this.outcome = tried.error instanceof GateTimeoutError ? 'timeout' : verdict.class;
+        this.#bounds.outcome = tried.error instanceof GateTimeoutError ? 'timeout' : verdict.class;
         throw tried.error;
       }
     }
@@ -105,7 +94,7 @@ export class GateCall<T> implements WaitingCall {
   async failLater(attempt: Attempt, error: unknown): Promise<void> {
     const { verdict } = await this.#judge(attempt, { error });
     if (!this.#bounds.signal.aborted)
-      this.outcome = error instanceof GateTimeoutError ? 'timeout' : verdict.class;
+      this.#bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : verdict.class;
   }
 
   /** While it waits: no key can serve for so many milliseconds. */
@@ -228,7 +217,10 @@ export class GateCall<T> implements WaitingCall {
       if ('value' in tried) this.#work.discard(tried.value);
       judged = { error, verdict: STOP };
     }
-    if ('error' in judged && !this.#bounds.signal.aborted) this.#core.lastFailure = judged.error;
+    if ('error' in judged && !this.#bounds.signal.aborted) {
+      this.#bounds.lastFailure = judged.error;
+      this.#core.lastFailure = judged.error;
+    }
     attempt.judge(judged.verdict);
     return judged;
   }

@@ -21,8 +21,10 @@ export interface WaitingCall {
 export class GateCore {
   readonly settings: GateSettings;
   readonly limiter: Limiter | undefined;
-  /** Whether the limiter ends with the gate. */
-  readonly ownsLimiter: boolean;
+  /** The limiter that ends with the gate. */
+  readonly #ownLimiter: ConcurrencyLimiter | undefined;
+  /** Lets go of the host's adaptive limit. */
+  readonly #undrive: (() => void) | undefined;
   readonly mask: KeyMask;
   readonly ring: KeyRing;
   readonly turnstile: Turnstile;
@@ -41,14 +43,13 @@ export class GateCore {
   constructor(settings: GateSettings) {
     const { name, hooks, maxConcurrent, adaptive, keyed, keys, sharedRate, rests } = settings;
     this.settings = settings;
-    this.ownsLimiter = settings.limiter === undefined;
     const bound = adaptive?.limit ?? maxConcurrent;
-    if (settings.limiter !== undefined || bound === undefined) this.limiter = settings.limiter;
-    else {
-      const own = new ConcurrencyLimiter({ maxConcurrent: bound, name, hooks: SILENT_HOOKS });
-      adaptive?.drive(own);
-      this.limiter = own;
+    if (bound !== undefined) {
+      this.#ownLimiter = new ConcurrencyLimiter({ maxConcurrent: bound, name, hooks: SILENT_HOOKS });
+      // Driven, and not given as the limiter's own: a permit that waits for a window is no call at the service.
+      this.#undrive = adaptive?.drive(this.#ownLimiter);
     }
+    this.limiter = settings.limiter ?? this.#ownLimiter;
     this.mask = new KeyMask(keyed ? keys.map((spec) => spec.key) : []);
     this.ring = new KeyRing({ source: name, hooks, mask: this.mask, keys, sharedRate, rests, keyed });
     this.turnstile = new Turnstile(name, this.ring, () => this.cause());
@@ -74,6 +75,12 @@ export class GateCore {
   /** The last failure, as the cause of an error of ours. */
   cause(): unknown {
     return this.mask.error(this.lastFailure);
+  }
+
+  /** Takes no further permits, once nobody can want any. */
+  closeLimiter(): void {
+    this.#undrive?.();
+    this.#ownLimiter?.close().catch(() => {});
   }
 
   /** What an outcome means. Rejects where the host's classifier fails or answers nonsense. */

@@ -129,6 +129,7 @@ export class GateKey {
 
   /** Too many calls. Gives the milliseconds that the key now rests, or `undefined` where that is nothing new. */
   throttle(use: KeyUse, saidMs: number | undefined, nowMs: number): number | undefined {
+    this.#look(nowMs);
     const state = this.#state;
     if (state.is === 'resting') {
       if (state.why !== 'throttled' || saidMs === undefined || nowMs + saidMs <= state.untilMs)
@@ -136,7 +137,7 @@ export class GateKey {
       state.untilMs = nowMs + saidMs;
       return saidMs;
     }
-    if (saidMs === undefined && (use.beganMs ?? nowMs) < this.#restedAtMs) return undefined;
+    if (saidMs === undefined && (use.beganMs ?? nowMs) <= this.#restedAtMs) return undefined;
     this.#unsaid = saidMs === undefined ? this.#unsaid + 1 : 0;
     const restMs = saidMs ?? Math.min(this.#rests.maxMs, this.#rests.throttledMs * 2 ** (this.#unsaid - 1));
     this.#rest('throttled', restMs, nowMs);
@@ -150,6 +151,7 @@ export class GateKey {
    * the milliseconds that the key now rests, if it was one too many.
    */
   failed(use: KeyUse, nowMs: number): number | undefined {
+    this.#look(nowMs);
     const state = this.#state;
     if (state.is === 'resting') return undefined;
     if (state.is === 'easing' && state.allowed === 1 && state.onTrial.has(use)) {
@@ -164,6 +166,7 @@ export class GateKey {
 
   /** The account is empty, or the key refused. Gives the milliseconds that it now rests, or `undefined` if it did before. */
   quarantine(why: 'spent' | 'dead', saidMs: number | undefined, nowMs: number): number | undefined {
+    this.#look(nowMs);
     const state = this.#state;
     if (state.is === 'resting' && (state.why === why || state.why === 'dead')) return undefined;
     const restMs = saidMs ?? (why === 'dead' ? this.#rests.deadMs : this.#rests.spentMs);

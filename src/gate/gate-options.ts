@@ -84,7 +84,10 @@ export interface GateCallOptions {
   readonly requestId?: string;
   /** Told in the events: the tool call that this call serves. */
   readonly toolCallId?: number;
-  /** Calls with the same key share an answer. It must tell apart whatever the answer depends on. */
+  /**
+   * Calls with the same key share an answer. It must tell apart whatever the answer depends on. The code and the options
+   * of the first of them make the call; it goes on as long as anybody waits for it.
+   */
   readonly cacheKey?: string;
 }
 
@@ -135,7 +138,8 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
   if (limiter !== undefined && typeof limiter?.acquire !== 'function') {
     throw new TypeError(refusal('limiter', 'a Limiter', limiter));
   }
-  if (given.hooks !== undefined && !(given.hooks instanceof LifecycleHooks)) {
+  // By what it can do, not by its class: the host may have the other copy of this package, ESM or CommonJS.
+  if (given.hooks !== undefined && typeof given.hooks?.hears !== 'function') {
     throw new TypeError(refusal('hooks', 'a LifecycleHooks', given.hooks));
   }
   const rate = checkWindows('rate', given.rate ?? []);
@@ -145,8 +149,9 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     name: text('name', given.name),
     hooks: given.hooks ?? new LifecycleHooks(),
     maxConcurrent: optional('maxConcurrent', maxConcurrent, (option, value) => wholeNumber(option, value)),
-    adaptive:
-      adaptive === undefined || adaptive instanceof AdaptiveLimit ? adaptive : new AdaptiveLimit(adaptive),
+    adaptive: optional('adaptive', adaptive, (_, value) =>
+      isAdaptive(value) ? value : new AdaptiveLimit(value),
+    ),
     limiter,
     keyed: given.keys !== undefined,
     keys,
@@ -160,6 +165,9 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     maxWeight: Math.min(lightest(sharedRate), Math.max(...keys.map((key) => lightest(key.rate)))),
   };
 }
+
+const isAdaptive = (value: AdaptiveLimit | AdaptiveLimitOptions): value is AdaptiveLimit =>
+  typeof (value as AdaptiveLimit)?.onSample === 'function';
 
 /** What fits into the smallest of the windows that count weight. */
 function lightest(rate: readonly RateWindow[]): number {

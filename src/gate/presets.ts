@@ -14,6 +14,10 @@ import { type HeaderSource, headerOf, parseRetryAfter } from './retry-after.js';
 /** Options that suit one kind of service; spread them into those of a `ServiceGate`, and put your own after them. */
 export type GatePreset = Pick<ServiceGateOptions, 'maxConcurrent' | 'rate' | 'attemptTimeoutMs' | 'classify'>;
 
+/** How much longer than others a call may take to arrive: a window is longer by this, so that it holds there as well. */
+const ARRIVAL_MS = 25;
+const SECOND_MS = 1_000 + ARRIVAL_MS;
+const MINUTE_MS = 60_000 + ARRIVAL_MS;
 /** Half an hour: a long answer of a reasoning model. */
 const LLM_TIMEOUT_MS = 1_800_000;
 
@@ -32,10 +36,10 @@ export function openAiPreset(
   const { requestsPerMinute, tokensPerMinute } = limits;
   return {
     rate: [
-      ...(requestsPerMinute === undefined ? [] : [{ limit: requestsPerMinute, perMs: 60_000 }]),
+      ...(requestsPerMinute === undefined ? [] : [{ limit: requestsPerMinute, perMs: MINUTE_MS }]),
       ...(tokensPerMinute === undefined
         ? []
-        : [{ limit: tokensPerMinute, perMs: 60_000, unit: 'weight' as const }]),
+        : [{ limit: tokensPerMinute, perMs: MINUTE_MS, unit: 'weight' as const }]),
     ],
     attemptTimeoutMs: LLM_TIMEOUT_MS,
     classify: classifyOpenAi,
@@ -45,7 +49,7 @@ export function openAiPreset(
 /** Web search by Serper. It sends no headers about its limits: 50 to 300 requests a second, by the pack bought. */
 export function serperPreset({ perSecond = 50 }: { readonly perSecond?: number } = {}): GatePreset {
   return {
-    rate: [{ limit: perSecond, perMs: 1_000 }],
+    rate: [{ limit: perSecond, perMs: SECOND_MS }],
     attemptTimeoutMs: 20_000,
     classify: classifySerper,
   };
@@ -53,7 +57,7 @@ export function serperPreset({ perSecond = 50 }: { readonly perSecond?: number }
 
 /** Jina's reader (500 requests a minute with a key) and search (100). Ask for JSON: its errors come under 200 as well. */
 export function jinaPreset({ perMinute = 500 }: { readonly perMinute?: number } = {}): GatePreset {
-  return { rate: [{ limit: perMinute, perMs: 60_000 }], attemptTimeoutMs: 60_000, classify: classifyJina };
+  return { rate: [{ limit: perMinute, perMs: MINUTE_MS }], attemptTimeoutMs: 60_000, classify: classifyJina };
 }
 
 /**
@@ -71,7 +75,7 @@ export function e2bPreset({
 } = {}): GatePreset {
   return {
     maxConcurrent: sandboxes,
-    rate: [{ limit: createsPerSecond, perMs: 1_000 }],
+    rate: [{ limit: createsPerSecond, perMs: SECOND_MS }],
     classify: classifyE2b,
   };
 }

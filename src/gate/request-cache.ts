@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
-import type { GateEvents } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { nowMs } from '../internal/clock.js';
+import type { CallBounds, GateOutcome } from './call-scope.js';
 
 /** What is kept of answers, and for how long. */
 export interface CacheOptions {
@@ -11,79 +11,76 @@ export interface CacheOptions {
   readonly ttlMs: number;
 }
 
-/** What a flight brings home. */
-export interface Landed {
-  readonly value: unknown;
-  /** What it meant; only `ok` is kept. */
-  readonly outcome: GateEvents['call:finished']['outcome'];
-}
-
 /**
- * One call that several callers wait for.
+ * One call that several callers wait for. It is bounded by all of them together.
  *
  * Invariants:
  * - It is aborted when its last waiter leaves, not before, and nobody joins it from then on.
  * - A waiter that leaves is settled in that step; the others do not notice.
  */
-export class Flight {
+export class Flight implements CallBounds {
   readonly #controller = new AbortController();
-  readonly #landing: Promise<Landed>;
+  readonly #landing: Promise<unknown>;
   readonly #onDeserted: (flight: Flight) => void;
-  #waiters = 0;
-  #over = false;
-  /** What the call meant, where it failed. */
-  outcome: Landed['outcome'] | undefined;
-  /** The latest moment that anybody who waits allows, on the monotonic clock. */
-  deadlineMs = Number.NEGATIVE_INFINITY;
+  readonly #waiters = new Set<CallBounds>();
+  outcome: GateOutcome | undefined;
 
-  constructor(start: (flight: Flight) => Promise<Landed>, onDeserted: (flight: Flight) => void) {
+  constructor(start: (flight: Flight) => Promise<unknown>, onDeserted: (flight: Flight) => void) {
     this.#onDeserted = onDeserted;
     this.#landing = start(this);
-    const land = (): void => {
-      this.#over = true;
-    };
-    this.#landing.then(land, land);
+    // The waiters have promises of their own.
+    this.#landing.catch(() => {});
   }
 
-  /** Aborts when nobody waits any more. */
   get signal(): AbortSignal {
     return this.#controller.signal;
   }
 
-  /** Fails it for everybody. */
+  /** The latest that any waiter allows. */
+  get deadlineMs(): number {
+    let latest = Number.NEGATIVE_INFINITY;
+    for (const waiter of this.#waiters) latest = Math.max(latest, waiter.deadlineMs);
+    return latest;
+  }
+
+  set lastFailure(failure: unknown) {
+    for (const waiter of this.#waiters) waiter.lastFailure = failure;
+  }
+
   abort(reason: unknown): void {
     this.#onDeserted(this);
     this.#controller.abort(reason);
   }
 
-  /** Waits with the others; `signal` ends this one's waiting. */
-  join(signal: AbortSignal, deadlineMs: number): Promise<Landed> {
+  /** Waits with the others, within bounds of its own. */
+  join(waiter: CallBounds): Promise<unknown> {
+    const { signal } = waiter;
     if (signal.aborted) return Promise.reject(signal.reason);
-    this.#waiters++;
-    this.deadlineMs = Math.max(this.deadlineMs, deadlineMs);
+    this.#waiters.add(waiter);
     return new Promise((resolve, reject) => {
       const watcher: AbortWatcher = {
         onAbort: (reason) => {
           reject(reason);
-          this.#leave(reason);
+          this.#waiters.delete(waiter);
+          if (this.#waiters.size === 0) this.abort(reason);
         },
       };
       watchAbort(signal, watcher);
+      const landed = (): void => {
+        unwatchAbort(signal, watcher);
+        this.#waiters.delete(waiter);
+      };
       this.#landing.then(
-        (landed) => {
-          unwatchAbort(signal, watcher);
-          resolve(landed);
+        (value) => {
+          landed();
+          resolve(value);
         },
         (error: unknown) => {
-          unwatchAbort(signal, watcher);
+          landed();
           reject(error);
         },
       );
     });
-  }
-
-  #leave(reason: unknown): void {
-    if (--this.#waiters === 0 && !this.#over) this.abort(reason);
   }
 }
 
@@ -102,6 +99,7 @@ export class RequestCache {
     this.#answers = options && new LRUCache({ max: options.max, ttl: options.ttlMs, ttlResolution: 0, perf });
   }
 
+  /** Answers kept. */
   get size(): number {
     return this.#answers?.size ?? 0;
   }
@@ -119,18 +117,18 @@ export class RequestCache {
     return this.#flights.get(key);
   }
 
-  /** Starts the call for a key that has none. A failure is not kept. */
-  launch(key: string, start: (flight: Flight) => Promise<Landed>): Flight {
+  /** Starts the call for a key that has none. Only what the call itself takes for a success is kept. */
+  launch(key: string, call: (flight: Flight) => Promise<unknown>): Flight {
     const forget = (flight: Flight): void => {
       if (this.#flights.get(key) === flight) this.#flights.delete(key);
     };
-    const flight: Flight = new Flight(async (self) => {
-      // The call begins when its first waiter has joined: until then nobody's deadline is known.
+    const flight = new Flight(async (self) => {
+      // The call begins when its first waiter has joined: until then nobody's bounds are known.
       await undefined;
       try {
-        const landed = await start(self);
-        if (landed.outcome === 'ok') this.#answers?.set(key, { value: landed.value });
-        return landed;
+        const value = await call(self);
+        if (self.outcome === 'ok') this.#answers?.set(key, { value });
+        return value;
       } finally {
         forget(self);
       }

@@ -5,8 +5,8 @@ import { callable } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
 import type { LimiterStats } from '../limiter/limiter.js';
 import type { AttemptContext } from './attempt.js';
-import { CallScope } from './call-scope.js';
-import { GateCall, type GateOutcome, type Work } from './gate-call.js';
+import { type CallBounds, CallScope, type GateOutcome } from './call-scope.js';
+import { GateCall, type Work } from './gate-call.js';
 import { GateCore } from './gate-core.js';
 import {
   checkCallOptions,
@@ -17,7 +17,7 @@ import {
 import { GateStream, type StreamSource } from './gate-stream.js';
 import type { KeyStats } from './key-ring.js';
 import { discardResponse, isResponse } from './outcome.js';
-import { type Flight, type Landed, RequestCache } from './request-cache.js';
+import { RequestCache } from './request-cache.js';
 
 /** Figures of a gate, counted, not derived. */
 export interface GateStats {
@@ -58,7 +58,15 @@ export interface GateStats {
   };
 }
 
-type CacheState = 'off' | 'hit' | 'miss' | 'shared';
+/** A call that has begun, as the gate keeps book of it. */
+interface OpenCall<T> {
+  readonly scope: CallScope;
+  readonly startedMs: number;
+  call: GateCall<T>;
+  /** Where what became of the call is left: its scope, or the flight that it waits for. */
+  bounds: CallBounds;
+  cache: 'off' | 'hit' | 'miss' | 'shared';
+}
 
 /**
  * The guard of one outside service: every call of this process to it goes through here, on the host's own client.
@@ -134,58 +142,22 @@ export class ServiceGate {
   ): Promise<R> {
     callable('fn', fn);
     checkCallOptions(options, this.#core.settings.maxWeight, false);
-    const scope = this.#open(options);
-    const startedMs = nowMs();
     const work: Work<R> = {
       run: fn,
       observe: (value) => ({ kind: 'result', value }),
       discard: discardResponse,
     };
-    const callId = ++this.#calls;
-    let call = new GateCall(this.#core, callId, options, scope, work);
-    let cache: CacheState = 'off';
-    let outcome: GateOutcome | undefined;
-    let flight: Flight | undefined;
-    let failure: { readonly error: unknown } | undefined;
+    const open = this.#open(options, work);
     try {
       const { cacheKey } = options;
-      if (cacheKey === undefined) {
-        const landed = await this.#land(call);
-        outcome = landed.outcome;
-        return landed.value;
-      }
-      const kept = this.#cache.answer(cacheKey);
-      if (kept !== undefined) {
-        cache = 'hit';
-        this.#tellCache(call, false);
-        outcome = 'ok';
-        return kept.value as R;
-      }
-      flight = this.#cache.flight(cacheKey);
-      if (flight !== undefined) {
-        cache = 'shared';
-        this.#tellCache(call, true);
-      } else {
-        cache = 'miss';
-        this.#tellCache(call, undefined);
-        flight = this.#cache.launch(cacheKey, async (bounds) => {
-          call = new GateCall(this.#core, callId, options, bounds, work);
-          try {
-            return await this.#land(call);
-          } finally {
-            bounds.outcome = call.outcome;
-          }
-        });
-      }
-      const landed = await flight.join(scope.signal, scope.deadlineMs);
-      outcome = landed.outcome;
-      return landed.value as R;
+      const value = await (cacheKey === undefined
+        ? this.#land(open.call)
+        : this.#share(open, cacheKey, work));
+      this.#finish(open);
+      return value;
     } catch (error) {
-      failure = { error };
-      outcome = scope.signal.aborted ? undefined : (flight ?? call).outcome;
+      this.#finish(open, { error });
       throw error;
-    } finally {
-      this.#finish(call, scope, startedMs, cache, outcome, failure);
     }
   }
 
@@ -209,20 +181,8 @@ export class ServiceGate {
     callable('fn', fn);
     checkCallOptions(options, this.#core.settings.maxWeight, true);
     return new GateStream<T>((work) => {
-      const scope = this.#open(options);
-      const startedMs = nowMs();
-      const call = new GateCall(this.#core, ++this.#calls, options, scope, work);
-      let finished = false;
-      return {
-        scope,
-        call,
-        finish: (failure) => {
-          if (finished) return;
-          finished = true;
-          const outcome = failure !== undefined && scope.signal.aborted ? undefined : call.outcome;
-          this.#finish(call, scope, startedMs, 'off', outcome, failure);
-        },
-      };
+      const open = this.#open(options, work);
+      return { scope: open.scope, call: open.call, finish: (failure) => this.#finish(open, failure) };
     }, fn);
   }
 
@@ -275,23 +235,26 @@ export class ServiceGate {
   async #close(): Promise<void> {
     for (const scope of this.#scopes) scope.abort(new GateClosedError(this.name));
     this.#cache.clear();
-    if (this.#core.ownsLimiter) this.#core.limiter?.close().catch(() => {});
+    this.#core.closeLimiter();
     await this.#core.onIdle();
   }
 
-  #open({ signal, timeoutMs = this.#core.settings.timeoutMs }: GateCallOptions): CallScope {
+  #open<T>(options: GateCallOptions, work: Work<T>): OpenCall<T> {
     if (this.#closed !== undefined) throw new GateClosedError(this.name);
+    const { mask, settings } = this.#core;
     const scope = new CallScope({
-      signal,
-      timeoutMs,
-      timeoutError: (ms) => new GateTimeoutError(this.name, 'call', ms, this.#core.cause()),
+      signal: options.signal,
+      timeoutMs: options.timeoutMs ?? settings.timeoutMs,
+      timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, mask.error(lastFailure)),
     });
+    const call = new GateCall(this.#core, ++this.#calls, options, scope, work);
+    const open: OpenCall<T> = { scope, startedMs: nowMs(), call, bounds: scope, cache: 'off' };
     this.#scopes.add(scope);
-    return scope;
+    return open;
   }
 
   /** Performs a call whose result is complete. */
-  async #land<T>(call: GateCall<T>): Promise<Landed & { readonly value: T }> {
+  async #land<T>(call: GateCall<T>): Promise<T> {
     const { value, attempt } = await call.perform();
     attempt.end();
     if (call.options.cacheKey !== undefined && isResponse(value)) {
@@ -300,27 +263,46 @@ export class ServiceGate {
         'A call with a `cacheKey` must return data: the body of a `Response` can be read only once',
       );
     }
-    return { value, outcome: call.outcome ?? 'ok' };
+    return value;
   }
 
-  #tellCache(call: GateCall<unknown>, shared: boolean | undefined): void {
-    if (shared === undefined) {
-      if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.told());
-    } else if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.told(), shared });
+  /** Answers from the cache, or by a call for the same answer that is under way, or by one that others may join. */
+  async #share<R>(open: OpenCall<R>, cacheKey: string, work: Work<R>): Promise<R> {
+    const { scope, call } = open;
+    scope.signal.throwIfAborted();
+    const kept = this.#cache.answer(cacheKey);
+    if (kept !== undefined) {
+      open.cache = 'hit';
+      scope.outcome = 'ok';
+      this.#tellHit(call, false);
+      return kept.value as R;
+    }
+    const under = this.#cache.flight(cacheKey);
+    open.cache = under === undefined ? 'miss' : 'shared';
+    if (under !== undefined) this.#tellHit(call, true);
+    else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.told());
+    const flight =
+      under ??
+      this.#cache.launch(cacheKey, (bounds) => {
+        open.call = new GateCall(this.#core, call.callId, call.options, bounds, work);
+        return this.#land(open.call);
+      });
+    open.bounds = flight;
+    return (await flight.join(scope)) as R;
   }
 
-  #finish(
-    call: GateCall<unknown>,
-    scope: CallScope,
-    startedMs: number,
-    cache: CacheState,
-    known: GateOutcome | undefined,
-    failure: { readonly error: unknown } | undefined,
-  ): void {
+  #tellHit(call: GateCall<unknown>, shared: boolean): void {
+    if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.told(), shared });
+  }
+
+  /** Keeps book of the end of a call, once. */
+  #finish<T>(open: OpenCall<T>, failure?: { readonly error: unknown }): void {
+    const { scope, call, bounds, cache, startedMs } = open;
+    if (!this.#scopes.delete(scope)) return;
     scope.end();
-    this.#scopes.delete(scope);
     this.#cacheCounts[cache]++;
-    const outcome = known ?? outcomeOf(failure?.error, scope.signal.aborted);
+    const left = failure !== undefined && scope.signal.aborted;
+    const outcome = (left ? undefined : bounds.outcome) ?? outcomeOf(failure?.error, left);
     this.#finished.set(outcome, (this.#finished.get(outcome) ?? 0) + 1);
     if (!this.hooks.hears('call:finished')) return;
     this.hooks.emit('call:finished', {
@@ -337,8 +319,8 @@ export class ServiceGate {
 }
 
 /** How a call ended that no attempt ended. */
-function outcomeOf(error: unknown, aborted: boolean): GateOutcome {
+function outcomeOf(error: unknown, left: boolean): GateOutcome {
   if (error instanceof GateTimeoutError) return 'timeout';
-  if (!aborted || error instanceof GateClosedError || error instanceof KeysExhaustedError) return 'rejected';
+  if (!left || error instanceof GateClosedError || error instanceof KeysExhaustedError) return 'rejected';
   return 'aborted';
 }

@@ -186,6 +186,39 @@ describe('the keys of a ServiceGate', () => {
       expect(gate.stats().opensInMs).toBe(1_000);
     });
 
+    it('also holds a start that had the key already, at any step before it began', async () => {
+      const served = new Set<string>();
+      for (let steps = 0; steps < 40; steps++) {
+        const { hooks, told } = recorder();
+        const gate = new ServiceGate({
+          name: 'search',
+          hooks,
+          keys: [A],
+          maxConcurrent: 2,
+          retry: { attempts: 1 },
+        });
+        const end = deferred<never>();
+        follow(gate.run(() => end.promise));
+        await settle();
+        const second = follow(gate.run(() => 2));
+        for (let i = 0; i < steps; i++) await Promise.resolve();
+        end.reject(httpError(429, { 'retry-after': '1' }));
+        await settle();
+        const rested = told.findIndex(({ event }) => event === 'key:cooledDown');
+        const begun = told.findLastIndex(({ event }) => event === 'call:started');
+        served.add(begun > rested ? 'in the rest' : second.now.is);
+        await vi.advanceTimersByTimeAsync(1_000);
+        expect(second.now.is).toBe('fulfilled');
+        expect(gate.stats()).toMatchObject({
+          running: 0,
+          attempts: 2,
+          keys: [{ inUse: 0 }],
+          limiter: { active: 0 },
+        });
+      }
+      expect(served).toEqual(new Set(['pending', 'fulfilled']));
+    });
+
     it('without a time holds the key for a second, and twice as long each time in a row', async () => {
       const { faults, call } = service();
       const { hooks, of } = recorder();
@@ -541,6 +574,20 @@ describe('the keys of a ServiceGate', () => {
         { state: 'dead', restMs: Number.POSITIVE_INFINITY },
         { state: 'ready', restMs: 0 },
       ]);
+    });
+
+    it('is quarantined once, however many were under way, and a dead one is not spent', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'search', hooks, keys: [A], retry: { attempts: 1 } });
+      const ends = [401, 401, 402].map((status) => ({ status, end: deferred<never>() }));
+      for (const { end } of ends) follow(gate.run(() => end.promise));
+      await settle();
+      for (const { status, end } of ends) {
+        end.reject(httpError(status));
+        await vi.advanceTimersByTimeAsync(10);
+      }
+      expect(of('key:quarantined')).toEqual([{ source: 'search', key: '#1…aaaa', reason: 'dead' }]);
+      expect(gate.stats().keys[0]).toMatchObject({ state: 'dead', restMs: Number.POSITIVE_INFINITY });
     });
 
     it('costs none of the attempts, however many are refused', async () => {

@@ -41,10 +41,10 @@ describe('the presets', () => {
       expect(new ServiceGate({ name: 'service', ...preset }).stats().keys).toHaveLength(1);
     }
     expect(openAiPreset({ requestsPerMinute: 500, tokensPerMinute: 200_000 }).rate).toEqual([
-      { limit: 500, perMs: 60_000 },
-      { limit: 200_000, perMs: 60_000, unit: 'weight' },
+      { limit: 500, perMs: 60_025 },
+      { limit: 200_000, perMs: 60_025, unit: 'weight' },
     ]);
-    expect(e2bPreset()).toMatchObject({ maxConcurrent: 20, rate: [{ limit: 1, perMs: 1_000 }] });
+    expect(e2bPreset()).toMatchObject({ maxConcurrent: 20, rate: [{ limit: 1, perMs: 1_025 }] });
   });
 
   it('leave a body for the caller to read', async () => {

@@ -133,6 +133,17 @@ describe('the cache of a ServiceGate', () => {
       expect(gate.stats().cache).toMatchObject({ inFlight: 0, misses: 1, shared: 2 });
     });
 
+    it('makes none for a caller who has left already', async () => {
+      const { gate } = cached();
+      const code = vi.fn();
+      await expect(gate.run(code, { cacheKey: 'k', signal: AbortSignal.abort('enough') })).rejects.toBe(
+        'enough',
+      );
+      await settle();
+      expect(code).not.toHaveBeenCalled();
+      expect(gate.stats().cache).toMatchObject({ inFlight: 0, misses: 0 });
+    });
+
     it('does so without a cache, too, and keeps nothing then', async () => {
       const gate = new ServiceGate({ name: 'search' });
       const code = vi.fn(async () => 1);
@@ -224,6 +235,17 @@ describe('the cache of a ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(200);
       expect(long.now).toMatchObject({ is: 'rejected', reason: { scope: 'call', timeoutMs: 300 } });
       expect(seen!.aborted).toBe(true);
+    });
+
+    it('tells each waiter whose time is up of the last failure', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const { gate } = cached();
+      const code = ({ attempt }: { attempt: number }) =>
+        attempt === 1 ? Promise.reject(httpError(500)) : new Promise(() => {});
+      const calls = [1, 2].map(() => follow(gate.run(code, { cacheKey: 'k', timeoutMs: 100 })));
+      await vi.advanceTimersByTimeAsync(100);
+      for (const call of calls)
+        expect(call.now).toMatchObject({ reason: { scope: 'call', cause: { status: 500 } } });
     });
 
     it('tries again for whoever has the most time', async () => {

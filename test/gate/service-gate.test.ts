@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { GateClosedError, GateTimeoutError, QueueFullError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Limiter } from '../../src/limiter/limiter.js';
 import { countListeners, deferred, follow, httpError, recorder, settle } from './support.js';
@@ -588,6 +589,29 @@ describe('ServiceGate', () => {
       expect(vi.getTimerCount()).toBe(0);
     });
 
+    it('has no cause where nothing of the call itself had failed, and masks one that shows a key', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'llm', keys: ['secret-0123456789'], timeoutMs: 100 });
+      await gate.run(() => Promise.reject(httpError(400))).catch(() => {});
+      const never = follow(gate.run(() => new Promise(() => {})));
+      const failed = follow(
+        gate.run(({ key, attempt }) =>
+          attempt === 1 ? Promise.reject(httpError(500, {}, `no ${key}`)) : new Promise(() => {}),
+        ),
+      );
+      await vi.advanceTimersByTimeAsync(100);
+      expect(never.now).toMatchObject({ reason: { scope: 'call' } });
+      expect((never.now as { reason: Error }).reason.cause).toBeUndefined();
+      expect(failed.now).toMatchObject({ reason: { cause: { message: 'no #1…6789' } } });
+    });
+
+    it('of nothing allow nothing', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      const code = vi.fn();
+      await expect(gate.run(code, { timeoutMs: 0 })).rejects.toMatchObject({ scope: 'call', timeoutMs: 0 });
+      expect(code).not.toHaveBeenCalled();
+    });
+
     it('leaves no timer behind', async () => {
       const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000, attemptTimeoutMs: 100 });
       await gate.run(() => 1);
@@ -665,6 +689,35 @@ describe('ServiceGate', () => {
       expect(listeners.size).toBe(0);
       control.abort();
       expect(context.signal.aborted).toBe(false);
+    });
+
+    it('at any step of the way leaves nothing behind', async () => {
+      const ends = new Set<string>();
+      for (let steps = 0; steps < 60; steps++) {
+        const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 4, perMs: 1000 }] });
+        const first = deferred();
+        const control = new AbortController();
+        const listeners = countListeners(control.signal);
+        const code = vi.fn(async () => 1);
+        const held = gate.run(() => first.promise);
+        const call = follow(gate.run(code, { signal: control.signal }));
+        await settle();
+        first.resolve();
+        for (let i = 0; i < steps; i++) await Promise.resolve();
+        control.abort(reason);
+        await settle();
+        await held;
+        ends.add(`${call.now.is}, ${code.mock.calls.length} begun`);
+        expect(call.now.is).not.toBe('pending');
+        expect(listeners.size).toBe(0);
+        expect(gate.stats()).toMatchObject({
+          running: 0,
+          waitingForStart: 0,
+          limiter: { active: 0, queued: 0 },
+          keys: [{ inUse: 0, free: 1 - (1 + code.mock.calls.length) / 4 }],
+        });
+      }
+      expect([...ends]).toEqual(['rejected, 0 begun', 'rejected, 1 begun', 'fulfilled, 1 begun']);
     });
 
     it('in the step of the grant gives the permit and the place in the window back', async () => {
@@ -938,6 +991,12 @@ describe('ServiceGate', () => {
       expect(closed.now.is).toBe('pending');
       await vi.advanceTimersByTimeAsync(1);
       expect(closed.now.is).toBe('fulfilled');
+    });
+
+    it('lets go of an adaptive limit of the host', async () => {
+      const adaptive = new AdaptiveLimit();
+      await new ServiceGate({ name: 'llm', adaptive }).close();
+      expect(() => new ServiceGate({ name: 'llm', adaptive })).not.toThrow();
     });
 
     it('is what `await using` does', async () => {
