@@ -1,8 +1,11 @@
 import type { PipelinePoolError, PipelinePoolErrorCode, QueueFigures } from '../errors.js';
+import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
 import type { LimiterPermit } from './permit.js';
+
+const { 'permit:queued': QUEUED, 'permit:acquired': ACQUIRED, 'permit:rejected': REJECTED } = channels;
 
 type TellingLimiter = Limiter & { readonly hooks: LifecycleHooks };
 
@@ -65,8 +68,9 @@ export function tellRejected(
   limiter.hooks.emit('permit:rejected', payload);
 }
 
+// By channel, not by name: this stands before every wait, and three look-ups were a tenth of what a wait costs.
 const wouldBeTold = (hooks: LifecycleHooks): boolean =>
-  hooks.hears('permit:queued') || hooks.hears('permit:acquired') || hooks.hears('permit:rejected');
+  hooks.mayHear(QUEUED) || hooks.mayHear(ACQUIRED) || hooks.mayHear(REJECTED);
 
 /**
  * Tells how a permit waits and what comes of it, if anybody listens. What comes of it is told after the caller's own

@@ -84,6 +84,8 @@ class Level {
 /** A queue by priority, tenant and order of arrival. */
 export class WaitQueue<W extends QueueNode> {
   readonly #levels: Level[] = [];
+  /** The first of them, looked at before every step. */
+  #top: Level | undefined;
   // Most queues know one priority only: its level is kept between waiters.
   readonly #usual = new Level(0);
   #size = 0;
@@ -95,12 +97,12 @@ export class WaitQueue<W extends QueueNode> {
 
   /** The priority of who is next. */
   get topPriority(): number | undefined {
-    return this.#levels[0]?.priority;
+    return this.#top?.priority;
   }
 
   /** Adds a waiter behind those of its priority and tenant. It must not be in a queue already. */
   push(waiter: W, priority = 0, tenant?: string): void {
-    const top = this.#levels[0];
+    const top = this.#top;
     const level = top !== undefined && top.priority === priority ? top : this.#levelOf(priority);
     const lane = level.laneOf(tenant);
     const { tail } = lane;
@@ -118,16 +120,27 @@ export class WaitQueue<W extends QueueNode> {
 
   /** Who is next; stays in the queue. */
   peek(): W | undefined {
-    return this.#levels[0]?.turn?.head as W | undefined;
+    return this.#top?.turn?.head as W | undefined;
   }
 
   /** Takes out who is next; the turn passes to the next tenant. */
   shift(): W | undefined {
-    const lane = this.#levels[0]?.turn;
-    if (lane === undefined) return undefined;
+    const top = this.#top;
+    const lane = top?.turn;
+    if (top === undefined || lane === undefined) return undefined;
     const waiter = lane.head as W;
-    lane.level.turn = lane.following;
-    this.remove(waiter);
+    const { after } = waiter;
+    top.turn = lane.following;
+    if (after === undefined) {
+      this.remove(waiter);
+    } else {
+      // What `remove` does, where there is nobody before and somebody after.
+      lane.head = after;
+      after.before = undefined;
+      waiter.lane = undefined;
+      waiter.after = undefined;
+      this.#size--;
+    }
     return waiter;
   }
 
@@ -146,7 +159,7 @@ export class WaitQueue<W extends QueueNode> {
     if (lane.head === undefined) {
       const { level } = lane;
       level.leave(lane);
-      if (level.turn === undefined) this.#levels.splice(this.#indexOf(level.priority), 1);
+      if (level.turn === undefined) this.#splice(this.#indexOf(level.priority), 1);
     }
     return true;
   }
@@ -172,8 +185,13 @@ export class WaitQueue<W extends QueueNode> {
     const found = this.#levels[index];
     if (found?.priority === priority) return found;
     const level = priority === 0 ? this.#usual : new Level(priority);
-    this.#levels.splice(index, 0, level);
+    this.#splice(index, 0, level);
     return level;
+  }
+
+  #splice(index: number, remove: number, ...levels: Level[]): void {
+    this.#levels.splice(index, remove, ...levels);
+    this.#top = this.#levels[0];
   }
 
   /** Where a priority stands, or would stand, in `#levels`. */

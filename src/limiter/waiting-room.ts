@@ -68,8 +68,10 @@ export class WaitingRoom {
     weight: number,
     timeoutMs = this.#queueTimeoutMs,
   ): QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError | undefined {
+    const isFull = this.#queue.size >= this.#maxQueue;
+    if (!isFull && timeoutMs === undefined) return undefined;
     const limiter = this.#limiter;
-    if (this.#queue.size >= this.#maxQueue) {
+    if (isFull) {
       return new QueueFullError({ ...figuresOf(limiter, 0), retryAfterMs: this.#estimateMs(weight) });
     }
     if (timeoutMs === 0) return new AcquireTimeoutError(figuresOf(limiter, 0));
