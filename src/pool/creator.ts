@@ -2,7 +2,7 @@ import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { nowMs, turnMs } from '../internal/clock.js';
 import { Lane } from '../internal/lane.js';
 import type { HostCallbacks } from './host-callbacks.js';
-import { IDLE, type Instance } from './instance.js';
+import type { Instance } from './instance.js';
 import type { PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
@@ -102,7 +102,6 @@ export class Creator<T> {
     instance.usedMs = instance.bornMs;
     instance.goodMs = instance.bornMs;
     this.#roster.created++;
-    this.#roster.move(instance, IDLE);
     this.#teller.created(instance.id, createMs);
     this.#parts.done(instance);
   }

@@ -30,6 +30,7 @@ export class HostCall<R> {
   readonly #callback: (signal: AbortSignal) => R | PromiseLike<R>;
   readonly #options: HostCallOptions<R>;
   #controller: AbortController | undefined;
+  #cancelled: { readonly reason: unknown } | undefined;
 
   constructor(callback: (signal: AbortSignal) => R | PromiseLike<R>, options: HostCallOptions<R>) {
     this.#callback = callback;
@@ -44,6 +45,7 @@ export class HostCall<R> {
         (ended) => {
           const { controller } = linkedController(ended);
           this.#controller = controller;
+          if (this.#cancelled !== undefined) controller.abort(this.#cancelled.reason);
           return this.#callback(controller.signal);
         },
         {
@@ -58,6 +60,7 @@ export class HostCall<R> {
 
   /** Tells the callback that its result is no longer wanted. The call goes on until the callback heeds it. */
   cancel(reason: unknown): void {
+    this.#cancelled ??= { reason };
     this.#controller?.abort(reason);
   }
 }

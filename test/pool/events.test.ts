@@ -95,6 +95,48 @@ describe('the events of a pool', () => {
     expect(names().slice(before)).toEqual(['lease:acquired']);
   });
 
+  it('may be answered with any call of the pool, in the same step', async () => {
+    for (const event of LIFECYCLE_EVENTS) {
+      if (event === 'hook:error') continue;
+      for (const call of ['refresh', 'resize', 'acquire', 'close'] as const) {
+        const workshop = new Workshop();
+        const pool = new PipelinePool({
+          size: 2,
+          min: 1,
+          ...workshop.callbacks,
+          maxUses: 3,
+          validate: (piece) => piece.id % 2 === 0,
+          validateAfterIdleMs: 0,
+        });
+        let answered = false;
+        pool.hooks.on(event, () => {
+          if (answered) return;
+          answered = true;
+          if (call === 'refresh') pool.refresh();
+          else if (call === 'resize') pool.resize(1);
+          else if (call === 'close') void pool.close();
+          else
+            pool.acquire({ instanceId: 1 }).then(
+              (lease) => lease.release(),
+              () => {},
+            );
+        });
+        const work = async (discard: boolean): Promise<void> => {
+          const lease = await pool.acquire();
+          expect(lease.pipeline.alive).toBe(true);
+          await settled();
+          await lease.release({ discard });
+        };
+        await Promise.allSettled([work(false), work(true), work(false), work(false), work(false)]);
+        await settled();
+        expect(pool.stats(), `${call} on ${event}`).toMatchObject({ leased: 0, waiting: 0, readying: 0 });
+        expect(workshop.peak).toBeLessThanOrEqual(2);
+        await pool.close();
+        expect(workshop.alive, `${call} on ${event}`).toBe(0);
+      }
+    }
+  });
+
   it('change nothing when a listener throws or rejects', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
