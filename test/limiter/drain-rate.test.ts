@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { QueueFullError } from '../../src/errors.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import { DrainRate } from '../../src/limiter/drain-rate.js';
 import { turn } from './event-loop.js';
@@ -91,7 +92,7 @@ describe('DrainRate', () => {
   });
 
   it('is not spoilt by a pause of the limiter', async () => {
-    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 1 });
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 2 });
     const round = async () => {
       const permit = await limiter.acquire();
       await pass(100);
@@ -100,13 +101,20 @@ describe('DrainRate', () => {
     for (let i = 0; i < 5; i++) await round();
     const holder = await limiter.acquire();
     limiter.pause();
-    await pass(3_600_000);
+    const waiting = [round(), round()];
+    await pass(1_800_000);
     holder.release();
+    await pass(1_800_000);
     limiter.resume();
-    await round();
+    await pass(100);
+    await pass(100);
+    await Promise.all(waiting);
     const last = await limiter.acquire();
     void limiter.acquire();
-    await expect(limiter.acquire()).rejects.toMatchObject({ retryAfterMs: 200 });
+    void limiter.acquire();
+    const refused = await limiter.acquire().catch((error: QueueFullError) => error);
+    expect(refused).toMatchObject({ code: 'ERR_QUEUE_FULL' });
+    expect((refused as QueueFullError).retryAfterMs).toBeLessThan(1000);
     last.release();
   });
 });
