@@ -162,7 +162,7 @@ export const LIVE_PAGE_SCRIPT = `
       figures.append(pair);
     }
     const keys = make('div', 'keys');
-    keys.append(make('p', '', 'Keys, and the room left in their rate windows'), make('div'));
+    keys.append(make('p', '', 'Room left for each key'), make('div'));
     card.append(head, bar, figures, keys);
     return card;
   };
@@ -173,11 +173,13 @@ export const LIVE_PAGE_SCRIPT = `
     const before = then.gates.find(({ name }) => name === gate.name) || gate;
     const minutes = (last.atMs - then.atMs) / 60000;
     say(head.children[0].children[0], gate.name);
-    const [word, kind] = gate.opensInMs === null ? ['no key left', 'bad'] : gate.opensInMs > 0 ? ['cooling down ' + shown(gate.opensInMs), 'wait'] : ['open', 'good'];
-    say(head.children[1], word);
-    look(head.children[1], 'pill ' + kind);
     const free = Math.max(0, ...gate.keys.map((key) => (key.state === 'ready' || key.state === 'easing' ? key.free : 0)));
     const used = gate.most === null ? 1 - free : gate.running / gate.most;
+    const [word, kind] = gate.opensInMs === null ? ['no key left', 'bad']
+      : gate.opensInMs > 0 ? ['cooling down ' + shown(gate.opensInMs), 'wait']
+      : used >= 1 && gate.queued > 0 ? ['at its limit', 'wait'] : ['open', 'good'];
+    say(head.children[1], word);
+    look(head.children[1], 'pill ' + kind);
     bar.children[0].style.width = Math.min(100, 100 * used) + '%';
     look(bar, used >= 1 ? 'bar wait' : 'bar');
     bar.title = gate.most === null ? 'share of the rate window in use' : 'share of the calls allowed at once';

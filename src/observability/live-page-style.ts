@@ -2,16 +2,16 @@
 export const LIVE_PAGE_STYLE = `
 :root{
   color-scheme:light dark;
-  --paper:#f6f7f9;--card:#fff;--line:#e2e6ed;--ink:#18202f;--muted:#5c6779;--faint:#8791a3;
+  --paper:#f6f7f9;--card:#fff;--line:#e2e6ed;--ink:#18202f;--muted:#5c6779;--faint:#647085;
   --run:#2b6be0;--run-soft:#dfe9fd;--run-ink:#1b4faf;
-  --wait:#a86700;--wait-soft:#fdf0d8;
+  --wait:#8f5700;--wait-soft:#fdf0d8;
   --good:#1c7c4c;--good-soft:#dcf3e6;
   --bad:#bf2b2a;--bad-soft:#fde3e1;
   --make:#6f51c4;--make-soft:#ebe5fb;
   --empty:#eef1f5;
 }
 @media (prefers-color-scheme:dark){:root{
-  --paper:#0d1219;--card:#151c27;--line:#263041;--ink:#e9edf5;--muted:#9ba6ba;--faint:#76829a;
+  --paper:#0d1219;--card:#151c27;--line:#263041;--ink:#e9edf5;--muted:#9ba6ba;--faint:#8793aa;
   --run:#6ea3ff;--run-soft:#1b3058;--run-ink:#b9d2ff;
   --wait:#f3b548;--wait-soft:#3d2e10;
   --good:#52c98c;--good-soft:#12372a;

@@ -36,7 +36,7 @@ export interface Finding {
   readonly code: FindingCode;
   /** The component it was found at: the pool, the limiter, a gate, or `process`. */
   readonly source: string;
-  /** The share of the requests' time that it costs, as far as that can be told; from 0 to 1. */
+  /** The share of the requests' time that is lost to it, from 0 to 1; what makes calls fail at once loses none. */
   readonly share: number;
   /** What was found, in words. */
   readonly message: string;

@@ -40,7 +40,8 @@ function withoutKeys(gate: GateStats): Finding | undefined {
   return {
     code: 'no-keys',
     source: gate.name,
-    share: 1,
+    // Its calls fail at once.
+    share: 0,
     message: `No key of ${gate.name} is left: ${refused} refused, ${spent} spent`,
     evidence: { keys: gate.keys.length, refused, spent },
     remedy:
@@ -56,7 +57,7 @@ function failing(report: Report, { name }: GateStats): Finding | undefined {
   return {
     code: 'service-failing',
     source: name,
-    share: Math.max(share, failed / attempts),
+    share,
     message: `${name} failed ${failed} of ${counted(attempts, 'attempt')}: errors of the server, broken connections or timeouts`,
     evidence: { failed, attempts, inBackoff: rounded(report.average(`${name}:in-backoff`)) },
     remedy: `Look at ${name} itself: its status page or its server's log. If its answers are only slow, raise \`attemptTimeoutMs\`. More retries would add to its load.`,
@@ -74,7 +75,7 @@ function throttled(report: Report, gate: GateStats): Finding | undefined {
   return {
     code: 'throttled',
     source: name,
-    share: Math.max(share, refused / attempts),
+    share,
     message: `${name} refused ${refused} of ${counted(attempts, 'attempt')} as too many (429), and calls waited out its cool-downs for ${percent(share)} of the requests' time`,
     evidence: { refused, attempts, waiting: rounded(waiting), keys: gate.keys.length },
     remedy: `Tell the gate of ${name} what the plan allows (\`rate\`, and \`sharedRate\` where all keys share an account), so that it is never asked for more. Then ask for more: ${moreOf(report, gate)}.`,

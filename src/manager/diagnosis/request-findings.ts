@@ -34,7 +34,7 @@ function creationFailing(report: Report): Finding | undefined {
   return {
     code: 'creation-failing',
     source: report.pool.name,
-    share: failed / (failed + created),
+    share: lostTo(report, 'creating')?.share ?? 0,
     message: `${failed} of ${counted(failed + created, 'creation')} of an instance failed`,
     evidence: { failed, created, live: report.pool.live },
     remedy:

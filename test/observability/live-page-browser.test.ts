@@ -1,0 +1,252 @@
+import { existsSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import {
+  ConcurrencyLimiter,
+  LifecycleHooks,
+  PipelineManager,
+  PipelinePool,
+  ServiceGate,
+} from 'pipeline-pool';
+import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { type LivePage, type LivePageOptions, livePage } from '../../src/observability/live-page.js';
+
+const CHROMIUM = '/usr/bin/chromium';
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+const isThere = existsSync(CHROMIUM);
+if (!isThere) console.log(`Not tested in a browser: there is no ${CHROMIUM} (Debian's package chromium)`);
+
+/** Measured in the browser; as text, since nothing here is built for one. */
+const LIGHTNESS = `(() => {
+  const of = (element, property) =>
+    getComputedStyle(element)[property].match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3;
+  return {
+    paper: of(document.body, 'backgroundColor'),
+    ink: of(document.body, 'color'),
+    card: of(document.querySelector('.card'), 'backgroundColor'),
+  };
+})()`;
+/** WCAG 2.2: 4.5 to 1, on every element that has a text of its own. */
+const POOR_CONTRASTS = `(() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (colour) => {
+    const [r, g, b] = channels(colour).map((c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
+  };
+  return [...document.querySelectorAll('body *:not(script)')]
+    .filter((element) => element.checkVisibility())
+    .filter(({ childNodes }) => [...childNodes].some((node) => node.nodeType === 3 && node.data.trim() !== ''))
+    .map((element) => {
+      const [a, b] = [luminance(getComputedStyle(element).color), luminance(behind(element))];
+      return element.textContent + ': ' + ((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)).toFixed(2);
+    })
+    .filter((measured) => Number(measured.split(': ').pop()) < 4.5);
+})()`;
+const EXTENT = `({
+  width: document.documentElement.scrollWidth,
+  widest: Math.max(...[...document.querySelectorAll('body *')].map((element) => element.getBoundingClientRect().right)),
+})`;
+
+const PHONE = { viewport: { width: 390, height: 844 } };
+
+describe.runIf(isThere)('the live page in Chromium', () => {
+  let browser: Browser;
+  const closers: (() => unknown)[] = [];
+  beforeAll(async () => {
+    browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS });
+  }, 60_000);
+  afterAll(() => browser.close());
+  afterEach(async () => {
+    for (const close of closers.splice(0).reverse()) await close();
+  });
+
+  function build({ size = 3, maxConcurrent = 4 } = {}) {
+    const hooks = new LifecycleHooks();
+    const gate = new ServiceGate({
+      name: 'serper',
+      keys: ['sk-very-secret-0123456789-9f3a', 'sk-very-secret-0123456789-c41d'],
+      rate: [{ limit: 100, perMs: 1_000 }],
+      hooks,
+    });
+    const manager = new PipelineManager<object>({
+      name: 'research',
+      pool: new PipelinePool<object>({ size, create: () => ({}), hooks }),
+      limiter: new ConcurrencyLimiter({ maxConcurrent, hooks }),
+      gates: [gate],
+      hooks,
+    });
+    closers.push(() => manager.shutdown({ timeoutMs: 0 }));
+    return { manager, gate };
+  }
+
+  async function listen(server: Server): Promise<string> {
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    closers.push(() => {
+      server.closeAllConnections();
+      return new Promise((resolve) => server.close(resolve));
+    });
+    return `http://127.0.0.1:${(server.address() as AddressInfo).port}/live`;
+  }
+
+  /** A tab, and all that went wrong in it. */
+  async function open(
+    page: LivePage,
+    context: BrowserContextOptions = {},
+  ): Promise<{ tab: Page; faults: string[] }> {
+    closers.push(() => page.close());
+    const url = await listen(createServer(page));
+    const opened = await browser.newContext(context);
+    closers.push(() => opened.close());
+    const tab = await opened.newPage();
+    const faults: string[] = [];
+    tab.on('pageerror', (error) => faults.push(error.message));
+    tab.on('console', (message) => {
+      if (message.type() === 'error' || message.type() === 'warning') faults.push(message.text());
+    });
+    tab.on('request', (request) => {
+      if (request.url() !== url && !request.url().startsWith('data:'))
+        faults.push(`asked for ${request.url()}`);
+    });
+    await tab.goto(url);
+    await tab.getByText('live', { exact: true }).waitFor();
+    return { tab, faults };
+  }
+
+  const show = (manager: ReturnType<typeof build>['manager'], more: LivePageOptions = {}) =>
+    livePage(manager, { updateEveryMs: 250, ...more });
+  const hold = (signal: AbortSignal) =>
+    new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+  const text = (tab: Page, id: string) => tab.locator(`#${id}`).textContent();
+
+  it('shows a service at rest, asks nobody for anything, and breaks no rule of its policy', async () => {
+    const { tab, faults } = await open(show(build().manager));
+    expect(await tab.title()).toBe('0/4 · research');
+    expect(await text(tab, 'name')).toBe('research');
+    expect(await text(tab, 'status')).toBe('healthy');
+    expect(await text(tab, 'what')).toBe('Nothing holds requests up.');
+    expect(await tab.locator('.slot.empty').count()).toBe(3);
+    expect(await tab.locator('.gate h3').first().textContent()).toBe('serper');
+    expect(faults).toEqual([]);
+  });
+
+  it('follows what happens, without being loaded again', async () => {
+    const { manager, gate } = build({ size: 2 });
+    const { tab, faults } = await open(show(manager));
+    for (let i = 0; i < 6; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
+    await tab.locator('.slot.running').nth(1).waitFor();
+    expect(await text(tab, 'active')).toBe('4');
+    expect(await text(tab, 'waiting')).toBe('4');
+    expect(await text(tab, 'waiting-note')).toBe('2 to be admitted, 2 for an instance');
+    await tab.getByText(/^Every instance is in use/).waitFor();
+    expect(await tab.locator('#remedy code').first().textContent()).toBe('PIPELINE_POOL_SIZE');
+    expect(await tab.locator('#chart-active').getAttribute('d')).toMatch(/^M[\d.]+ [\d.]+L/);
+    await gate
+      .run(async () => {
+        throw Object.assign(new Error('denied'), { status: 401 });
+      })
+      .catch(() => {});
+    await tab.getByText('no key left').waitFor();
+    expect(await tab.locator('.key .label').allTextContents()).toEqual(['#1…9f3a', '#2…c41d']);
+    await tab.getByText('degraded').waitFor();
+    await manager.shutdown({ timeoutMs: 0 });
+    await tab.getByText('draining').waitFor();
+    expect(faults).toEqual([]);
+  });
+
+  it('takes names for names, whatever they contain', async () => {
+    const hooks = new LifecycleHooks();
+    const name = '<img src=x onerror=alert(1)>';
+    const manager = new PipelineManager<object>({
+      name,
+      pool: new PipelinePool<object>({ size: 1, create: () => ({}), hooks }),
+      limiter: new ConcurrencyLimiter({ maxConcurrent: 1, hooks }),
+      gates: [new ServiceGate({ name: '</script><b>bold</b>', hooks })],
+      hooks,
+    });
+    closers.push(() => manager.shutdown({ timeoutMs: 0 }));
+    const { tab, faults } = await open(show(manager, { showTaskIds: true }));
+    manager.run('"><svg onload=alert(2)>', ({ signal }) => hold(signal)).catch(() => {});
+    await tab.locator('.slot.running').waitFor();
+    expect(await text(tab, 'name')).toBe(name);
+    expect(await tab.locator('.gate h3 span').textContent()).toBe('</script><b>bold</b>');
+    expect(await tab.locator('.slot em').textContent()).toMatch(/"><svg onload=alert\(2\)>$/);
+    expect(await tab.locator('img, b b, svg[onload]').count()).toBe(0);
+    expect(faults).toEqual([]);
+  });
+
+  it.each(['light', 'dark'] as const)('follows the preference for %s', async (colorScheme) => {
+    const { tab } = await open(show(build().manager), { colorScheme });
+    const lightness = await tab.evaluate<Record<'paper' | 'ink' | 'card', number>>(LIGHTNESS);
+    if (colorScheme === 'light') {
+      expect(lightness.paper).toBeGreaterThan(200);
+      expect(lightness.card).toBeGreaterThan(200);
+      expect(lightness.ink).toBeLessThan(80);
+    } else {
+      expect(lightness.paper).toBeLessThan(60);
+      expect(lightness.card).toBeLessThan(60);
+      expect(lightness.ink).toBeGreaterThan(200);
+    }
+  });
+
+  it.each(['light', 'dark'] as const)('has texts that can be read in %s', async (colorScheme) => {
+    const { manager, gate } = build({ size: 2 });
+    const { tab } = await open(show(manager), { colorScheme });
+    for (let i = 0; i < 5; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
+    await gate
+      .run(async () => {
+        throw Object.assign(new Error('denied'), { status: 401 });
+      })
+      .catch(() => {});
+    await tab.getByText('no key left').waitFor();
+    await tab.locator('#others li').waitFor();
+    expect(await tab.evaluate(POOR_CONTRASTS)).toEqual([]);
+  });
+
+  it('fits a phone: one column, nothing to scroll sideways, no text cut off at the edge', async () => {
+    const { manager } = build({ size: 12 });
+    const { tab } = await open(show(manager), PHONE);
+    for (let i = 0; i < 4; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
+    await tab.locator('.slot.running').nth(3).waitFor();
+    const { width, widest } = await tab.evaluate<Record<'width' | 'widest', number>>(EXTENT);
+    expect(width).toBe(390);
+    expect(widest).toBeLessThanOrEqual(390);
+  });
+
+  it('says so when the connection is lost, and goes on by itself when it is back', async () => {
+    const { manager } = build();
+    const page = show(manager);
+    closers.push(() => page.close());
+    const serve = () => createServer(page);
+    let server = serve();
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { port } = server.address() as AddressInfo;
+    const context = await browser.newContext();
+    closers.push(() => context.close());
+    const tab = await context.newPage();
+    await tab.goto(`http://127.0.0.1:${port}/`);
+    await tab.getByText('live', { exact: true }).waitFor();
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+    await tab.getByText('no connection').waitFor();
+    server = serve();
+    await new Promise<void>((resolve) => server.listen(port, '127.0.0.1', resolve));
+    closers.push(() => {
+      server.closeAllConnections();
+      return new Promise((resolve) => server.close(resolve));
+    });
+    await tab.getByText('live', { exact: true }).waitFor();
+  });
+});
