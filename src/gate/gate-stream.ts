@@ -7,7 +7,9 @@ import type { GateCall, Work } from './gate-call.js';
 import { GRACE_MS } from './gate-core.js';
 
 /** The host's code behind a stream. */
-export type StreamSource<T> = (context: AttemptContext) => AsyncIterable<T> | PromiseLike<AsyncIterable<T>>;
+export type GateStreamSource<T> = (
+  context: AttemptContext,
+) => AsyncIterable<T> | PromiseLike<AsyncIterable<T>>;
 
 interface Opened<T> {
   readonly iterator: AsyncIterator<T>;
@@ -54,12 +56,12 @@ const LEFT = 'The stream was left by its reader';
  */
 export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
   readonly #begin: (work: Work<Opened<T>>) => StreamCall<T>;
-  readonly #source: StreamSource<T>;
+  readonly #source: GateStreamSource<T>;
   #state: StreamState<T> = { is: 'new' };
   /** Items are given in the order in which they were asked for. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor(begin: (work: Work<Opened<T>>) => StreamCall<T>, source: StreamSource<T>) {
+  constructor(begin: (work: Work<Opened<T>>) => StreamCall<T>, source: GateStreamSource<T>) {
     this.#begin = begin;
     this.#source = source;
   }

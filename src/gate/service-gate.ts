@@ -3,7 +3,6 @@ import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { nowMs } from '../internal/clock.js';
 import { callable } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
-import type { LimiterStats } from '../limiter/limiter.js';
 import type { AttemptContext } from './attempt.js';
 import { type CallBounds, CallScope, type GateOutcome } from './call-scope.js';
 import { GateCall, type Work } from './gate-call.js';
@@ -14,49 +13,12 @@ import {
   gateSettings,
   type ServiceGateOptions,
 } from './gate-options.js';
-import { GateStream, type StreamSource } from './gate-stream.js';
-import type { KeyStats } from './key-ring.js';
+import type { GateStats } from './gate-stats.js';
+import { GateStream, type GateStreamSource } from './gate-stream.js';
 import { discardResponse, isResponse } from './outcome.js';
 import { RequestCache } from './request-cache.js';
 
-/** Figures of a gate, counted, not derived. */
-export interface GateStats {
-  readonly name: string;
-  readonly closed: boolean;
-  /** Calls so far, those answered by the cache among them. */
-  readonly calls: number;
-  /** Calls that are over, by how they ended. */
-  readonly finished: Readonly<Partial<Record<GateOutcome, number>>>;
-  /** Attempts so far. */
-  readonly attempts: number;
-  /** Attempts so far that were not the first of their call. */
-  readonly retries: number;
-  /** Attempts under way. */
-  readonly running: number;
-  /** Calls that have a permit and wait for a key with room. */
-  readonly waitingForStart: number;
-  /** Calls that wait out a back-off. */
-  readonly backingOff: number;
-  /** The limit on attempts, and who waits for a permit; `undefined` where there is no bound. */
-  readonly limiter: LimiterStats | undefined;
-  /** Retries that the budget has left now; `Infinity` without a budget. */
-  readonly retriesLeft: number;
-  /** Milliseconds until any key can serve; 0 when one can, `Infinity` when none will. */
-  readonly opensInMs: number;
-  /** Each key, masked; one named `service` where the gate has none. */
-  readonly keys: readonly KeyStats[];
-  readonly cache: {
-    /** Answers kept. */
-    readonly size: number;
-    /** Calls under way that several may wait for. */
-    readonly inFlight: number;
-    /** Calls that a kept answer served. */
-    readonly hits: number;
-    /** Calls that another's call served. */
-    readonly shared: number;
-    readonly misses: number;
-  };
-}
+export type { GateStats } from './gate-stats.js';
 
 /** A call that has begun, as the gate keeps book of it. */
 interface OpenCall<T> {
@@ -83,22 +45,15 @@ interface OpenCall<T> {
  * - What the last attempt gave is what the caller gets. A `Response` that is a failure is returned, not thrown.
  *
  * @example
- * const serper = new ServiceGate({
- *   name: 'serper',
- *   keys: [process.env.SERPER_KEY_1, process.env.SERPER_KEY_2],
- *   rate: [{ limit: 50, perMs: 1_000 }],
- *   attemptTimeoutMs: 20_000,
- * });
- * const answer = await serper.run(
- *   async ({ key, signal }) => {
- *     const response = await fetch('https://google.serper.dev/search', {
+ * const serper = new ServiceGate({ name: 'serper', keys, rate: [{ limit: 50, perMs: 1_000 }], attemptTimeoutMs: 20_000 });
+ * const response = await serper.run(
+ *   ({ key, signal }) =>
+ *     fetch('https://google.serper.dev/search', {
  *       method: 'POST',
  *       headers: { 'X-API-KEY': key, 'content-type': 'application/json' },
  *       body: JSON.stringify({ q: question }),
  *       signal,
- *     });
- *     return response;
- *   },
+ *     }),
  *   { signal, timeoutMs: 60_000 },
  * );
  */
@@ -143,7 +98,7 @@ export class ServiceGate {
     callable('fn', fn);
     checkCallOptions(options, this.#core.settings.maxWeight, false);
     const work: Work<R> = {
-      run: fn,
+      run: options.cacheKey === undefined ? fn : async (context) => dataOnly(await fn(context)),
       observe: (value) => ({ kind: 'result', value }),
       discard: discardResponse,
     };
@@ -175,7 +130,7 @@ export class ServiceGate {
    * for await (const chunk of tokens) process.stdout.write(chunk.choices[0]?.delta.content ?? '');
    */
   stream<T>(
-    fn: StreamSource<T>,
+    fn: GateStreamSource<T>,
     options: Omit<GateCallOptions, 'cacheKey'> = {},
   ): AsyncIterableIterator<T> & AsyncDisposable {
     callable('fn', fn);
@@ -208,7 +163,7 @@ export class ServiceGate {
       limiter: limiter?.stats(),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
       opensInMs: ring.opensInMs(now),
-      keys: ring.stats(now),
+      keys: Object.freeze(ring.stats(now)),
       cache: Object.freeze({
         size: this.#cache.size,
         inFlight: this.#cache.flights,
@@ -257,12 +212,6 @@ export class ServiceGate {
   async #land<T>(call: GateCall<T>): Promise<T> {
     const { value, attempt } = await call.perform();
     attempt.end();
-    if (call.options.cacheKey !== undefined && isResponse(value)) {
-      discardResponse(value);
-      throw new TypeError(
-        'A call with a `cacheKey` must return data: the body of a `Response` can be read only once',
-      );
-    }
     return value;
   }
 
@@ -316,6 +265,15 @@ export class ServiceGate {
       ...(failure === undefined ? {} : { error: this.#core.mask.error(failure.error) }),
     });
   }
+}
+
+/** What several callers can share. */
+function dataOnly<R>(value: R): R {
+  if (!isResponse(value)) return value;
+  discardResponse(value);
+  throw new TypeError(
+    'A call with a `cacheKey` must return data: the body of a `Response` can be read only once',
+  );
 }
 
 /** How a call ended that no attempt ended. */

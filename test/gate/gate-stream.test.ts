@@ -377,6 +377,24 @@ describe('ServiceGate.stream', () => {
       expect(left.now.is).toBe('fulfilled');
     });
 
+    it('not before the item that the source is still at work on, even if it says that it has ended', async () => {
+      const { gate, active } = oneAtATime();
+      const items = [Promise.resolve({ done: false as const, value: 1 }), new Promise<never>(() => {})];
+      const stream = gate.stream(() => ({
+        [Symbol.asyncIterator]: () => ({
+          next: () => items.shift()!,
+          return: async () => ({ done: true as const, value: undefined }),
+        }),
+      }));
+      await stream.next();
+      const pulling = follow(stream.next());
+      await settle();
+      await stream.return!();
+      expect([pulling.now.is, active()]).toEqual(['fulfilled', 1]);
+      await vi.advanceTimersByTimeAsync(5_000);
+      expect(active()).toBe(0);
+    });
+
     it('from a source without a `return`, whose signal aborts', async () => {
       const { gate, expectAllFree } = oneAtATime();
       let seen: AbortSignal | undefined;

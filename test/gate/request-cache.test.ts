@@ -86,11 +86,12 @@ describe('the cache of a ServiceGate', () => {
   });
 
   it('refuses a Response, which only one could read', async () => {
-    const { gate } = cached();
+    const { gate, of } = cached();
     const cancel = vi.fn();
     const response = new Response(new ReadableStream({ cancel }));
     await expect(gate.run(() => response, { cacheKey: 'k' })).rejects.toThrow('must return data');
     expect(cancel).toHaveBeenCalledTimes(1);
+    expect(of('call:finished')).toMatchObject([{ outcome: 'stop', attempts: 1 }]);
   });
 
   it.each([

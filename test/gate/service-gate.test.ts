@@ -836,6 +836,19 @@ describe('ServiceGate', () => {
       expect(gate.stats().limiter).toMatchObject({ active: 0 });
     });
 
+    it('that throws frees the response that nobody gets', async () => {
+      const cancel = vi.fn();
+      const gate = new ServiceGate({
+        name: 'reader',
+        classify: () => {
+          throw new Error('no idea');
+        },
+      });
+      const call = gate.run(() => new Response(new ReadableStream({ cancel })));
+      await expect(call).rejects.toThrow('no idea');
+      expect(cancel).toHaveBeenCalledTimes(1);
+    });
+
     it('that never answers costs its own call only, and five seconds', async () => {
       const gate = new ServiceGate({
         name: 'reader',
