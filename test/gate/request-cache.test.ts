@@ -249,16 +249,22 @@ describe('the cache of a ServiceGate', () => {
         expect(call.now).toMatchObject({ reason: { scope: 'call', cause: { status: 500 } } });
     });
 
-    it('tries again for whoever has the most time', async () => {
+    it.each([
+      ['the first', [undefined, 100]],
+      ['the last', [100, undefined]],
+    ])('tries again for whoever has the most time: %s', async (_, timeouts) => {
       vi.spyOn(Math, 'random').mockReturnValue(0.999);
       const { gate } = cached({ retry: { baseMs: 500 } });
       const answers = [() => Promise.reject(httpError(500)), () => Promise.resolve('page')];
       const code = () => answers.shift()!();
-      const short = follow(gate.run(code, { cacheKey: 'k', timeoutMs: 100 }));
-      const long = follow(gate.run(code, { cacheKey: 'k' }));
+      const calls = timeouts.map((timeoutMs) =>
+        follow(gate.run(code, { cacheKey: 'k', ...(timeoutMs && { timeoutMs }) })),
+      );
       await vi.advanceTimersByTimeAsync(1000);
-      expect(short.now.is).toBe('rejected');
-      expect(long.now).toEqual({ is: 'fulfilled', value: 'page' });
+      for (const [i, timeoutMs] of timeouts.entries()) {
+        if (timeoutMs === undefined) expect(calls[i]!.now).toEqual({ is: 'fulfilled', value: 'page' });
+        else expect(calls[i]!.now.is).toBe('rejected');
+      }
     });
 
     it('ends with the gate', async () => {

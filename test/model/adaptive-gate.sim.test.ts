@@ -83,10 +83,10 @@ const allKnowing = (server: ModelServer) => {
   return { limiter };
 };
 
-describe.each([1, 2, 3])(
-  'an adaptive ServiceGate in front of a model server that loses capacity, seed %i',
-  (seed) => {
-    it('keeps the server busy, and is hardly ever refused', async () => {
+describe('a ServiceGate in front of a model server that loses capacity', () => {
+  it.each([1, 2, 3])(
+    'keeps it busy by an adaptive limit, and is hardly ever refused, seed %i',
+    async (seed) => {
       const adaptive = await play(seed, () => ({ adaptive: {} }));
       const attainable = await play(seed, allKnowing);
       expect(attainable.refused).toBe(0);
@@ -94,16 +94,11 @@ describe.each([1, 2, 3])(
       expect(adaptive.refusedShare).toBeLessThan(0.03);
       // What was refused was tried again, and served.
       expect(adaptive.failed).toBe(0);
-    });
-  },
-);
-
-describe('a ServiceGate without a bound in front of the same server', () => {
-  it('keeps it busy as well, by resting after each refusal, but at more than ten times as many', async () => {
-    const unbound = await play(1, () => ({}));
-    const attainable = await play(1, allKnowing);
-    const adaptive = await play(1, () => ({ adaptive: {} }));
-    expect(unbound.tokens / attainable.tokens).toBeGreaterThan(0.8);
-    expect(unbound.refused).toBeGreaterThan(10 * adaptive.refused);
-  });
+      if (seed > 1) return;
+      // Without a bound the rests after each refusal keep it busy as well, but at more than ten times as many.
+      const unbound = await play(seed, () => ({}));
+      expect(unbound.tokens / attainable.tokens).toBeGreaterThan(0.8);
+      expect(unbound.refused).toBeGreaterThan(10 * adaptive.refused);
+    },
+  );
 });
