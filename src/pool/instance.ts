@@ -5,15 +5,8 @@ import type { HostCall } from './host-call.js';
 import type { Waiter } from './waiter.js';
 
 /**
- * Where in its life an instance is. What belongs to one state only is kept in that state.
- *
- *     creating ──► idle ──► validating ──► idle, preparing, leased
- *                   │
- *                   ├──► preparing ──► leased
- *                   └──► leased ──► resetting ──► idle, preparing, leased
- *     any of them ──► destroying ──► gone
- *
- * See docs/lifecycle.md for the whole picture.
+ * Where in its life an instance is. What belongs to one state only is kept in that state. The way from one to the next is
+ * drawn in docs/lifecycle.md, which a test compares with what happens.
  */
 export type InstanceState<T> =
   | { readonly kind: 'creating'; readonly call: HostCall<T> }

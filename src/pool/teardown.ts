@@ -39,6 +39,7 @@ export class Teardown<T> {
     clearTimeout(instance.lifetimeTimer);
     roster.doom(instance, reason);
     if (settings.destroy === undefined) {
+      roster.move(instance, { kind: 'destroying', done: DONE });
       NEUTRAL_CONTEXT.run(() => this.#strikeOff(instance, reason, 0));
       return DONE;
     }

@@ -135,9 +135,9 @@ export class WaitingLine<T> {
     waiter.settle?.(lease);
   }
 
+  /** Turns somebody away who has no lease yet. */
   reject(waiter: Waiter<T>, reason: LeaseRejection, error: unknown): void {
     const { state, claimed } = waiter;
-    if (state.kind === 'served' || state.kind === 'rejected') return;
     if (state.kind === 'preparing') state.call.cancel(error);
     else if (claimed === undefined) this.#queue.remove(waiter);
     else if (claimed.claims.remove(waiter)) this.#claiming--;

@@ -190,6 +190,26 @@ describe('a creation that fails', () => {
     expect(pool.stats()).toMatchObject({ rejected: 0, createFailed: 1 });
   });
 
+  it('rejects nobody when the one it was for has another instance prepared for it by then', async () => {
+    const { pool, workshop } = byHand({
+      prepare: (_piece, { taskId }) => (taskId === 'slow' ? new Promise(() => {}) : undefined),
+    });
+    const early = pool.acquire();
+    await settled();
+    workshop.finish();
+    const holder = await early;
+    const waiting = pool.acquire({ taskId: 'slow' });
+    await settled();
+    await holder.release();
+    workshop.fail(REASON);
+    expect(await outcome(waiting)).toBe('pending');
+    expect(pool.stats()).toMatchObject({ readying: 1, waiting: 1, rejected: 0 });
+    waiting.catch(() => {});
+    const closed = pool.close({ timeoutMs: 1 });
+    await vi.advanceTimersByTimeAsync(1);
+    await closed;
+  });
+
   it('rejects, and does not throw, when `create` throws at once', async () => {
     let fails = true;
     const workshop = new Workshop();
@@ -457,6 +477,16 @@ describe('`min`', () => {
     await first.release();
     expect(workshop.destroyed).toEqual([1]);
     expect(workshop.peak).toBe(3);
+  });
+
+  it('has a successor begun also for one that was prepared for its last use', async () => {
+    const { pool, workshop } = byHand({ size: 2, min: 1, maxUses: 1, prepare: async () => {} });
+    await settled();
+    workshop.finish();
+    await settled();
+    await pool.acquire();
+    await settled();
+    expect(workshop.orders).toHaveLength(1);
   });
 
   it('has a successor begun beside a teardown, where there is room', async () => {

@@ -135,6 +135,21 @@ describe('waiting for a lease', () => {
     expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3', 'later']);
   });
 
+  it('is overtaken by nobody who comes while an instance is on its way from the inventory', async () => {
+    for (let k = 0; k < 12; k++) {
+      const { pool } = poolOf(1);
+      await (await pool.acquire()).release();
+      await vi.advanceTimersByTimeAsync(5_000);
+      const order: string[] = [];
+      const first = pool.use(() => order.push('first'));
+      for (let i = 0; i < k; i++) await undefined;
+      const second = pool.use(() => order.push('second'));
+      await Promise.all([first, second]);
+      expect(order).toEqual(['first', 'second']);
+      await pool.close();
+    }
+  });
+
   it('turns away whoever finds the queue full, with an estimate', async () => {
     const { pool } = poolOf(1, { maxQueue: 1 });
     const lease = await pool.acquire();
