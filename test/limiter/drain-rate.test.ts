@@ -64,6 +64,19 @@ describe('DrainRate', () => {
     expect(rate.msFor(1)).toBe(5_000);
   });
 
+  it('goes by the gap that one arrives in, where releases come together', async () => {
+    const rate = new DrainRate();
+    rate.begin();
+    for (let round = 0; round < 5; round++) {
+      await pass(10_000);
+      for (let i = 0; i < 10; i++) rate.note(1);
+    }
+    expect(rate.msFor(1)).toBe(10_000);
+    await pass(4_000);
+    expect(rate.msFor(1)).toBe(6_000);
+    expect(rate.msFor(3)).toBe(8_000);
+  });
+
   it('lets one release of much weight serve several', async () => {
     const rate = await paced(10, 1000, 5);
     expect(rate.msFor(5)).toBe(1000);

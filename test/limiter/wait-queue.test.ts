@@ -58,6 +58,17 @@ describe('WaitQueue', () => {
     }
   });
 
+  it('passes the turn on when the tenant whose turn it is leaves', () => {
+    const guests = ['a', 'b', 'c'].map((tenant) => new Guest(tenant, 0, tenant));
+    const queue = queueOf(...guests);
+    queue.remove(guests[0] as Guest);
+    expect(queue.peek()?.name).toBe('b');
+    queue.remove(guests[2] as Guest);
+    expect(queue.peek()?.name).toBe('b');
+    queue.remove(guests[1] as Guest);
+    expect(queue.peek()).toBeUndefined();
+  });
+
   it('lists all in the order in which they would be taken', () => {
     const property = fc.property(
       fc.array(

@@ -9,6 +9,7 @@ import { turn } from '../limiter/event-loop.js';
 import { LimiterModel, type ModelOutcome, type ModelRequest } from './limiter-model.js';
 
 const RUNS = process.env.SOAK === 'full' ? 50_000 : 4_000;
+const AT_MOST_MS = 30 * RUNS;
 const SIGNALS = 3;
 
 const request = fc.record(
@@ -324,24 +325,28 @@ describe('ConcurrencyLimiter against its model', () => {
     await turn();
   });
 
-  it('counts and grants as the model does after every step, and at rest has everything back', async () => {
-    const property = fc.asyncProperty(
-      setting,
-      fc.array(step, { maxLength: 60, size: 'max' }),
-      async (given, steps) => {
-        const pair = new Pair(given);
-        for (const one of steps) {
-          await pair.take(one);
-          pair.checkCounts();
-        }
-        await pair.checkOutcomes();
-        await pair.bringToRest();
-      },
-    );
-    // What a failed run leaves behind must not fail those that look for a smaller one.
-    property.beforeEach(() => void vi.clearAllTimers());
-    await fc.assert(property, { numRuns: RUNS });
-  }, 900_000);
+  it(
+    'counts and grants as the model does after every step, and at rest has everything back',
+    async () => {
+      const property = fc.asyncProperty(
+        setting,
+        fc.array(step, { maxLength: 60, size: 'max' }),
+        async (given, steps) => {
+          const pair = new Pair(given);
+          for (const one of steps) {
+            await pair.take(one);
+            pair.checkCounts();
+          }
+          await pair.checkOutcomes();
+          await pair.bringToRest();
+        },
+      );
+      // What a failed run leaves behind must not fail those that look for a smaller one.
+      property.beforeEach(() => void vi.clearAllTimers());
+      await fc.assert(property, { numRuns: RUNS });
+    },
+    AT_MOST_MS,
+  );
 });
 
 describe('ConcurrencyLimiter under any order of ends and aborts', () => {
@@ -353,56 +358,62 @@ describe('ConcurrencyLimiter under any order of ends and aborts', () => {
     aborted: fc.boolean(),
   });
 
-  it('holds at most the limit, and at rest nothing is held and nobody waits', async () => {
-    const property = fc.asyncProperty(
-      fc.scheduler(),
-      fc.integer({ min: 1, max: 4 }),
-      fc.array(job, { minLength: 1, maxLength: 12 }),
-      async (scheduler, maxConcurrent, jobs) => {
-        const limiter = new ConcurrencyLimiter({ maxConcurrent });
-        let held = 0;
-        const all = jobs.map(async ({ weight, priority, tenant, ends, aborted }, i) => {
-          const controller = new AbortController();
-          const { signal } = controller;
-          const work = async () => {
-            held += weight;
-            expect(held).toBeLessThanOrEqual(maxConcurrent);
-            expect(limiter.activeCount).toBeGreaterThanOrEqual(held);
+  it(
+    'holds at most the limit, and at rest nothing is held and nobody waits',
+    async () => {
+      const property = fc.asyncProperty(
+        fc.scheduler(),
+        fc.integer({ min: 1, max: 4 }),
+        fc.array(job, { minLength: 1, maxLength: 12 }),
+        async (scheduler, maxConcurrent, jobs) => {
+          const limiter = new ConcurrencyLimiter({ maxConcurrent });
+          let held = 0;
+          const all = jobs.map(async ({ weight, priority, tenant, ends, aborted }, i) => {
+            const controller = new AbortController();
+            const { signal } = controller;
+            const work = async () => {
+              held += weight;
+              expect(held).toBeLessThanOrEqual(maxConcurrent);
+              expect(limiter.activeCount).toBeGreaterThanOrEqual(held);
+              try {
+                await scheduler.schedule(Promise.resolve(), `end of ${i}`);
+                if (ends === 'failed') throw new Error('failed');
+                return i;
+              } finally {
+                held -= weight;
+              }
+            };
+            const thrower = () => {
+              throw new Error('thrown');
+            };
+            if (aborted)
+              void scheduler
+                .schedule(Promise.resolve(), `abort of ${i}`)
+                .then(() => controller.abort('left'));
             try {
-              await scheduler.schedule(Promise.resolve(), `end of ${i}`);
-              if (ends === 'failed') throw new Error('failed');
-              return i;
-            } finally {
-              held -= weight;
+              const options = { weight, priority, tenant, signal };
+              return await limiter.run(ends === 'thrown' ? thrower : work, options);
+            } catch (error) {
+              return error instanceof Error
+                ? error.constructor === RangeError
+                  ? 'too heavy'
+                  : error.message
+                : error;
             }
-          };
-          const thrower = () => {
-            throw new Error('thrown');
-          };
-          if (aborted)
-            void scheduler.schedule(Promise.resolve(), `abort of ${i}`).then(() => controller.abort('left'));
-          try {
-            const options = { weight, priority, tenant, signal };
-            return await limiter.run(ends === 'thrown' ? thrower : work, options);
-          } catch (error) {
-            return error instanceof Error
-              ? error.constructor === RangeError
-                ? 'too heavy'
-                : error.message
-              : error;
-          }
-        });
-        await scheduler.waitFor(Promise.all(all));
-        const outcomes = await Promise.all(all);
-        jobs.forEach(({ weight, ends, aborted }, i) => {
-          const usual = weight > maxConcurrent ? 'too heavy' : ends === 'ok' ? i : ends;
-          expect(aborted ? [usual, 'left'] : [usual]).toContain(outcomes[i]);
-        });
-        expect(held).toBe(0);
-        expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
-        expect(limiter.tryAcquire({ weight: maxConcurrent })).toBeDefined();
-      },
-    );
-    await fc.assert(property, { numRuns: RUNS / 4 });
-  }, 900_000);
+          });
+          await scheduler.waitFor(Promise.all(all));
+          const outcomes = await Promise.all(all);
+          jobs.forEach(({ weight, ends, aborted }, i) => {
+            const usual = weight > maxConcurrent ? 'too heavy' : ends === 'ok' ? i : ends;
+            expect(aborted ? [usual, 'left'] : [usual]).toContain(outcomes[i]);
+          });
+          expect(held).toBe(0);
+          expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+          expect(limiter.tryAcquire({ weight: maxConcurrent })).toBeDefined();
+        },
+      );
+      await fc.assert(property, { numRuns: RUNS / 4 });
+    },
+    AT_MOST_MS,
+  );
 });
