@@ -1,0 +1,85 @@
+import { Sandbox } from '@e2b/code-interpreter';
+import OpenAI from 'openai';
+import { longFetch } from 'pipeline-pool';
+import type { StubServices } from 'pipeline-pool/testing';
+import { Agent, fetch as undiciFetch } from 'undici';
+
+/** What a gate gives an attempt, as far as a client needs it. */
+interface Attempt {
+  readonly key: string;
+  readonly signal: AbortSignal;
+}
+
+/** Where the services are, and what opens them. */
+export interface ServiceSettings {
+  readonly model: string;
+  readonly llm: { readonly baseURL: string; readonly apiKey: string };
+  readonly serper: { readonly url: string; readonly keys: readonly string[] };
+  readonly jina: { readonly url: string; readonly keys: readonly string[] };
+  readonly e2b: { readonly keys: readonly string[]; readonly apiUrl?: string; readonly sandboxUrl?: string };
+}
+
+/** The real services that the environment names, each on its own; stubs for the rest. */
+export function serviceSettings(env: NodeJS.ProcessEnv, stubs: StubServices): ServiceSettings {
+  const { BASE_URL, API_KEY = 'stub', MODEL = 'default' } = env;
+  const keysOf = (named: string | undefined): readonly string[] | undefined => named?.split(',');
+  const serper = keysOf(env.SERPER_API_KEY);
+  const jina = keysOf(env.JINA_API_KEY);
+  const e2b = keysOf(env.E2B_API_KEY);
+  return {
+    model: MODEL,
+    llm: { baseURL: BASE_URL ?? stubs.llm.baseUrl, apiKey: API_KEY },
+    serper: { url: serper ? 'https://google.serper.dev' : stubs.serper.url, keys: serper ?? ['stub-key'] },
+    jina: { url: jina ? 'https://r.jina.ai' : stubs.jina.url, keys: jina ?? ['stub-key'] },
+    e2b: e2b ? { keys: e2b } : { ...stubs.e2b.connection, keys: [stubs.e2b.connection.apiKey] },
+  };
+}
+
+/** The host's own clients. The gates decide what is tried again, so none of these does. */
+export function connectClients({ llm, serper, jina, e2b, model }: ServiceSettings) {
+  const openai = new OpenAI({
+    ...llm,
+    maxRetries: 0,
+    timeout: 1_800_000,
+    fetch: longFetch({ fetch: undiciFetch, Agent }),
+  });
+  return {
+    /** What the model says, piece by piece. */
+    async say(prompt: string, { signal }: { readonly signal: AbortSignal }) {
+      const messages = [{ role: 'user' as const, content: prompt }];
+      return openai.chat.completions.create({ model, messages, stream: true }, { signal });
+    },
+
+    async search(query: string, { key, signal }: Attempt): Promise<readonly { link: string }[]> {
+      const headers = { 'x-api-key': key, 'content-type': 'application/json' };
+      const body = JSON.stringify({ q: query });
+      const response = await fetch(`${serper.url}/search`, { method: 'POST', headers, body, signal });
+      return ((await bodyOf('Serper', response)) as { organic: { link: string }[] }).organic;
+    },
+
+    async read(url: string, { key, signal }: Attempt): Promise<string> {
+      const headers = { authorization: `Bearer ${key}`, accept: 'application/json' };
+      const response = await fetch(`${jina.url}/${url}`, { headers, signal });
+      return ((await bodyOf('Jina', response)) as { data: { content: string } }).data.content;
+    },
+
+    /** A creation that was cut off half-way could live on, unknown to anybody: it is let finish, and taken back. */
+    async startSandbox(taskId: string, { key, signal }: Attempt): Promise<Sandbox> {
+      const { keys: _, ...urls } = e2b;
+      const sandbox = await Sandbox.create({ ...urls, apiKey: key, retries: 0, metadata: { taskId } });
+      if (!signal.aborted) return sandbox;
+      await sandbox.kill();
+      throw signal.reason;
+    },
+  };
+}
+
+export type Clients = ReturnType<typeof connectClients>;
+
+/** The body of an answer, or an error that a gate can judge. */
+async function bodyOf(service: string, response: Response): Promise<unknown> {
+  if (response.ok) return response.json();
+  await response.body?.cancel();
+  const { status, headers } = response;
+  throw Object.assign(new Error(`${service} answered ${status}`), { status, headers });
+}
