@@ -2,7 +2,7 @@ import { CreateError, InstanceGoneError, PrepareError } from '../errors.js';
 import type { DestroyReason, LeaseRejection } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
-import { DONE } from './hold.js';
+import { DONE, Hold, HoldExtras } from './hold.js';
 import type { HostCallbacks } from './host-callbacks.js';
 import type { IdleStock } from './idle-stock.js';
 import { IDLE, type Instance } from './instance.js';
@@ -11,7 +11,6 @@ import type { LeaseDesk } from './lease-desk.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
-import type { Waiter } from './waiter.js';
 import type { WaitingLine } from './waiting-line.js';
 
 /** What a dispatcher works with. */
@@ -58,13 +57,13 @@ export class Dispatcher<T> {
     this.#desk = parts.desk;
   }
 
-  /** Serves a request, now or when its turn comes. `site` is where it was made, where leaks are watched. */
-  acquire(options: LeaseOptions | undefined, site: Error | undefined): Promise<Lease<T>> {
-    const instance = options?.instanceId === undefined ? this.#free() : undefined;
-    if (instance === undefined) return this.#wait(options, site);
+  /** Serves a request, now or when its turn comes. */
+  acquire(extras: HoldExtras<T> | undefined): Promise<Lease<T>> {
+    const instance = extras?.options?.instanceId === undefined ? this.#free() : undefined;
+    if (instance === undefined) return this.#wait(extras);
     this.#stock.pop();
-    const lease = this.#desk.grant(instance, options, this.#line.context(), site, 0);
-    this.#parts.teller.acquired(instance.id, options, 0);
+    const lease = this.#desk.grant(instance, new Hold(extras));
+    this.#parts.teller.acquired(instance.id, extras?.options, 0);
     if (instance.doom !== undefined) this.pump();
     return Promise.resolve(lease);
   }
@@ -111,7 +110,8 @@ export class Dispatcher<T> {
   assign(instance: Instance<T>): void {
     const waiter = this.#line.firstWithout();
     if (waiter === undefined) return;
-    waiter.awaited = instance;
+    waiter.extras ??= new HoldExtras();
+    waiter.extras.awaited = instance;
     instance.madeFor = waiter;
   }
 
@@ -125,8 +125,8 @@ export class Dispatcher<T> {
   creationFailed(instance: Instance<T>, error: unknown): void {
     const waiter = this.#unassign(instance);
     this.#line.dismissClaims(instance);
-    if (waiter?.state.kind === 'queued') {
-      const figures = this.#parts.teller.poolFigures(this.#line.waitedMs(waiter), instance.id);
+    if (waiter?.state.kind === 'waiting') {
+      const figures = this.#parts.teller.poolFigures(waiter.elapsedMs, instance.id);
       this.#line.reject(waiter, 'create-failed', new CreateError(figures, error));
     }
     this.pump();
@@ -156,11 +156,16 @@ export class Dispatcher<T> {
     return idle === undefined || this.#isDue(idle) ? undefined : idle;
   }
 
-  #wait(options: LeaseOptions | undefined, site: Error | undefined): Promise<Lease<T>> {
+  #wait(extras: HoldExtras<T> | undefined): Promise<Lease<T>> {
+    const options = extras?.options;
     const refused = this.#refusalOf(options);
     if (refused !== undefined) return this.#line.refuse(options, refused.reason, refused.error);
-    const claimed = options?.instanceId === undefined ? undefined : this.#roster.find(options.instanceId);
-    const waiter = this.#line.join(options, claimed, site);
+    let claimed: Instance<T> | undefined;
+    if (extras !== undefined && options?.instanceId !== undefined) {
+      claimed = this.#roster.find(options.instanceId);
+      extras.claimed = claimed;
+    }
+    const waiter = this.#line.join(extras);
     const served = new Promise<Lease<T>>((resolve) => {
       waiter.settle = resolve;
     });
@@ -214,10 +219,10 @@ export class Dispatcher<T> {
     });
   }
 
-  #unassign(instance: Instance<T>): Waiter<T> | undefined {
+  #unassign(instance: Instance<T>): Hold<T> | undefined {
     const waiter = instance.madeFor;
     instance.madeFor = undefined;
-    if (waiter !== undefined) waiter.awaited = undefined;
+    if (waiter?.extras !== undefined) waiter.extras.awaited = undefined;
     return waiter;
   }
 
@@ -225,21 +230,19 @@ export class Dispatcher<T> {
     const waiter = this.#line.next(instance);
     if (waiter === undefined) return;
     if (this.#settings.prepare === undefined) this.#serve(instance, waiter);
-    else void (waiter.context ?? NEUTRAL_CONTEXT).run(() => this.#prepare(instance, waiter));
+    else void (waiter.extras?.context ?? NEUTRAL_CONTEXT).run(() => this.#prepare(instance, waiter));
   }
 
-  #serve(instance: Instance<T>, waiter: Waiter<T>): void {
-    const { options, context, site } = waiter;
-    const lease = this.#desk.grant(instance, options, context, site, this.#line.waitedMs(waiter));
-    this.#line.serve(waiter, lease);
+  #serve(instance: Instance<T>, waiter: Hold<T>): void {
+    this.#line.serve(waiter, this.#desk.grant(instance, waiter));
     // Its last use: it no longer counts for `min`.
     if (instance.doom !== undefined) this.pump();
   }
 
-  async #prepare(instance: Instance<T>, waiter: Waiter<T>): Promise<void> {
+  async #prepare(instance: Instance<T>, waiter: Hold<T>): Promise<void> {
     const { callbacks, teller, retire } = this.#parts;
     const { options } = waiter;
-    const call = callbacks.prepare(instance, options, waiter.context);
+    const call = callbacks.prepare(instance, options, waiter.extras?.context);
     this.#roster.move(instance, { kind: 'preparing', call });
     this.#line.prepares(waiter, call);
     let failure: { readonly error: unknown } | undefined;
@@ -256,7 +259,7 @@ export class Dispatcher<T> {
     }
     if (stillWanted) {
       teller.unhealthy(instance.id, 'prepare', failure, options);
-      const figures = teller.poolFigures(this.#line.waitedMs(waiter), instance.id);
+      const figures = teller.poolFigures(waiter.elapsedMs, instance.id);
       this.#line.reject(waiter, 'prepare-failed', new PrepareError(figures, failure?.error));
     }
     void retire(instance, instance.doom ?? 'prepare-failed');

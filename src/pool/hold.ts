@@ -1,95 +1,130 @@
 import { LeaseReleasedError, type LeaseRevokedError } from '../errors.js';
+import type { LeaseRejection } from '../hooks/events.js';
+import type { AbortWatcher } from '../internal/abort-watch.js';
 import type { AsyncContext } from '../internal/async-context.js';
+import { QueueNode } from '../limiter/wait-queue.js';
 import { clockMs } from './clock-ms.js';
+import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
 import { Lease, type ReleaseOptions } from './lease.js';
 import type { LeaseOptions } from './pool-options.js';
 
-/**
- * Where a lease is.
- *
- *     held ──► released
- *       └────► revoked
- */
-export type HoldState = { readonly kind: 'held' } | HoldEnd;
+/** Where in its life a hold is. What belongs to one state only is kept in that state. See docs/lifecycle.md. */
+export type HoldState =
+  | { readonly kind: 'waiting' }
+  | { readonly kind: 'preparing'; readonly call: HostCall<unknown> }
+  | { readonly kind: 'held' }
+  | HoldEnd
+  | { readonly kind: 'rejected'; readonly reason: LeaseRejection };
 
 /** `done` settles when the instance is back or gone. */
 export type HoldEnd =
   | { readonly kind: 'released'; readonly done: Promise<void> }
   | { readonly kind: 'revoked'; readonly done: Promise<void>; readonly error: LeaseRevokedError };
 
-/** How a hold ends. */
-export type EndState = Exclude<HoldState, { readonly kind: 'held' }>;
-
 /** For what is over as soon as it has begun. */
 export const DONE: Promise<void> = Promise.resolve();
 
-const HELD: HoldState = { kind: 'held' };
+const WAITING: HoldState = { kind: 'waiting' };
+export const HELD: HoldState = { kind: 'held' };
 export const RELEASED: HoldEnd = { kind: 'released', done: DONE };
 
-/** What a pool keeps of a lease while it is watched: timers, and what a report needs. */
-export interface HoldWatch {
-  readonly site: Error | undefined;
-  overdue: boolean;
-  revokeTimer: NodeJS.Timeout | undefined;
-  leakTimer: NodeJS.Timeout | undefined;
+/** What only some holds need: made for the first of it. */
+export class HoldExtras<T> {
+  options: LeaseOptions | undefined = undefined;
+  /** The task's own context, where `prepare` or `reset` will need it. */
+  context: AsyncContext | undefined = undefined;
+  /** Where `acquire` was called, where leaks are watched. */
+  site: Error | undefined = undefined;
+  /** The one instance that is wanted, where it is a certain one. */
+  claimed: Instance<T> | undefined = undefined;
+  /** The instance that is being created or validated on its behalf; it may yet get another. */
+  awaited: Instance<T> | undefined = undefined;
+  abandon: ((hold: Hold<T>, reason: unknown) => void) | undefined = undefined;
+  waitTimer: NodeJS.Timeout | undefined = undefined;
+  revokeTimer: NodeJS.Timeout | undefined = undefined;
+  leakTimer: NodeJS.Timeout | undefined = undefined;
+  /** Reported as held for too long. */
+  isOverdue = false;
+  controller: AbortController | undefined = undefined;
+  ending: { readonly ended: Promise<void>; readonly tell: (done: Promise<void>) => void } | undefined =
+    undefined;
 }
 
 /**
- * What the pool knows of a lease. It is the instance's `leased` state, and never refers to the `Lease` itself, so that a
+ * A hold on an instance, from the moment it is asked for: it waits, is held, and is over. The waiter and the hold are one
+ * object, because at a hundred thousand waiters a second one each is what the memory and the collector's time go to.
+ *
+ * While it is held it is the instance's `leased` state. It never refers to the `Lease` that the holder has, so that a
  * lease that was dropped can be found by the garbage collector.
  */
-export class Hold<T> {
+export class Hold<T> extends QueueNode implements AbortWatcher {
   readonly kind = 'leased';
-  state: HoldState = HELD;
-  watch: HoldWatch | undefined = undefined;
-  #controller: AbortController | undefined;
-  #ending: { readonly ended: Promise<void>; readonly tell: (done: Promise<void>) => void } | undefined;
+  state = WAITING;
+  /** There from the grant on. */
+  instance!: Instance<T>;
+  /** While waiting, when it began; then, when it was granted. Whole milliseconds of the turn's clock. */
+  sinceMs = 0;
+  waitMs = 0;
+  /** Counts up: who came first. */
+  arrival = 0;
+  /** Settles the promise of `acquire`; a rejected promise fails it, which spares a second function. */
+  settle: ((lease: Lease<T> | Promise<never>) => void) | undefined = undefined;
+  extras: HoldExtras<T> | undefined;
 
-  constructor(
-    readonly instance: Instance<T>,
-    readonly options: LeaseOptions | undefined,
-    /** The task's own, where `reset` will need it. */
-    readonly context: AsyncContext | undefined,
-    /** When it was given, in whole milliseconds of the turn's clock. */
-    readonly sinceMs: number,
-    readonly waitMs: number,
-  ) {}
+  constructor(extras: HoldExtras<T> | undefined) {
+    super();
+    this.extras = extras;
+  }
 
-  /** Milliseconds since it was given. */
-  get heldMs(): number {
+  get options(): LeaseOptions | undefined {
+    return this.extras?.options;
+  }
+
+  /** Milliseconds since `sinceMs`. */
+  get elapsedMs(): number {
     return (clockMs() - this.sinceMs) | 0;
   }
 
   /** Made when somebody looks: most holders never do. */
   get signal(): AbortSignal {
-    this.#controller ??= new AbortController();
     return this.#controller.signal;
   }
 
   /** Settles when the hold has ended and its instance is back or gone. Made when somebody looks. */
   get ended(): Promise<void> {
-    if (this.state.kind !== 'held') return this.state.done;
-    if (this.#ending === undefined) {
+    const { state } = this;
+    if (state.kind === 'released' || state.kind === 'revoked') return state.done;
+    this.extras ??= new HoldExtras();
+    if (this.extras.ending === undefined) {
       let tell!: (done: Promise<void>) => void;
       const ended = new Promise<void>((resolve) => {
         tell = resolve;
       });
-      this.#ending = { ended, tell };
+      this.extras.ending = { ended, tell };
     }
-    return this.#ending.ended;
+    return this.extras.ending.ended;
   }
 
   /** Ends the hold, however it came to that. */
   end(state: HoldEnd): void {
     this.state = state;
-    this.#ending?.tell(state.done);
+    this.extras?.ending?.tell(state.done);
   }
 
   /** Aborts `signal`. The first reason stands. */
   abort(reason: unknown): void {
-    this.#controller ??= new AbortController();
     this.#controller.abort(reason);
+  }
+
+  onAbort(reason: unknown): void {
+    this.extras?.abandon?.(this, reason);
+  }
+
+  get #controller(): AbortController {
+    this.extras ??= new HoldExtras();
+    this.extras.controller ??= new AbortController();
+    return this.extras.controller;
   }
 }
 

@@ -2,7 +2,6 @@ import type { DestroyReason } from '../hooks/events.js';
 import { WaitQueue } from '../limiter/wait-queue.js';
 import type { Hold } from './hold.js';
 import type { HostCall } from './host-call.js';
-import type { Waiter } from './waiter.js';
 
 /**
  * Where in its life an instance is. What belongs to one state only is kept in that state. The way from one to the next is
@@ -37,9 +36,9 @@ export class Instance<T> {
   /** When it was last known to be good: created, returned or found healthy. */
   goodMs = 0;
   /** Whom it is being created or validated for. */
-  madeFor: Waiter<T> | undefined = undefined;
+  madeFor: Hold<T> | undefined = undefined;
   lifetimeTimer: NodeJS.Timeout | undefined = undefined;
-  #claims: WaitQueue<Waiter<T>> | undefined;
+  #claims: WaitQueue<Hold<T>> | undefined;
 
   constructor(
     readonly id: number,
@@ -49,7 +48,7 @@ export class Instance<T> {
   }
 
   /** Those who wait for this instance and no other; made when the first one comes. */
-  get claims(): WaitQueue<Waiter<T>> {
+  get claims(): WaitQueue<Hold<T>> {
     this.#claims ??= new WaitQueue();
     return this.#claims;
   }

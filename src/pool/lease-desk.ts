@@ -1,14 +1,14 @@
 import { type LeaseHolder, LeaseRevokedError } from '../errors.js';
 import type { DestroyReason, RevocationReason } from '../hooks/events.js';
-import { type AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
 import { options as checkOptions, flag } from '../internal/validate.js';
 import { clockMs } from './clock-ms.js';
-import { DONE, Hold, type HoldWatch, type LeaseIssuer, PoolLease, RELEASED } from './hold.js';
+import { DONE, HELD, type Hold, HoldExtras, type LeaseIssuer, PoolLease, RELEASED } from './hold.js';
 import type { HostCallbacks } from './host-callbacks.js';
 import type { Instance } from './instance.js';
 import type { Lease, ReleaseOptions } from './lease.js';
-import type { LeaseOptions, PoolSettings } from './pool-options.js';
+import type { PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
 import type { Roster } from './roster.js';
 
@@ -58,18 +58,17 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
   }
 
   /** Leases an instance that is in nobody's hands. */
-  grant(
-    instance: Instance<T>,
-    options: LeaseOptions | undefined,
-    context: AsyncContext | undefined,
-    site: Error | undefined,
-    waitMs: number,
-  ): Lease<T> {
-    const hold = new Hold(instance, options, context, clockMs(), waitMs);
+  grant(instance: Instance<T>, hold: Hold<T>): Lease<T> {
+    const now = clockMs();
+    // One that never waited has no beginning.
+    if (hold.arrival !== 0) hold.waitMs = (now - hold.sinceMs) | 0;
+    hold.sinceMs = now;
+    hold.state = HELD;
+    hold.instance = instance;
     this.#roster.move(instance, hold);
     this.acquired++;
     const lease = new PoolLease(hold, this);
-    if (this.#isWatched) this.#watch(hold, lease, site);
+    if (this.#isWatched) this.#watch(hold, lease);
     if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
     return lease;
   }
@@ -90,7 +89,7 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
 
   /** Tells a holder, by the lease's signal, that it had better wind up. The lease stands. */
   warn(hold: Hold<T>, reason: unknown): void {
-    (hold.context ?? NEUTRAL_CONTEXT).run(() => hold.abort(reason));
+    (hold.extras?.context ?? NEUTRAL_CONTEXT).run(() => hold.abort(reason));
   }
 
   /** Takes a lease back: the holder's signal aborts, the instance is torn down. */
@@ -99,13 +98,13 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     const { instance, options } = hold;
     const error = new LeaseRevokedError(this.name, instance.id, reason);
     hold.state = { kind: 'revoked', done: DONE, error };
-    if (hold.watch !== undefined) this.#unwatch(hold.watch);
-    (hold.context ?? NEUTRAL_CONTEXT).run(() => {
+    if (this.#isWatched) this.#unwatch(hold);
+    (hold.extras?.context ?? NEUTRAL_CONTEXT).run(() => {
       hold.abort(error);
       this.revoked++;
       const done = this.#parts.retire(instance, reason === 'closed' ? 'closed' : 'revoked');
       hold.end({ kind: 'revoked', done, error });
-      this.#teller.revoked(instance.id, options, hold.heldMs, reason);
+      this.#teller.revoked(instance.id, options, hold.elapsedMs, reason);
     });
   }
 
@@ -115,10 +114,10 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     for (const { id: instanceId, state } of this.#roster) {
       if (state.kind !== 'leased') continue;
       const taskId = state.options?.taskId;
-      const stack = state.watch?.site?.stack;
+      const stack = state.extras?.site?.stack;
       holders.push({
         instanceId,
-        heldMs: state.heldMs,
+        heldMs: state.elapsedMs,
         ...(taskId === undefined ? {} : { taskId }),
         ...(stack === undefined ? {} : { stack }),
       });
@@ -128,11 +127,11 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
 
   #end(hold: Hold<T>, discard: boolean): Promise<void> {
     const { state, instance } = hold;
-    if (state.kind !== 'held') return state.done;
+    if (state.kind === 'released' || state.kind === 'revoked') return state.done;
     hold.state = RELEASED;
     this.released++;
     const now = turnMs();
-    if (hold.watch !== undefined) this.#unwatch(hold.watch);
+    if (this.#isWatched) this.#unwatch(hold);
     instance.usedMs = now;
     instance.goodMs = now;
     const goesOn = instance.doom === undefined && this.#roster.surplus <= 0;
@@ -141,14 +140,14 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     else if (goesOn && this.#settings.reset !== undefined) done = this.#reset(hold);
     else done = this.#parts.cameBack(instance);
     hold.end(done === DONE ? RELEASED : { kind: 'released', done });
-    if (hold.watch?.overdue) this.#tellLeaked(hold, 'returned');
-    this.#teller.released(instance.id, hold.options, hold.heldMs, discard);
+    if (hold.extras?.isOverdue) this.#tellLeaked(hold, 'returned');
+    this.#teller.released(instance.id, hold.options, hold.elapsedMs, discard);
     return done;
   }
 
-  async #reset({ instance, options, context }: Hold<T>): Promise<void> {
+  async #reset({ instance, options, extras }: Hold<T>): Promise<void> {
     const { callbacks, retire, cameBack } = this.#parts;
-    const call = callbacks.reset(instance, options, context);
+    const call = callbacks.reset(instance, options, extras?.context);
     this.#roster.move(instance, { kind: 'resetting', call });
     try {
       await call.run();
@@ -160,37 +159,37 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
     return cameBack(instance);
   }
 
-  #watch(hold: Hold<T>, lease: Lease<T>, site: Error | undefined): void {
+  #watch(hold: Hold<T>, lease: Lease<T>): void {
     const { maxLeaseMs, leakWarningMs } = this.#settings;
+    hold.extras ??= new HoldExtras();
+    const { extras } = hold;
     // The timers must not keep the context alive of whoever happened to release the instance.
     NEUTRAL_CONTEXT.run(() => {
-      hold.watch = {
-        site,
-        overdue: false,
-        revokeTimer:
-          maxLeaseMs === undefined ? undefined : setTimeout(this.#onOverstayed, maxLeaseMs, hold).unref(),
-        leakTimer:
-          leakWarningMs === undefined ? undefined : setTimeout(this.#onOverdue, leakWarningMs, hold).unref(),
-      };
+      if (maxLeaseMs !== undefined) {
+        extras.revokeTimer = setTimeout(this.#onOverstayed, maxLeaseMs, hold).unref();
+      }
+      if (leakWarningMs !== undefined) {
+        extras.leakTimer = setTimeout(this.#onOverdue, leakWarningMs, hold).unref();
+      }
     });
-    if (hold.watch !== undefined) this.#dropped?.register(lease, hold, hold.watch);
+    this.#dropped?.register(lease, hold, hold);
   }
 
-  #unwatch(watch: HoldWatch): void {
-    clearTimeout(watch.revokeTimer);
-    clearTimeout(watch.leakTimer);
-    this.#dropped?.unregister(watch);
+  #unwatch(hold: Hold<T>): void {
+    clearTimeout(hold.extras?.revokeTimer);
+    clearTimeout(hold.extras?.leakTimer);
+    this.#dropped?.unregister(hold);
   }
 
   #tellLeaked(hold: Hold<T>, kind: 'overdue' | 'returned' | 'collected'): void {
-    const { instance, options, heldMs, watch } = hold;
-    this.#teller.leaked(instance.id, options, heldMs, kind, watch?.site?.stack);
+    const { instance, options, elapsedMs, extras } = hold;
+    this.#teller.leaked(instance.id, options, elapsedMs, kind, extras?.site?.stack);
   }
 
   readonly #onOverstayed = (hold: Hold<T>): void => this.revoke(hold, 'max-lease');
 
   readonly #onOverdue = (hold: Hold<T>): void => {
-    if (hold.watch !== undefined) hold.watch.overdue = true;
+    if (hold.extras !== undefined) hold.extras.isOverdue = true;
     NEUTRAL_CONTEXT.run(() => this.#tellLeaked(hold, 'overdue'));
   };
 

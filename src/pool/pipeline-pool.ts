@@ -1,6 +1,6 @@
 import { CreateError, PoolClosedError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
 import {
   abortSignal,
@@ -12,6 +12,7 @@ import {
 import { Closing } from './closing.js';
 import { Creator } from './creator.js';
 import { Dispatcher } from './dispatcher.js';
+import { HoldExtras } from './hold.js';
 import { HostCallbacks } from './host-callbacks.js';
 import { IdleStock } from './idle-stock.js';
 import type { Instance } from './instance.js';
@@ -70,6 +71,7 @@ export class PipelinePool<T> implements AsyncDisposable {
   readonly #keeper: Keeper<T>;
   readonly #warmUp: WarmUp;
   readonly #closing: Closing<T>;
+  readonly #keepsContext: boolean;
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(options: PipelinePoolOptions<T>) {
@@ -93,6 +95,7 @@ export class PipelinePool<T> implements AsyncDisposable {
     this.name = name;
     this.hooks = hooks;
     this.#settings = settings;
+    this.#keepsContext = settings.prepare !== undefined || settings.reset !== undefined;
     this.#roster = roster;
     this.#teller = teller;
     this.#teardown = new Teardown({ ...parts, gone: () => this.#onGone() });
@@ -156,25 +159,32 @@ export class PipelinePool<T> implements AsyncDisposable {
    * await using lease = await pool.acquire({ taskId, signal, timeoutMs: 5_000 });
    */
   acquire(options?: LeaseOptions): Promise<Lease<T>> {
-    let kept: LeaseOptions | undefined;
+    let extras: HoldExtras<T> | undefined;
     if (options !== undefined) {
       try {
         checkLeaseOptions('acquire', options);
       } catch (error) {
         return Promise.reject(error);
       }
+      extras = new HoldExtras();
       // A copy: the caller may use the object again for the next request.
-      kept = { ...options };
-      if (kept.signal?.aborted) return this.#line.refuse(kept, 'aborted', kept.signal.reason);
+      extras.options = { ...options };
+      if (options.signal?.aborted) return this.#line.refuse(options, 'aborted', options.signal.reason);
     }
     const { state } = this.#closing;
-    if (state !== 'open') return this.#line.refuse(kept, 'closed', new PoolClosedError(this.name, state));
-    let site: Error | undefined;
-    if (this.#settings.leakWarningMs !== undefined) {
-      site = new Error('The lease was acquired here');
-      Error.captureStackTrace(site, this.acquire);
+    if (state !== 'open') {
+      return this.#line.refuse(options, 'closed', new PoolClosedError(this.name, state));
     }
-    return this.#dispatcher.acquire(kept, site);
+    if (this.#keepsContext) {
+      extras ??= new HoldExtras();
+      extras.context = new AsyncContext();
+    }
+    if (this.#settings.leakWarningMs !== undefined) {
+      extras ??= new HoldExtras();
+      extras.site = new Error('The lease was acquired here');
+      Error.captureStackTrace(extras.site, this.acquire);
+    }
+    return this.#dispatcher.acquire(extras);
   }
 
   /**

@@ -1,16 +1,15 @@
 import { AcquireTimeoutError, InstanceGoneError, type LifecycleStage, QueueFullError } from '../errors.js';
 import type { LeaseRejection } from '../hooks/events.js';
 import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
-import { AsyncContext } from '../internal/async-context.js';
 import { DrainRate } from '../limiter/drain-rate.js';
 import { WaitQueue } from '../limiter/wait-queue.js';
 import { clockMs } from './clock-ms.js';
+import { Hold, HoldExtras } from './hold.js';
 import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
 import type { Lease } from './lease.js';
 import type { LeaseOptions, PoolSettings } from './pool-options.js';
 import type { PoolTeller } from './pool-teller.js';
-import { SERVED, Waiter } from './waiter.js';
 
 /** What a line works with. */
 export interface WaitingLineParts<T> {
@@ -33,15 +32,15 @@ export interface WaitingLineParts<T> {
 export class WaitingLine<T> {
   rejected = 0;
   /** Those who left the queue with an instance that is being prepared for them. */
-  readonly #preparing = new Set<Waiter<T>>();
-  readonly #queue = new WaitQueue<Waiter<T>>();
+  readonly #preparing = new Set<Hold<T>>();
+  readonly #queue = new WaitQueue<Hold<T>>();
   readonly #claimed = new Set<Instance<T>>();
   readonly #settings: PoolSettings<T>;
   readonly #teller: PoolTeller<T>;
   readonly #lastCreateError: () => unknown;
   readonly #left: () => void;
   readonly #drainRate = new DrainRate();
-  readonly #keepsContext: boolean;
+  readonly #acquireTimeoutMs: number | undefined;
   #claiming = 0;
   #arrivals = 0;
 
@@ -50,7 +49,7 @@ export class WaitingLine<T> {
     this.#teller = teller;
     this.#lastCreateError = lastCreateError;
     this.#left = left;
-    this.#keepsContext = settings.prepare !== undefined || settings.reset !== undefined;
+    this.#acquireTimeoutMs = settings.acquireTimeoutMs;
   }
 
   /** Those who wait for any instance. */
@@ -69,16 +68,26 @@ export class WaitingLine<T> {
   }
 
   /** Joins the line, for this instance or for any. */
-  join(
-    options: LeaseOptions | undefined,
-    claimed: Instance<T> | undefined,
-    site: Error | undefined,
-  ): Waiter<T> {
-    const waiter = new Waiter<T>(++this.#arrivals, options, claimed, this.context(), site, this.#onAbort);
-    waiter.clockMs = clockMs();
-    const timeoutMs = options?.timeoutMs ?? this.#settings.acquireTimeoutMs;
-    if (timeoutMs !== undefined) waiter.timer = setTimeout(this.#onTimeout, timeoutMs, waiter);
-    if (options?.signal !== undefined) watchAbort(options.signal, waiter);
+  join(extras: HoldExtras<T> | undefined): Hold<T> {
+    const waiter = new Hold(extras);
+    const options = extras?.options;
+    waiter.arrival = ++this.#arrivals;
+    waiter.sinceMs = clockMs();
+    const timeoutMs = options?.timeoutMs ?? this.#acquireTimeoutMs;
+    if (timeoutMs !== undefined) {
+      waiter.extras ??= new HoldExtras();
+      waiter.extras.waitTimer = setTimeout(this.#onTimeout, timeoutMs, waiter);
+    }
+    if (extras === undefined) {
+      this.#queue.push(waiter);
+      this.#drainRate.begin();
+      return waiter;
+    }
+    const { claimed } = extras;
+    if (options?.signal !== undefined) {
+      extras.abandon = this.#onAbort;
+      watchAbort(options.signal, waiter);
+    }
     if (claimed === undefined) {
       this.#queue.push(waiter, options?.priority, options?.tenant);
       this.#drainRate.begin();
@@ -90,18 +99,13 @@ export class WaitingLine<T> {
     return waiter;
   }
 
-  /** The context of the task that calls now, where `prepare` or `reset` will need it. */
-  context(): AsyncContext | undefined {
-    return this.#keepsContext ? new AsyncContext() : undefined;
-  }
-
   /** Whether somebody waits whom this instance could serve. */
   wants(instance: Instance<T>): boolean {
     return this.#queue.size > 0 || instance.isClaimed;
   }
 
   /** Takes out whoever is next for this instance. */
-  next(instance: Instance<T>): Waiter<T> | undefined {
+  next(instance: Instance<T>): Hold<T> | undefined {
     const claimant = instance.isClaimed ? instance.claims.peek() : undefined;
     const first = this.#queue.peek();
     if (claimant !== undefined && (first === undefined || goesBefore(claimant, first))) {
@@ -118,33 +122,36 @@ export class WaitingLine<T> {
   }
 
   /** The first for whom nothing is on its way. */
-  firstWithout(): Waiter<T> | undefined {
-    for (const waiter of this.#queue) if (waiter.awaited === undefined) return waiter;
+  firstWithout(): Hold<T> | undefined {
+    for (const waiter of this.#queue) if (waiter.extras?.awaited === undefined) return waiter;
     return undefined;
   }
 
   /** An instance is being prepared for somebody who was taken out. */
-  prepares(waiter: Waiter<T>, call: HostCall<unknown>): void {
+  prepares(waiter: Hold<T>, call: HostCall<unknown>): void {
     waiter.state = { kind: 'preparing', call };
     this.#preparing.add(waiter);
   }
 
-  serve(waiter: Waiter<T>, lease: Lease<T>): void {
-    this.#end(waiter);
-    waiter.state = SERVED;
+  /** Somebody has a lease: nothing of the waiting stays behind. */
+  serve(waiter: Hold<T>, lease: Lease<T>): void {
+    if (waiter.extras !== undefined) this.#forget(waiter, waiter.extras);
     waiter.settle?.(lease);
+    waiter.settle = undefined;
   }
 
   /** Turns somebody away who has no lease yet. */
-  reject(waiter: Waiter<T>, reason: LeaseRejection, error: unknown): void {
-    const { state, claimed } = waiter;
+  reject(waiter: Hold<T>, reason: LeaseRejection, error: unknown): void {
+    const { state, extras } = waiter;
     if (state.kind === 'preparing') state.call.cancel(error);
-    else if (claimed === undefined) this.#queue.remove(waiter);
-    else if (claimed.claims.remove(waiter)) this.#claiming--;
-    this.#end(waiter);
+    else if (extras?.claimed === undefined) this.#queue.remove(waiter);
+    else if (extras.claimed.claims.remove(waiter)) this.#claiming--;
+    if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
+    waiter.waitMs = waiter.elapsedMs;
     waiter.state = { kind: 'rejected', reason };
     waiter.settle?.(Promise.reject(error));
+    waiter.settle = undefined;
     this.#left();
   }
 
@@ -182,19 +189,19 @@ export class WaitingLine<T> {
    * Has it told what becomes of somebody, if anybody listens. Tells after the caller's own await: elsewhere a listener
    * would see the context of whoever released or aborted.
    */
-  told(waiter: Waiter<T>, served: Promise<Lease<T>>): Promise<Lease<T>> {
-    const { options } = waiter;
+  told(waiter: Hold<T>, served: Promise<Lease<T>>): Promise<Lease<T>> {
     const teller = this.#teller;
     if (!teller.hearsOfWaiters) return served;
-    if (waiter.state.kind === 'queued') teller.queued(options);
+    const { options } = waiter;
+    if (waiter.state.kind === 'waiting') teller.queued(options);
     return served.then(
       (lease) => {
-        teller.acquired(lease.instanceId, options, waiter.clockMs);
+        teller.acquired(lease.instanceId, options, waiter.waitMs);
         return lease;
       },
       (error: unknown) => {
         if (waiter.state.kind === 'rejected') {
-          teller.rejected(options, waiter.state.reason, waiter.clockMs, error);
+          teller.rejected(options, waiter.state.reason, waiter.waitMs, error);
         }
         throw error;
       },
@@ -212,27 +219,33 @@ export class WaitingLine<T> {
     return new AcquireTimeoutError(figures, this.#lastCreateError());
   }
 
-  /** Milliseconds that somebody has waited so far. */
-  waitedMs(waiter: Waiter<T>): number {
-    return (clockMs() - waiter.clockMs) | 0;
-  }
-
-  #end(waiter: Waiter<T>): void {
-    clearTimeout(waiter.timer);
-    const signal = waiter.options?.signal;
-    if (signal !== undefined) unwatchAbort(signal, waiter);
+  #forget(waiter: Hold<T>, { options, waitTimer }: HoldExtras<T>): void {
+    clearTimeout(waitTimer);
+    if (options?.signal !== undefined) unwatchAbort(options.signal, waiter);
     this.#preparing.delete(waiter);
-    waiter.clockMs = this.waitedMs(waiter);
   }
 
-  readonly #onAbort = (waiter: Waiter<T>, reason: unknown): void => this.reject(waiter, 'aborted', reason);
+  readonly #onAbort = (waiter: Hold<T>, reason: unknown): void => this.reject(waiter, 'aborted', reason);
 
-  readonly #onTimeout = (waiter: Waiter<T>): void => {
-    this.reject(waiter, 'timeout', this.timeoutError(this.waitedMs(waiter), waiter.stage));
+  readonly #onTimeout = (waiter: Hold<T>): void => {
+    this.reject(waiter, 'timeout', this.timeoutError(waiter.elapsedMs, stageOf(waiter)));
   };
 }
 
-function goesBefore<T>(a: Waiter<T>, b: Waiter<T>): boolean {
+/** What is being done on behalf of somebody who waits. */
+function stageOf<T>({ state, extras }: Hold<T>): LifecycleStage {
+  if (state.kind === 'preparing') return 'prepare';
+  switch (extras?.awaited?.state.kind) {
+    case 'creating':
+      return 'create';
+    case 'validating':
+      return 'validate';
+    default:
+      return 'wait';
+  }
+}
+
+function goesBefore<T>(a: Hold<T>, b: Hold<T>): boolean {
   const priorityOfA = a.options?.priority ?? 0;
   const priorityOfB = b.options?.priority ?? 0;
   return priorityOfA === priorityOfB ? a.arrival < b.arrival : priorityOfA > priorityOfB;

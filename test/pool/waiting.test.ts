@@ -39,11 +39,11 @@ describe('waiting for a lease', () => {
     const { pool } = poolOf(1);
     const controller = new AbortController();
     const lease = await pool.acquire({ signal: controller.signal });
+    expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
     controller.abort();
     expect(lease.isHeld).toBe(true);
     expect(lease.signal.aborted).toBe(false);
     expect(lease.pipeline.alive).toBe(true);
-    expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
   });
 
   it('ends after `timeoutMs` with figures that explain it', async () => {
