@@ -14,6 +14,13 @@ describe('RetryBudget', () => {
     expect(budget.left(65_000)).toBe(2);
   });
 
+  it('counts a whole minute, wherever it began in its slice', () => {
+    const budget = new RetryBudget({ ratio: 0, perMinute: 1 });
+    expect(budget.tryTake(4_999)).toBe(true);
+    expect(budget.tryTake(60_000)).toBe(false);
+    expect(budget.tryTake(65_000)).toBe(true);
+  });
+
   it('is off where both are nothing', () => {
     const budget = new RetryBudget({ ratio: 0, perMinute: 0 });
     budget.noteCall(0);
