@@ -148,6 +148,7 @@ describe('livePage', () => {
     expect(watcher.status).toBe(200);
     expect(watcher.headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
     expect(watcher.headers.get('cache-control')).toBe('no-store, no-transform');
+    expect(watcher.headers.get('connection')).toBe('close');
     expect(await watcher.next()).toMatchObject({
       name: 'research',
       status: 'healthy',
@@ -287,7 +288,9 @@ describe('livePage', () => {
     await vi.advanceTimersByTimeAsync(250);
     expect([page.clients, updates]).toEqual([1, 5]);
     isBehind = true;
-    await vi.advanceTimersByTimeAsync(10_250);
+    await vi.advanceTimersByTimeAsync(9_000);
+    expect(page.clients).toBe(1);
+    await vi.advanceTimersByTimeAsync(1_250);
     expect(updates).toBe(5);
     vi.useRealTimers();
     await vi.waitFor(() => expect(page.clients).toBe(0));
