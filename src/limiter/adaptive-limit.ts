@@ -123,6 +123,7 @@ export class AdaptiveLimit {
     this.#exact = wholeNumber('initial', initial, this.#min, this.#max);
     this.#brake = flag('latencyBrake', given.latencyBrake ?? false) ? new LatencyBrake() : undefined;
     this.#now = callable('now', given.now ?? nowMs);
+    finiteNumber('now()', this.#now(), -Number.MAX_VALUE, Number.MAX_VALUE);
     this.#random = callable('random', given.random ?? Math.random);
   }
 

@@ -348,7 +348,18 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   #takeBack(permit: LimiterPermit, outcome: PermitOutcome): void {
-    if (this.#adaptive !== undefined) this.#sample(permit, outcome, this.#adaptive);
+    if (this.#adaptive === undefined) {
+      this.#free(permit, outcome);
+      return;
+    }
+    try {
+      this.#sample(permit, outcome, this.#adaptive);
+    } finally {
+      this.#free(permit, outcome);
+    }
+  }
+
+  #free(permit: LimiterPermit, outcome: PermitOutcome): void {
     this.#active -= permit.weight;
     if (!this.#hasRoom) {
       this.#drainRate.note(permit.weight);

@@ -481,3 +481,30 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     expect(limiter.stats().paused).toBe(true);
   });
 });
+
+describe('AdaptiveLimit with a broken clock', () => {
+  it('refuses a clock that gives no number, or throws', () => {
+    expect(() => new AdaptiveLimit({ now: () => Number.NaN })).toThrow(/`now\(\)`/);
+    expect(() => new AdaptiveLimit({ now: () => 'soon' as never })).toThrow(/`now\(\)`/);
+    const broken = () => {
+      throw new Error('no clock');
+    };
+    expect(() => new AdaptiveLimit({ now: broken })).toThrow('no clock');
+  });
+
+  it('costs no permit when it breaks while one is held', async () => {
+    let isBroken = false;
+    let ms = 0;
+    const now = () => {
+      if (isBroken) throw new Error('no clock');
+      return ++ms;
+    };
+    const limiter = new ConcurrencyLimiter({ adaptive: new AdaptiveLimit({ max: 1, now }) });
+    const permit = await limiter.acquire();
+    isBroken = true;
+    expect(() => permit.release('dropped')).toThrow('no clock');
+    expect(limiter.activeCount).toBe(0);
+    isBroken = false;
+    expect(limiter.tryAcquire()).toBeDefined();
+  });
+});
