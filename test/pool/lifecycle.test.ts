@@ -7,11 +7,11 @@ import { inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
 
 inVirtualTime();
 
-/** The arrows of the first diagram of the guide. */
-function drawn(): string[] {
+/** The arrows of a diagram of the guide. */
+function drawn(heading: string): (readonly [string, string])[] {
   const guide = readFileSync('docs/lifecycle.md', 'utf8');
-  const [, diagram = ''] = /```mermaid\n(.*?)```/s.exec(guide) ?? [];
-  return [...diagram.matchAll(/^ +(\S+) --> (\w+)/gm)].map(([, from, to]) => `${from} → ${to}`);
+  const [, diagram = ''] = /```mermaid\n(.*?)```/s.exec(guide.slice(guide.indexOf(heading))) ?? [];
+  return [...diagram.matchAll(/^ +(\S+) --> (\S+)/gm)].map(([, from = '', to = '']) => [from, to]);
 }
 
 const seen = new Set<string>();
@@ -94,10 +94,18 @@ describe('the diagram of an instance’s life', () => {
     await live({ prepare: () => Promise.reject(new Error('no')) });
     await live({ reset: () => Promise.reject(new Error('no')) });
     await live({ create: () => Promise.reject(new Error('no')), createRetry: { baseMs: 5, maxMs: 5 } });
-    expect([...seen].sort()).toEqual(
-      drawn()
-        .filter((arrow) => arrow !== 'gone → [*]')
-        .sort(),
-    );
+    const arrows = drawn('## An instance').map(([from, to]) => `${from} → ${to}`);
+    expect([...seen].sort()).toEqual(arrows.filter((arrow) => arrow !== 'gone → [*]').sort());
+  });
+});
+
+describe('the diagram of a request and its lease', () => {
+  it('shows the states that the code knows', () => {
+    const code = readFileSync('src/pool/hold.ts', 'utf8');
+    const union = code.slice(code.indexOf('export type HoldState'), code.indexOf('export const DONE'));
+    const known = [...union.matchAll(/kind: '(\w+)'/g)].map(([, kind]) => kind);
+    const shown = new Set(drawn('## A request and its lease').flat());
+    shown.delete('[*]');
+    expect([...shown].sort()).toEqual(known.sort());
   });
 });
