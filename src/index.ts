@@ -1,5 +1,9 @@
 export * from './errors.js';
+export type { AttemptContext } from './gate/attempt.js';
+export type { GateOutcome } from './gate/call-scope.js';
 export type { GateCallOptions, GateKeyOption, RestOptions, ServiceGateOptions } from './gate/gate-options.js';
+export type { GateStreamSource } from './gate/gate-stream.js';
+export type { KeyStats } from './gate/key-ring.js';
 export { type FetchParts, longFetch } from './gate/long-fetch.js';
 export {
   type Classifier,
