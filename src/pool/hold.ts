@@ -6,7 +6,7 @@ import { QueueNode } from '../limiter/wait-queue.js';
 import { clockMs } from './clock-ms.js';
 import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
-import { Lease, type ReleaseOptions } from './lease.js';
+import type { Lease, ReleaseOptions } from './lease.js';
 import type { LeaseOptions } from './pool-options.js';
 
 /** Where in its life a hold is. What belongs to one state only is kept in that state. See docs/lifecycle.md. */
@@ -135,12 +135,11 @@ export interface LeaseIssuer<T> {
 }
 
 /** The lease that a holder is given for a hold. */
-export class PoolLease<T> extends Lease<T> {
+export class PoolLease<T> implements Lease<T> {
   readonly #hold: Hold<T>;
   readonly #issuer: LeaseIssuer<T>;
 
   constructor(hold: Hold<T>, issuer: LeaseIssuer<T>) {
-    super();
     this.#hold = hold;
     this.#issuer = issuer;
   }
@@ -177,5 +176,9 @@ export class PoolLease<T> extends Lease<T> {
 
   release(options?: ReleaseOptions): Promise<void> {
     return this.#issuer.release(this.#hold, options);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#issuer.release(this.#hold, undefined);
   }
 }

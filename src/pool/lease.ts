@@ -14,35 +14,35 @@ export interface ReleaseOptions {
  * await using lease = await pool.acquire({ taskId, signal });
  * const answer = await lease.pipeline.research(question, { signal: lease.signal });
  */
-export abstract class Lease<T> implements AsyncDisposable {
+export interface Lease<T> extends AsyncDisposable {
   /**
    * The instance.
    *
    * @throws {LeaseReleasedError} after `release`
    * @throws {LeaseRevokedError} after the lease was taken back
    */
-  abstract get pipeline(): T;
+  readonly pipeline: T;
 
   /** Counts from 1 in each pool, and is never used again. */
-  abstract get instanceId(): number;
+  readonly instanceId: number;
 
   /** As it was given to `acquire`. */
-  abstract get taskId(): string | undefined;
+  readonly taskId: string | undefined;
 
   /** Milliseconds waited for it, exact to one turn of the event loop. */
-  abstract get waitMs(): number;
+  readonly waitMs: number;
 
   /**
    * Aborts when the lease is taken back (`LeaseRevokedError`) or the pool is closed (`PoolClosedError`; the instance is
    * then still the holder's until the deadline of `close`). Not aborted by `release`.
    */
-  abstract get signal(): AbortSignal;
+  readonly signal: AbortSignal;
 
   /** Settles when the lease has ended, however it did, and the instance is back or gone. Never rejects. */
-  abstract get ended(): Promise<void>;
+  readonly ended: Promise<void>;
 
   /** Whether the lease still stands: neither released nor taken back. */
-  abstract get isHeld(): boolean;
+  readonly isHeld: boolean;
 
   /**
    * Gives the instance back. Never rejects; settles when the instance is ready for the next task, or gone. Again, or
@@ -50,9 +50,5 @@ export abstract class Lease<T> implements AsyncDisposable {
    *
    * @throws {TypeError} naming a wrong option; the lease is over all the same, and the instance discarded
    */
-  abstract release(options?: ReleaseOptions): Promise<void>;
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.release();
-  }
+  release(options?: ReleaseOptions): Promise<void>;
 }
