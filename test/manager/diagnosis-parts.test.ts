@@ -136,6 +136,19 @@ describe('Pace', () => {
     expect(judged()).toBeUndefined();
   });
 
+  it('is not certain of a limit that a few scattered calls suggest', () => {
+    for (const durationMs of [60, 100, 167]) calls(1, durationMs, 2);
+    for (let i = 0; i < 30; i++) calls(1, i % 2 === 0 ? 110 : 340, 16);
+    expect(judged()).toBeUndefined();
+  });
+
+  it('is not certain of a slow service that a few scattered calls suggest', () => {
+    for (let i = 0; i < 8; i++) calls(1, i % 2 === 0 ? 50 : 200, 4);
+    later();
+    for (let i = 0; i < 8; i++) calls(1, i % 2 === 0 ? 100 : 440, 4);
+    expect(judged()).toBeUndefined();
+  });
+
   it('lets a batch take longer as long as it gets more done', () => {
     calls(20, 100, 1);
     calls(20, 130, 4);
@@ -167,13 +180,13 @@ describe('Pace', () => {
   });
 
   it('gets used to a new pace in time', () => {
-    calls(40, 100, 4);
-    for (let i = 0; i < 6; i++) {
+    calls(400, 100, 4);
+    for (let i = 0; i < 8; i++) {
       now += 1_800_000;
-      calls(40, 300, 4);
+      calls(40, 1_000, 4);
     }
     later();
-    calls(20, 300, 4);
+    calls(20, 1_000, 4);
     expect(judged()).toBeUndefined();
   });
 });
@@ -188,6 +201,10 @@ describe('ProcessMachine', () => {
     while (performance.now() < until);
     await new Promise((resolve) => setTimeout(resolve, 100));
     machine.read(history, 500);
+    const readMs = history.span(500).sum('loop.ms');
+    machine.read(history, 500);
+    // What has been read is not read again.
+    expect(history.span(500).sum('loop.ms')).toBeLessThan(1.5 * readMs);
     const { loopDelayMs, longestStallMs, heapBytes, heapLimitBytes, residentBytes, memoryBytes } =
       machine.figures(history.span(500));
     machine.stop();
@@ -275,10 +292,10 @@ describe('Recorder', () => {
 
   it('tells those apart who wait to be admitted while an instance is free', async () => {
     const { manager, recorder } = build({ size: 4, maxConcurrent: 1 });
-    for (let i = 0; i < 3; i++) void manager.run(`t${i}`, hold(1e6));
+    for (let i = 0; i < 10; i++) void manager.run(`t${i}`, hold(1e6));
     await pass(5_000);
     const report = recorder.report();
-    expect(report.average('admission-short')).toBeCloseTo(2, 1);
+    expect(report.average('admission-short')).toBeCloseTo(9, 1);
     expect(report.average('pool-short')).toBeCloseTo(0, 1);
   });
 
@@ -289,6 +306,61 @@ describe('Recorder', () => {
     const report = recorder.report();
     expect(report.average('serper:running')).toBeCloseTo(2, 1);
     expect(report.average('serper:at-bound')).toBeCloseTo(3, 1);
+  });
+
+  it('counts who stands behind a rate window as held up by it, with a permit or without', async () => {
+    const hooks = new LifecycleHooks();
+    const tight = new ServiceGate({
+      name: 'serper',
+      maxConcurrent: 2,
+      rate: [{ limit: 1, perMs: 1e6 }],
+      hooks,
+    });
+    const { pool, limiter } = build().manager;
+    const recorder = new Recorder({ hooks, pool, limiter, gates: [tight] }, 60_000, { machine: calmMachine });
+    for (let i = 0; i < 5; i++) void tight.run(hold(1e6));
+    await pass(5_000);
+    const report = recorder.report();
+    expect(report.average('serper:running')).toBeCloseTo(1, 1);
+    expect(report.average('serper:in-window')).toBeCloseTo(4, 1);
+    expect(report.average('serper:at-bound')).toBeCloseTo(0, 1);
+  });
+
+  it('tells refusals from failures, by their status where a busy service says both alike', () => {
+    const { recorder, hooks } = build();
+    const told = { source: 'serper', callId: 1, attempt: 1, delayMs: 10 };
+    hooks.emit('call:retried', { ...told, class: 'wait', status: 429 });
+    hooks.emit('call:retried', { ...told, class: 'other-key' });
+    hooks.emit('call:retried', { ...told, class: 'wait', status: 500 });
+    hooks.emit('call:retried', { ...told, class: 'wait' });
+    hooks.emit('call:retried', { ...told, class: 'key-dead', status: 401 });
+    const report = recorder.report();
+    expect([report.count('serper:refused'), report.count('serper:failed')]).toEqual([2, 2]);
+  });
+
+  it('learns how long a service takes from calls that one attempt answered', async () => {
+    const { recorder, hooks } = build();
+    let callId = 0;
+    const calls = async (
+      count: number,
+      durationMs: number,
+      attempts: number,
+      cache: 'off' | 'hit' = 'off',
+    ) => {
+      for (let i = 0; i < count; i++) {
+        const told = { source: 'serper', callId: ++callId };
+        if (cache === 'off') hooks.emit('call:started', { ...told, attempt: 1, waitMs: 0 });
+        await pass(100);
+        hooks.emit('call:finished', { ...told, outcome: 'ok', attempts, durationMs, waitMs: 0, cache });
+      }
+    };
+    await calls(20, 100, 1);
+    await pass(600_000);
+    await calls(20, 900, 2);
+    await calls(20, 0.1, 0, 'hit');
+    expect(recorder.report().pace('serper')).toBeUndefined();
+    await calls(20, 900, 1);
+    expect(recorder.report().pace('serper')).toMatchObject({ kind: 'slower' });
   });
 
   it('does nothing while nothing happens', async () => {
@@ -401,6 +473,13 @@ describe('diagnose', () => {
       'memory-short',
       'rate-window',
     ]);
+  });
+
+  it('says nothing of a service that is slow when the event loop is', () => {
+    const pace = { kind: 'slower', callMs: 900, bestMs: 100, inFlight: 3, inFlightAtBest: 3 } as const;
+    const slow = { ...report({ ...QUEUE, 'serper:running': 5 }), pace: () => pace };
+    expect(found(slow)).toEqual(['service-slower']);
+    expect(found({ ...slow, machine: { ...slow.machine, loopDelayMs: 80 } })).toEqual(['event-loop-blocked']);
   });
 
   it('names both a service and the pool when the service explains little of the queue', () => {

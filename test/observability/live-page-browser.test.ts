@@ -11,17 +11,8 @@ import {
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { type LivePage, type LivePageOptions, livePage } from '../../src/observability/live-page.js';
+import { CHROMIUM, FLAGS } from './chromium.js';
 
-const CHROMIUM = '/usr/bin/chromium';
-const FLAGS = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-];
 const isThere = existsSync(CHROMIUM);
 if (!isThere) console.log(`Not tested in a browser: there is no ${CHROMIUM} (Debian's package chromium)`);
 

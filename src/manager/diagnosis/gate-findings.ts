@@ -91,7 +91,7 @@ function rateWindow(report: Report, gate: GateStats): Finding | undefined {
     code: 'rate-window',
     source: name,
     share,
-    message: `Calls wait for room in the rate windows of ${name} for ${percent(share)} of the requests' time: ${rounded(waiting)} on average`,
+    message: `Calls wait for room in the rate windows of ${name} for ${percent(share)} of the requests' time, ${rounded(waiting)} of them on average`,
     evidence: {
       waiting: rounded(waiting),
       attempts: report.count(`${name}:attempts`),
@@ -110,9 +110,8 @@ function moreOf(report: Report, { name, keys }: GateStats): string {
   if (kindOf(name) === 'llm') {
     return `a higher tier, further keys of other accounts (there ${keys.length === 1 ? 'is' : 'are'} ${keys.length}), or fewer and shorter prompts`;
   }
-  const cached = cachedShare(report, name);
-  const cache = cached > 0 ? `a longer \`ttlMs\` for its cache (${percent(cached)} hits)` : 'a `cache`';
-  return `further keys (there ${keys.length === 1 ? 'is' : 'are'} ${keys.length}), a larger plan, or ${cache}, so that the same question is asked once`;
+  const cached = percent(cachedShare(report, name));
+  return `further keys (there ${keys.length === 1 ? 'is' : 'are'} ${keys.length}), a larger plan, or a \`cache\` that answers more of the calls (${cached} now), so that the same question is asked once`;
 }
 
 function cachedShare(report: Report, name: string): number {

@@ -213,7 +213,6 @@ export class Recorder {
         this.#timer = undefined;
         this.#look();
       }, LOOK_EVERY_MS);
-      this.#timer.unref();
     });
   }
 

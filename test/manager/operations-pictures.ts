@@ -1,0 +1,115 @@
+/**
+ * Draws the pictures of docs/operations.md: what some bottlenecks look like, and the live page in Chromium.
+ *
+ *     npx tsx test/manager/operations-pictures.ts
+ */
+import { writeFile } from 'node:fs/promises';
+import { recordTimeline } from 'pipeline-pool';
+import { startStubServices } from 'pipeline-pool/testing';
+import { chromium } from 'playwright-core';
+import { serviceSettings } from '../../examples/research-server/clients.js';
+import { startResearchServer } from '../../examples/research-server/server.js';
+import { CHROMIUM, FLAGS } from '../observability/chromium.js';
+import { Scenario, type ScenarioOptions, sleep, times } from './diagnosis-scenario.js';
+
+const IMAGES = 'docs/images';
+
+async function drawBottleneck(
+  name: string,
+  title: string,
+  options: ScenarioOptions,
+  requests: number,
+  work: (scenario: Scenario) => Promise<unknown>,
+): Promise<void> {
+  await using scenario = await Scenario.start(options);
+  const timeline = recordTimeline(scenario.hooks);
+  await scenario.requests(requests, () => work(scenario));
+  timeline.stop();
+  // Recorded at a hundredth of the times that real services take.
+  await writeFile(`${IMAGES}/${name}.svg`, `${timeline.toSvg({ title, timeScale: 100 })}\n`);
+  console.log(`${name}: ${scenario.diagnose().bottleneck?.message}`);
+}
+
+const llm = { latencyMs: 60 };
+const serper = { latencyMs: 15 };
+const turn = (scenario: Scenario) => async () => {
+  await scenario.ask();
+  await scenario.search(`${Math.random()}`);
+};
+
+await drawBottleneck(
+  'pool-too-small',
+  'A pool that is too small: requests wait (violet), instances are all busy',
+  { services: { llm, serper }, poolSize: 2 },
+  6,
+  (scenario) => times(3, turn(scenario)),
+);
+await drawBottleneck(
+  'rate-window',
+  'A rate window that is too tight: calls wait (amber) while instances are held',
+  { services: { llm, serper }, poolSize: 4, serper: { rate: [{ limit: 1, perMs: 60 }], keys: ['key-1'] } },
+  4,
+  (scenario) => times(3, turn(scenario)),
+);
+await drawBottleneck(
+  'service-at-limit',
+  'An LLM at its batch limit: nobody waits here, and every call takes long',
+  { services: { llm: { ...llm, maxNumSeqs: 1 }, serper }, poolSize: 4 },
+  4,
+  (scenario) => times(3, turn(scenario)),
+);
+
+const stubs = await startStubServices({
+  llm: { latencyMs: 700, perTokenMs: 15, maxNumSeqs: 8 },
+  serper: { latencyMs: 250 },
+  jina: { latencyMs: 400 },
+  e2b: { latencyMs: 300 },
+});
+const keys = { SERPER_API_KEY: 'serper-key-one-9f3a,serper-key-two-c41d', JINA_API_KEY: 'jina-key-one-77e1' };
+const { serper: serperKeys, jina: jinaKeys, ...rest } = serviceSettings(keys, stubs);
+const server = await startResearchServer({
+  services: {
+    ...rest,
+    serper: { ...serperKeys, url: stubs.serper.url },
+    jina: { ...jinaKeys, url: stubs.jina.url },
+  },
+  gates: { serper: { rate: [{ limit: 4, perMs: 4_000 }] }, e2b: { rate: [] } },
+  logger: { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} },
+});
+const asking = { going: true };
+const client = async (name: string): Promise<void> => {
+  for (let i = 0; asking.going; i++) {
+    const body = JSON.stringify({ question: `${name}, question ${i}` });
+    await fetch(`${server.url}/research`, { method: 'POST', body }).then((answer) => answer.text());
+    await sleep(500 + Math.random() * 4_000);
+  }
+};
+const clients = Array.from({ length: 9 }, (_, i) => client(`Reader ${i}`));
+
+const browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS });
+const shots = [
+  { name: 'live-page-light', colorScheme: 'light', viewport: { width: 1240, height: 800 } },
+  { name: 'live-page-dark', colorScheme: 'dark', viewport: { width: 1240, height: 800 } },
+  {
+    name: 'live-page-phone',
+    colorScheme: 'light',
+    viewport: { width: 390, height: 844 },
+    deviceScaleFactor: 2,
+  },
+] as const;
+const tabs = await Promise.all(
+  shots.map(async ({ name, ...context }) => {
+    const tab = await (await browser.newContext(context)).newPage();
+    await tab.goto(`${server.url}/live`);
+    return { name, tab };
+  }),
+);
+await sleep(100_000);
+for (const { name, tab } of tabs) {
+  await tab.screenshot({ path: `${IMAGES}/${name}.png`, fullPage: name !== 'live-page-phone' });
+}
+await browser.close();
+asking.going = false;
+await Promise.all(clients);
+await server.close();
+await stubs.stop();
