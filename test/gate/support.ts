@@ -76,7 +76,7 @@ export const httpError = (status: number, headers: Record<string, string> = {}, 
   Object.assign(new Error(message), { status, headers: new Headers(headers) });
 
 /** The most of these moments that lie in any window of this length, however it is laid. */
-export function mostInAnyWindow(moments: readonly { atMs: number; amount: number }[], perMs: number): number {
+function mostInAnyWindow(moments: readonly { atMs: number; amount: number }[], perMs: number): number {
   let most = 0;
   let sum = 0;
   let first = 0;
