@@ -74,16 +74,3 @@ export function countListeners(signal: AbortSignal) {
 /** An error as the usual clients throw it. */
 export const httpError = (status: number, headers: Record<string, string> = {}, message = `HTTP ${status}`) =>
   Object.assign(new Error(message), { status, headers: new Headers(headers) });
-
-/** The most of these moments that lie in any window of this length, however it is laid. */
-function mostInAnyWindow(moments: readonly { atMs: number; amount: number }[], perMs: number): number {
-  let most = 0;
-  let sum = 0;
-  let first = 0;
-  for (const moment of moments) {
-    sum += moment.amount;
-    while (moment.atMs - moments[first]!.atMs >= perMs) sum -= moments[first++]!.amount;
-    most = Math.max(most, sum);
-  }
-  return most;
-}
