@@ -119,7 +119,7 @@ describe('Pace', () => {
   it('finds a limit where a call takes the longer the more there are', () => {
     calls(20, 100, 2);
     calls(40, 420, 16);
-    expect(judged()).toMatchObject({ kind: 'at-limit', inFlight: 24, inFlightAtBest: 3 });
+    expect(judged()).toMatchObject({ kind: 'at-limit', inFlight: 16, inFlightAtBest: 2 });
     expect(judged()!.callMs).toBeCloseTo(420);
     expect(judged()!.bestMs).toBeCloseTo(100);
   });
@@ -138,7 +138,7 @@ describe('Pace', () => {
 
   it('is not certain of a limit that a few scattered calls suggest', () => {
     for (const durationMs of [60, 100, 167]) calls(1, durationMs, 2);
-    for (let i = 0; i < 30; i++) calls(1, i % 2 === 0 ? 110 : 340, 16);
+    for (let i = 0; i < 30; i++) calls(1, i % 2 === 0 ? 130 : 500, 16);
     expect(judged()).toBeUndefined();
   });
 
@@ -161,14 +161,14 @@ describe('Pace', () => {
     calls(10, 105, 4);
     calls(10, 110, 8);
     calls(40, 500, 64);
-    expect(judged()).toMatchObject({ kind: 'at-limit', inFlightAtBest: 12 });
+    expect(judged()).toMatchObject({ kind: 'at-limit', inFlightAtBest: 8 });
   });
 
   it('finds a service that takes longer than before with as many at once', () => {
     calls(40, 100, 4);
     later();
     calls(20, 300, 4);
-    expect(judged()).toMatchObject({ kind: 'slower', inFlight: 6, inFlightAtBest: 6 });
+    expect(judged()).toMatchObject({ kind: 'slower', inFlight: 4, inFlightAtBest: 4 });
   });
 
   it('calls it slower, not at its limit, when it is slow with as many as it was fast with', () => {

@@ -35,6 +35,12 @@ const CALM: MachineFigures = {
 /** A machine on which nothing is wrong: that of the tests may be busy with other things. */
 export const calmMachine: Machine = { read: () => {}, figures: () => CALM, stop: () => {} };
 
+/** Whose call it is, where that matters. */
+interface Ids {
+  readonly taskId?: string;
+  readonly requestId?: string;
+}
+
 /** One service with stubs of everything behind it, recorded from the start. */
 export class Scenario implements AsyncDisposable {
   readonly services: StubServices;
@@ -79,19 +85,20 @@ export class Scenario implements AsyncDisposable {
   }
 
   /** One chat completion. */
-  async ask(question = 'why?'): Promise<void> {
-    await this.gates.llm.run(({ signal }) =>
-      post(`${this.services.llm.baseUrl}/chat/completions`, signal, {
-        model: 'm',
-        messages: [{ role: 'user', content: question }],
-      }),
+  async ask(request: Ids = {}): Promise<void> {
+    const body = { model: 'm', messages: [{ role: 'user', content: 'why?' }] };
+    await this.gates.llm.run(
+      ({ signal }) => post(`${this.services.llm.baseUrl}/chat/completions`, signal, body),
+      idsOf(request),
     );
   }
 
   /** One search. */
-  async search(query = 'pools'): Promise<void> {
-    await this.gates.serper.run(({ signal, key }) =>
-      post(`${this.services.serper.url}/search`, signal, { q: query }, { 'x-api-key': key || 'key' }),
+  async search(request: Ids = {}): Promise<void> {
+    await this.gates.serper.run(
+      ({ signal, key }) =>
+        post(`${this.services.serper.url}/search`, signal, { q: 'pools' }, { 'x-api-key': key || 'key' }),
+      idsOf(request),
     );
   }
 
@@ -111,7 +118,7 @@ export class Scenario implements AsyncDisposable {
   }
 
   /** So many requests, all at once. */
-  async requests(count: number, work: () => Promise<unknown>): Promise<void> {
+  async requests(count: number, work: (request: Ids) => Promise<unknown>): Promise<void> {
     await Promise.allSettled(Array.from({ length: count }, (_, i) => this.manager.run(`task-${i}`, work)));
   }
 
@@ -154,6 +161,11 @@ async function post(
   }
   return new Response(await response.text(), { status: response.status });
 }
+
+const idsOf = ({ taskId, requestId }: Ids): Ids => ({
+  ...(taskId === undefined ? {} : { taskId }),
+  ...(requestId === undefined ? {} : { requestId }),
+});
 
 /** Does something so many times, one after another. */
 export async function times(count: number, work: () => Promise<unknown>): Promise<void> {

@@ -19,11 +19,15 @@ async function drawBottleneck(
   title: string,
   options: ScenarioOptions,
   requests: number,
-  work: (scenario: Scenario) => Promise<unknown>,
 ): Promise<void> {
   await using scenario = await Scenario.start(options);
   const timeline = recordTimeline(scenario.hooks);
-  await scenario.requests(requests, () => work(scenario));
+  await scenario.requests(requests, (request) =>
+    times(3, async () => {
+      await scenario.ask(request);
+      await scenario.search(request);
+    }),
+  );
   timeline.stop();
   // Recorded at a hundredth of the times that real services take.
   await writeFile(`${IMAGES}/${name}.svg`, `${timeline.toSvg({ title, timeScale: 100 })}\n`);
@@ -32,31 +36,23 @@ async function drawBottleneck(
 
 const llm = { latencyMs: 60 };
 const serper = { latencyMs: 15 };
-const turn = (scenario: Scenario) => async () => {
-  await scenario.ask();
-  await scenario.search(`${Math.random()}`);
-};
-
 await drawBottleneck(
   'pool-too-small',
   'A pool that is too small: requests wait (violet), instances are all busy',
   { services: { llm, serper }, poolSize: 2 },
   6,
-  (scenario) => times(3, turn(scenario)),
 );
 await drawBottleneck(
   'rate-window',
   'A rate window that is too tight: calls wait (amber) while instances are held',
   { services: { llm, serper }, poolSize: 4, serper: { rate: [{ limit: 1, perMs: 60 }], keys: ['key-1'] } },
   4,
-  (scenario) => times(3, turn(scenario)),
 );
 await drawBottleneck(
   'service-at-limit',
   'An LLM at its batch limit: nobody waits here, and every call takes long',
   { services: { llm: { ...llm, maxNumSeqs: 1 }, serper }, poolSize: 4 },
   4,
-  (scenario) => times(3, turn(scenario)),
 );
 
 const stubs = await startStubServices({
@@ -104,7 +100,7 @@ const tabs = await Promise.all(
     return { name, tab };
   }),
 );
-await sleep(100_000);
+await sleep(Number(process.argv[2] ?? 100_000));
 for (const { name, tab } of tabs) {
   await tab.screenshot({ path: `${IMAGES}/${name}.png`, fullPage: name !== 'live-page-phone' });
 }

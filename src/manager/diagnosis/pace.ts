@@ -15,10 +15,13 @@ export interface PaceFinding {
 /** Durations of calls, as sums of their logarithms: a few long answers must not outweigh the rest. */
 interface Sums {
   readonly n: number;
+  /** Calls under way as each began, itself among them. */
+  readonly inFlight: number;
   readonly log: number;
   readonly log2: number;
 }
 
+const NONE: Sums = { n: 0, inFlight: 0, log: 0, log2: 0 };
 /** By calls under way as a call began: 1, 2 to 3, 4 to 7, and so on; the last one is open. */
 const BANDS = 16;
 /** So many times as long is worth a word; less is how services are. */
@@ -38,11 +41,11 @@ const HALF_LIFE_MS = 1_800_000;
  * How long a service takes for a call, by how many it had at once: what tells a service at its limit from one that is
  * slow, and both from one whose calls are long by nature. Calls are compared with those of the same service alone.
  *
- * Invariant: it keeps three numbers a band, however many calls there are.
+ * Invariant: it keeps four numbers a band, however many calls there are.
  */
 export class Pace {
   readonly #prefix: string;
-  readonly #memory = Array.from({ length: BANDS }, () => ({ n: 0, log: 0, log2: 0 }));
+  readonly #memory = Array.from({ length: BANDS }, () => ({ ...NONE }));
   #halvedMs: number;
 
   constructor(gate: string, nowMs: number) {
@@ -57,10 +60,12 @@ export class Pace {
     const log = Math.log(Math.max(durationMs, 0.01));
     const name = `${this.#prefix}:${band}`;
     history.add(`${name}:n`, 1);
+    history.add(`${name}:inFlight`, inFlight);
     history.add(`${name}:log`, log);
     history.add(`${name}:log2`, log * log);
     const sums = this.#memory[band]!;
     sums.n++;
+    sums.inFlight += inFlight;
     sums.log += log;
     sums.log2 += log * log;
   }
@@ -79,12 +84,12 @@ export class Pace {
     const now = together(recent.slice(main));
     const best = this.#best(main);
     if (now.n < ENOUGH || best === undefined) return undefined;
-    const ratio = Math.exp(meanOf(now) - meanOf(best.sums));
+    const ratio = Math.exp(meanOf(now) - meanOf(best));
     // Twice the calls at once may well take each a little longer, and still be more in the end. Towards a limit they
     // take twice as long.
-    const atOnce = 2 ** (main - best.band);
-    if (ratio < Math.max(AT_LIMIT, atOnce ** 0.4) || !differ(now, best.sums)) return undefined;
-    return this.#finding('at-limit', now, best.sums, main, best.band);
+    const atOnce = atOnceOf(now) / atOnceOf(best);
+    if (ratio < Math.max(AT_LIMIT, atOnce ** 0.4) || !differ(now, best)) return undefined;
+    return finding('at-limit', now, best);
   }
 
   #slower(recent: readonly Sums[], main: number): PaceFinding | undefined {
@@ -94,7 +99,7 @@ export class Pace {
       ({ now, before } = this.#nowAndBefore(recent, main - 1, main + 1));
     if (Math.min(now.n, before.n) < ENOUGH) return undefined;
     if (Math.exp(meanOf(now) - meanOf(before)) < SLOWER || !differ(now, before)) return undefined;
-    return this.#finding('slower', now, before, main, main);
+    return finding('slower', now, before);
   }
 
   /** The calls of the window in some bands, and all that are remembered from before it. */
@@ -106,36 +111,39 @@ export class Pace {
     const bands = [Math.max(0, from), to + 1] as const;
     const now = together(recent.slice(...bands));
     const all = together(this.#memory.slice(...bands));
-    return { now, before: { n: all.n - now.n, log: all.log - now.log, log2: all.log2 - now.log2 } };
+    return {
+      now,
+      before: {
+        n: all.n - now.n,
+        inFlight: all.inFlight - now.inFlight,
+        log: all.log - now.log,
+        log2: all.log2 - now.log2,
+      },
+    };
   }
 
   /** The most calls at once, below this band, with which the service was as fast as with the fewest. */
-  #best(main: number): { readonly band: number; readonly sums: Sums } | undefined {
-    let best: { readonly band: number; readonly sums: Sums } | undefined;
+  #best(main: number): Sums | undefined {
+    let best: Sums | undefined;
     let few = NONE;
     for (let band = 0; band < main; band++) {
       const sums = this.#memory[band]!;
       few = best === undefined ? together([few, sums]) : sums;
       if (few.n < ENOUGH_AT_BEST) continue;
-      if (best !== undefined && meanOf(few) > meanOf(best.sums) + Math.log(1.25)) break;
-      best = { band, sums: few };
+      if (best !== undefined && meanOf(few) > meanOf(best) + Math.log(1.25)) break;
+      best = few;
     }
     return best;
   }
 
-  #finding(kind: PaceFinding['kind'], now: Sums, best: Sums, band: number, bestBand: number): PaceFinding {
-    return {
-      kind,
-      callMs: Math.exp(meanOf(now)),
-      bestMs: Math.exp(meanOf(best)),
-      inFlight: middleOf(band),
-      inFlightAtBest: middleOf(bestBand),
-    };
-  }
-
   #recent(span: Span, band: number): Sums {
     const name = `${this.#prefix}:${band}`;
-    return { n: span.sum(`${name}:n`), log: span.sum(`${name}:log`), log2: span.sum(`${name}:log2`) };
+    return {
+      n: span.sum(`${name}:n`),
+      inFlight: span.sum(`${name}:inFlight`),
+      log: span.sum(`${name}:log`),
+      log2: span.sum(`${name}:log2`),
+    };
   }
 
   #fade(nowMs: number): void {
@@ -143,17 +151,33 @@ export class Pace {
     this.#halvedMs = nowMs;
     for (const sums of this.#memory) {
       sums.n /= 2;
+      sums.inFlight /= 2;
       sums.log /= 2;
       sums.log2 /= 2;
     }
   }
 }
 
-const NONE: Sums = { n: 0, log: 0, log2: 0 };
 const together = (parts: readonly Sums[]): Sums =>
-  parts.reduce((a, b) => ({ n: a.n + b.n, log: a.log + b.log, log2: a.log2 + b.log2 }), NONE);
+  parts.reduce(
+    (a, b) => ({
+      n: a.n + b.n,
+      inFlight: a.inFlight + b.inFlight,
+      log: a.log + b.log,
+      log2: a.log2 + b.log2,
+    }),
+    NONE,
+  );
 const meanOf = ({ n, log }: Sums): number => log / n;
-const middleOf = (band: number): number => Math.round(1.5 * 2 ** band - 0.5);
+const atOnceOf = ({ n, inFlight }: Sums): number => inFlight / n;
+
+const finding = (kind: PaceFinding['kind'], now: Sums, best: Sums): PaceFinding => ({
+  kind,
+  callMs: Math.exp(meanOf(now)),
+  bestMs: Math.exp(meanOf(best)),
+  inFlight: Math.round(atOnceOf(now)),
+  inFlightAtBest: Math.round(atOnceOf(best)),
+});
 
 /** Whether two means are further apart than chance puts them (Welch's test, with one variance for both). */
 function differ(a: Sums, b: Sums): boolean {
