@@ -127,16 +127,18 @@ export class TightServices implements AsyncDisposable {
   }
 
   /**
-   * What the services counted themselves; starts within their own window of a second.
+   * What the services counted themselves. Starts within their own window of a second: as they were `seen`, as they `left`
+   * here, and as they `arrived`, with what the network did to them taken off.
    *
-   * With gates: calls that left a gate's window apart arrive closer together by what the second travelled faster. The
-   * gate's window is longer by `slackMs`, which is enough unless the machine stands still for a moment. Then arrivals are
-   * counted within a window that is shorter by what the longest journey took too long. Departures never need that.
+   * For calls that left a gate's window apart arrive closer together by what the second travelled faster. The gate's window
+   * is longer by `slackMs`, which is enough unless the machine stands still for a moment. `arrived` counts within a window
+   * that is shorter by what the longest journey took too long.
    */
   counts(slackMs = Number.POSITIVE_INFINITY) {
     const { llm, serper, jina, e2b } = this.#stubs;
     const windowMs = SECOND_MS * this.#timeScale;
     const creations = e2b.calls.filter(({ route }) => route === CREATE);
+    const programs = e2b.calls.filter(({ route }) => route === EXECUTE);
     const arrivedWithinMs = (calls: readonly StubCall[]): number =>
       Math.max(1, windowMs - Math.max(0, longestTransitMs(calls) + STAMP_MS - slackMs));
     const searched = SERPER_KEYS.map((key) => serper.calls.filter((call) => call.key === key));
@@ -148,6 +150,7 @@ export class TightServices implements AsyncDisposable {
       },
       serper: {
         calls: serper.stats().calls,
+        seen: SERPER_KEYS.map((key) => serper.peakStartsPer(windowMs, { key })),
         arrived: SERPER_KEYS.map((key) => serper.peakStartsPer(arrivedWithinMs(serper.calls), { key })),
         left: searched.map((calls) => peakDeparturesPer(windowMs, calls)),
         refused: serper.stats().statuses[429] ?? 0,
@@ -156,9 +159,12 @@ export class TightServices implements AsyncDisposable {
       jina: { calls: jina.stats().calls, refused: jina.stats().statuses[429] ?? 0 },
       e2b: {
         creations: creations.length,
+        seen: e2b.peakStartsPer(windowMs, { route: CREATE }),
         arrived: e2b.peakStartsPer(arrivedWithinMs(creations), { route: CREATE }),
         left: peakDeparturesPer(windowMs, creations),
         sandboxes: e2b.peakSandboxes,
+        /** Milliseconds that sandboxes lived, all together, at the pace of real services. */
+        livedMs: sumOf(programs.map((call) => CREATE_MS + RUN_MS(call))),
         survivors: e2b.sandboxes.length,
         refused: e2b.stats().statuses[429] ?? 0,
         longestTransitMs: longestTransitMs(creations),
@@ -171,11 +177,13 @@ export class TightServices implements AsyncDisposable {
     return this.#stubs.stop();
   }
 
-  /** The first call of a client is slow to leave: it loads code and opens a connection. It is not counted. */
+  /** First calls are slow to leave: code is loaded, and connections are opened. They are not counted. */
   async #warmUp(): Promise<void> {
-    await Promise.all([
-      this.complete([{ role: 'user', content: 'warm-up' }], []),
-      this.search('warm-up'),
+    const times = <R>(count: number, call: () => Promise<R>): readonly Promise<R>[] =>
+      Array.from({ length: count }, call);
+    await Promise.all<unknown>([
+      ...times(LIMITS.llmAtOnce, () => this.complete([{ role: 'user', content: 'warm-up' }], [])),
+      ...times(LIMITS.searchesPerSecond * SERPER_KEYS.length, () => this.search('warm-up')),
       this.run('warm-up'),
     ]);
     await sleep(SECOND_MS * this.#timeScale);
@@ -191,6 +199,8 @@ async function bodyOf(response: Response): Promise<unknown> {
 }
 
 const leftAtMs = ({ headers, startedAtMs }: StubCall): number => Number(headers[LEFT_AT] ?? startedAtMs);
+
+const sumOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
 
 /** The longest that a call took from leaving to arriving. */
 const longestTransitMs = (calls: readonly StubCall[]): number =>
