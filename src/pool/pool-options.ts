@@ -84,7 +84,10 @@ export interface PipelinePoolOptions<T> {
   readonly maxLeaseMs?: number;
   /** Milliseconds after which a lease still held is reported with the stack of its `acquire`. @default none */
   readonly leakWarningMs?: number;
-  /** Requests that may wait; the next is turned away with `QueueFullError`. @default none */
+  /**
+   * Requests that may wait beyond those for whom an instance is on its way or can be made; the next is turned away with
+   * `QueueFullError`. @default none
+   */
   readonly maxQueue?: number;
   /** Creations under way at once. @default as many as `size` allows */
   readonly createConcurrency?: number;
