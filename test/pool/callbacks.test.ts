@@ -40,6 +40,21 @@ describe('validate', () => {
     expect(validate).toHaveBeenCalledTimes(1);
   });
 
+  it('is not asked of an instance that has just been reset, however long that took', async () => {
+    const validate = vi.fn(() => true);
+    const { pool } = poolOf({
+      validate,
+      validateAfterIdleMs: 100,
+      reset: () => new Promise((resolve) => setTimeout(resolve, 1_000)),
+    });
+    const lease = await pool.acquire();
+    const next = pool.acquire();
+    void lease.release();
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect((await next).isHeld).toBe(true);
+    expect(validate).toHaveBeenCalledTimes(0);
+  });
+
   it('is asked every time with 0, but not of a new instance', async () => {
     const validate = vi.fn(() => true);
     const { pool } = poolOf({ validate, validateAfterIdleMs: 0 });

@@ -164,6 +164,21 @@ describe('close', () => {
     expect(workshop.destroyed).toEqual([1, 2]);
   });
 
+  it('tells a creation that nobody wants it, also one that is only about to begin', async () => {
+    const workshop = new HandMade();
+    const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
+    let closed: Promise<void> | undefined;
+    pool.hooks.on('instance:creating', () => {
+      closed = pool.close();
+    });
+    const given = pool.acquire();
+    await expect(given).rejects.toBeInstanceOf(PoolClosedError);
+    expect(workshop.orders[0]!.context.signal.reason).toBeInstanceOf(PoolClosedError);
+    workshop.finish();
+    await closed;
+    expect(workshop.alive).toBe(0);
+  });
+
   it('cancels a drain: it settles when the holders are gone', async () => {
     const { pool } = poolOf(1);
     await pool.acquire();
