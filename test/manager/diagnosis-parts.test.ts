@@ -1,7 +1,12 @@
 import { performance } from 'node:perf_hooks';
-import { ConcurrencyLimiter, LifecycleHooks, PipelineManager, PipelinePool } from 'pipeline-pool';
+import {
+  ConcurrencyLimiter,
+  LifecycleHooks,
+  PipelineManager,
+  PipelinePool,
+  ServiceGate,
+} from 'pipeline-pool';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ServiceGate } from '../../src/gate/service-gate.js';
 import { Extreme } from '../../src/manager/diagnosis/extreme.js';
 import { History } from '../../src/manager/diagnosis/history.js';
 import { type MachineFigures, ProcessMachine } from '../../src/manager/diagnosis/machine.js';

@@ -1,7 +1,12 @@
-import { ConcurrencyLimiter, LifecycleHooks, PipelineManager, PipelinePool } from 'pipeline-pool';
+import {
+  ConcurrencyLimiter,
+  LifecycleHooks,
+  PipelineManager,
+  PipelinePool,
+  ServiceGate,
+  type ServiceGateOptions,
+} from 'pipeline-pool';
 import { type StubServices, type StubServicesOptions, startStubServices } from 'pipeline-pool/testing';
-import type { ServiceGateOptions } from '../../src/gate/gate-options.js';
-import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { Machine, MachineFigures } from '../../src/manager/diagnosis/machine.js';
 import { Recorder } from '../../src/manager/diagnosis/recorder.js';
 import { type Diagnosis, diagnose } from '../../src/manager/diagnosis.js';

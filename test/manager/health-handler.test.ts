@@ -5,9 +5,8 @@ import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import express from 'express';
 import fastify from 'fastify';
 import { Hono } from 'hono';
-import { createPipelineManager, type Health, type PipelineManager } from 'pipeline-pool';
+import { createPipelineManager, type Health, healthHandler, type PipelineManager } from 'pipeline-pool';
 import { afterEach, describe, expect, it } from 'vitest';
-import { healthHandler } from '../../src/manager/health-handler.js';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {

@@ -4,10 +4,10 @@ import {
   LifecycleHooks,
   PipelineManager,
   PipelinePool,
+  ServiceGate,
 } from 'pipeline-pool';
 import { ScriptedFactory } from 'pipeline-pool/testing';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ServiceGate } from '../../src/gate/service-gate.js';
 import { type HealthFigures, healthOf } from '../../src/manager/health.js';
 
 const gate = (name: string) => new ServiceGate({ name, keys: ['key-one'] });

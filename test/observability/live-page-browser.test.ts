@@ -4,13 +4,15 @@ import type { AddressInfo } from 'node:net';
 import {
   ConcurrencyLimiter,
   LifecycleHooks,
+  type LivePage,
+  type LivePageOptions,
+  livePage,
   PipelineManager,
   PipelinePool,
   ServiceGate,
 } from 'pipeline-pool';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { type LivePage, type LivePageOptions, livePage } from '../../src/observability/live-page.js';
 import { CHROMIUM, FLAGS } from './chromium.js';
 
 const isThere = existsSync(CHROMIUM);

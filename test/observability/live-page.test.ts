@@ -9,13 +9,15 @@ import { Hono } from 'hono';
 import {
   ConcurrencyLimiter,
   LifecycleHooks,
+  type LivePage,
+  type LivePageOptions,
+  livePage,
   PipelineManager,
   PipelinePool,
   type PipelinePoolOptions,
   ServiceGate,
 } from 'pipeline-pool';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { type LivePage, type LivePageOptions, livePage } from '../../src/observability/live-page.js';
 import type { LiveState } from '../../src/observability/live-page-state.js';
 
 const closers: (() => unknown)[] = [];
