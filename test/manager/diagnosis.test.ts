@@ -73,10 +73,10 @@ describe('diagnose, against real services', () => {
   it('names an LLM that has more calls at once than its batch holds', async () => {
     const { message, evidence, remedy } = await only(
       'service-at-limit of llm',
-      { services: { llm: { latencyMs: 60, maxNumSeqs: 4 } } },
+      { services: { llm: { latencyMs: 120, maxNumSeqs: 4 } } },
       async (scenario) => {
         await scenario.requests(2, () => times(6, () => scenario.ask()));
-        await scenario.requests(16, () => times(4, () => scenario.ask()));
+        await scenario.requests(16, () => times(3, () => scenario.ask()));
       },
     );
     expect(message).toMatch(/^llm is at its limit: a call takes/);
@@ -241,10 +241,10 @@ describe('diagnose, against real services', () => {
       'rate-window of serper',
       {
         services: { serper: { latencyMs: 5 } },
-        serper: { rate: [{ limit: 2, perMs: 100 }] },
+        serper: { rate: [{ limit: 1, perMs: 150 }] },
         poolSize: 3,
       },
-      (scenario) => scenario.requests(12, () => scenario.search()),
+      (scenario) => scenario.requests(10, () => scenario.search()),
     );
   });
 });
