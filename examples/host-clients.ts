@@ -66,18 +66,14 @@ export async function connectClients(env: NodeJS.ProcessEnv) {
 
     /** Runs a program in a sandbox of its own, which does not outlive the call. */
     async runPython(code: string, taskId: string, { key, signal }: Attempt): Promise<string> {
-      const sandbox = await Sandbox.create({
-        ...e2bUrls,
-        apiKey: key,
-        retries: 0,
-        signal,
-        metadata: { taskId },
-      });
+      // Without the signal: a creation that is cut off may leave a sandbox behind that nobody knows of.
+      const sandbox = await Sandbox.create({ ...e2bUrls, apiKey: key, retries: 0, metadata: { taskId } });
       const end = (): Promise<unknown> =>
         sandbox.kill().catch((error: unknown) => console.warn(`A sandbox is left to its timeout: ${error}`));
       // `runCode` takes no signal, but it ends with its sandbox.
       signal.addEventListener('abort', end, { once: true });
       try {
+        signal.throwIfAborted();
         const { logs, error } = await sandbox.runCode(code);
         return error === undefined ? logs.stdout.join('') : error.traceback;
       } catch (error) {

@@ -69,8 +69,10 @@ export async function connectServices(env: NodeJS.ProcessEnv, timeScale: number)
 
     async runPython(code, signal) {
       const where = E2B_API_KEY === undefined ? stubs.e2b.connection : { apiKey: E2B_API_KEY };
-      const sandbox = await Sandbox.create({ ...where, retries: 0, signal });
+      // Without the signal: a creation that is cut off may leave a sandbox behind that nobody knows of.
+      const sandbox = await Sandbox.create({ ...where, retries: 0 });
       try {
+        signal?.throwIfAborted();
         const { text, logs } = await sandbox.runCode(code);
         return text ?? logs.stdout.join('');
       } finally {

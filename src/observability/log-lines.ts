@@ -110,6 +110,7 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: LogLine<E> } = {
   },
   'request:rejected': {
     level: 'warn',
+    levelOf: ({ outcome }) => (outcome === 'aborted' ? 'debug' : 'warn'),
     text: (p) =>
       `Request of ${task(p)} rejected after ${shownDuration(p.queuedMs)}: ${p.outcome}: ${why(p.error)}`,
   },
