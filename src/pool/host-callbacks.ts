@@ -72,6 +72,12 @@ function taskContext<T>(
   options: LeaseOptions | undefined,
   signal: AbortSignal,
 ): TaskContext {
-  const taskId = options?.taskId;
-  return taskId === undefined ? { instanceId, signal } : { instanceId, taskId, signal };
+  const { taskId, requestId, tenant } = options ?? {};
+  return {
+    instanceId,
+    signal,
+    ...(taskId === undefined ? {} : { taskId }),
+    ...(requestId === undefined ? {} : { requestId }),
+    ...(tenant === undefined ? {} : { tenant }),
+  };
 }

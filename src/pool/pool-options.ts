@@ -21,6 +21,8 @@ export interface InstanceContext {
 /** Which task `prepare` and `reset` are called for. */
 export interface TaskContext extends InstanceContext {
   readonly taskId?: string;
+  readonly requestId?: string;
+  readonly tenant?: string;
 }
 
 /** Why `destroy` is called. */

@@ -11,6 +11,7 @@ import {
   type PipelinePoolOptions,
   PRESETS,
   RequestTimeoutError,
+  type TaskContext,
 } from 'pipeline-pool';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
@@ -154,6 +155,19 @@ describe('PipelineManager.run', () => {
       ['a', 'b', 'c'].map((id) => setup.manager.run(id, ({ instanceId }) => void seen.push(instanceId))),
     );
     expect(seen).toEqual([1, 1, 1]);
+  });
+
+  it('tells prepare and reset whose request they serve', async () => {
+    const told: object[] = [];
+    const note = (_: unknown, { taskId, requestId, tenant }: TaskContext) =>
+      void told.push({ taskId, requestId, tenant });
+    const setup = build({ prepare: note, reset: note });
+    const requestId = await setup.manager.run('t1', (request) => request.requestId, { tenant: 'a' });
+    await settled();
+    expect(told).toEqual([
+      { taskId: 't1', requestId, tenant: 'a' },
+      { taskId: 't1', requestId, tenant: 'a' },
+    ]);
   });
 
   it('rejects a wrong task, work or option, naming it', async () => {
