@@ -1,4 +1,3 @@
-import type { Channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'eventemitter3';
 import { refusal } from '../internal/validate.js';
 import { channels } from './diagnostics.js';
@@ -60,11 +59,11 @@ export class LifecycleHooks {
   }
 
   /**
-   * Whether somebody might be told of the event of this channel. Cheaper than `hears`, for paths where a look-up by name
-   * is felt: it knows only whether there are listeners at all.
+   * Whether any event has a listener. For paths where a look-up by name is felt: `hasListeners || channel.hasSubscribers`
+   * is cheaper than `hears`, and true wherever `hears` is.
    */
-  mayHear(channel: Channel): boolean {
-    return this.#listeners !== 0 || channel.hasSubscribers;
+  get hasListeners(): boolean {
+    return this.#listeners !== 0;
   }
 
   /** Whether anybody would be told of this event: ask before making its payload. */

@@ -1,10 +1,6 @@
 import { LifecycleHooks } from './lifecycle-hooks.js';
 
 class SilentHooks extends LifecycleHooks {
-  override mayHear(): boolean {
-    return false;
-  }
-
   override hears(): boolean {
     return false;
   }

@@ -12,16 +12,30 @@ export const nowMs = (): number => performance.now();
 const afterThisTurn = setImmediate;
 
 let turn = 0;
+let wholeTurn = 0;
 let turnIsRead = false;
 const endTurn = (): void => {
   turnIsRead = false;
 };
 
-/** Milliseconds on the monotonic clock, as they stood when this turn of the event loop first asked. */
-export const turnMs = (): number => {
-  if (turnIsRead) return turn;
+const readTurn = (): void => {
   turnIsRead = true;
   turn = performance.now();
+  wholeTurn = turn | 0;
   afterThisTurn(endTurn);
+};
+
+/** Milliseconds on the monotonic clock, as they stood when this turn of the event loop first asked. */
+export const turnMs = (): number => {
+  if (!turnIsRead) readTurn();
   return turn;
+};
+
+/**
+ * `turnMs` in whole milliseconds, as a 32-bit integer: V8 keeps those without an object of their own. It wraps around
+ * after 24.8 days; differences, taken with `| 0`, survive that.
+ */
+export const wholeTurnMs = (): number => {
+  if (!turnIsRead) readTurn();
+  return wholeTurn;
 };

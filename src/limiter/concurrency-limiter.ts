@@ -1,4 +1,3 @@
-import { AsyncLocalStorage } from 'node:async_hooks';
 import { AcquireTimeoutError, DrainTimeoutError, LimiterClosedError, NestedAcquireError } from '../errors.js';
 import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
@@ -22,7 +21,7 @@ import {
 } from './limiter-options.js';
 import { LimiterPermit, type PermitExtras, type PermitIssuer } from './permit.js';
 import { figuresOf, reasonOf, tellPermit, tellRejected, tellWaiting } from './permit-events.js';
-import { runUnder, type Work } from './run-under.js';
+import { Runner, type Work } from './runner.js';
 import { WaitingRoom } from './waiting-room.js';
 
 const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
@@ -48,12 +47,15 @@ export class ConcurrencyLimiter implements Limiter {
   readonly name: string;
   readonly hooks: LifecycleHooks;
   readonly #waiting: WaitingRoom;
-  readonly #nesting: AsyncLocalStorage<LimiterPermit> | undefined;
+  readonly #runner: Runner;
   readonly #adaptive: AdaptiveLimit | undefined;
   readonly #undrive: (() => void) | undefined;
   readonly #drainRate = new DrainRate();
   readonly #issuer: PermitIssuer = {
-    takeBack: (permit, outcome) => this.#takeBack(permit, outcome),
+    takeBack: (permit, outcome) => {
+      if (outcome === 'ok' && this.#adaptive === undefined) this.#free(permit, outcome);
+      else this.#takeBack(permit, outcome);
+    },
     abandon: (permit, reason) => this.#giveUp(permit, 'aborted', reason),
   };
   #maxConcurrent: number;
@@ -63,8 +65,10 @@ export class ConcurrencyLimiter implements Limiter {
   #paused = false;
   /** Whether a light newcomer gets in at once. While not, a release has to hand over, and the drain rate is measured. */
   #hasRoom = true;
+  /** Whether anybody may wait who sets no bounds to it. */
+  #refusesNobody: boolean;
   #state: 'open' | 'draining' | 'closed' = 'open';
-  #idleListeners: (() => void)[] = [];
+  readonly #idleListeners: (() => void)[] = [];
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(given: ConcurrencyLimiterOptions) {
@@ -72,12 +76,13 @@ export class ConcurrencyLimiter implements Limiter {
     const { adaptive } = given;
     this.name = given.name ?? 'limiter';
     this.hooks = given.hooks ?? new LifecycleHooks();
-    this.#nesting = given.detectNested === true ? new AsyncLocalStorage() : undefined;
+    this.#runner = new Runner(given.detectNested === true);
     this.#adaptive = adaptive;
     this.#maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
     this.#waiting = new WaitingRoom(this, given, this.#drainRate, (permit) => {
       this.#giveUp(permit, 'timeout', undefined);
     });
+    this.#refusesNobody = this.#waiting.isUnbounded && given.detectNested !== true;
     this.#undrive = adaptive?.drive(this);
   }
 
@@ -91,6 +96,7 @@ export class ConcurrencyLimiter implements Limiter {
     this.#maxConcurrent = wholeNumber('maxConcurrent', value);
     if (value === previous) return;
     this.#admit();
+    if (this.#active >= value) this.#fill();
     if (this.hooks.hears('limit:changed')) {
       this.hooks.emit('limit:changed', { source: this.name, previous, maxConcurrent: value });
     }
@@ -151,10 +157,10 @@ export class ConcurrencyLimiter implements Limiter {
    * `options.signal` ends the waiting; `fn` gets it and has to heed it itself.
    */
   run<R>(fn: Work<R>, options?: AcquireOptions): Promise<R> {
-    if (typeof fn !== 'function') return Promise.reject(new TypeError(refusal('fn', 'a function', fn)));
-    if (options === undefined && this.#hasRoom) return runUnder(this.#take(1, undefined), fn, this.#nesting);
+    if (typeof fn !== 'function') return Promise.reject(notAFunction(fn));
+    if (options === undefined && this.#hasRoom) return this.#runner.run(this.#take(1, undefined), fn);
     const permit = this.#request(options, fn);
-    if (permit instanceof LimiterPermit) return runUnder(permit, fn, this.#nesting);
+    if (permit instanceof LimiterPermit) return this.#runner.run(permit, fn);
     return permit.then(this.#begin) as Promise<R>;
   }
 
@@ -184,6 +190,7 @@ export class ConcurrencyLimiter implements Limiter {
   resume(): void {
     this.#paused = false;
     this.#admit();
+    if (!this.#hasRoom) this.#fill();
   }
 
   /** Settles when nothing is held and nobody waits. */
@@ -205,7 +212,7 @@ export class ConcurrencyLimiter implements Limiter {
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
     if (!drain) this.#turnAllAway();
     else if (this.#state === 'open') {
-      this.#state = 'draining';
+      this.#shut('draining');
       // A paused limiter would never empty.
       this.resume();
     }
@@ -229,14 +236,14 @@ export class ConcurrencyLimiter implements Limiter {
   #take(weight: number, extras: PermitExtras | undefined): LimiterPermit {
     const permit = new LimiterPermit(this.#issuer, weight, 'held', extras);
     this.#count(permit);
-    if (this.hooks.mayHear(ACQUIRED)) tellPermit(this, 'permit:acquired', permit);
+    if (this.#active >= this.#maxConcurrent) this.#fill();
+    if (this.hooks.hasListeners || ACQUIRED.hasSubscribers) tellPermit(this, 'permit:acquired', permit);
     return permit;
   }
 
   #count(permit: LimiterPermit): void {
     this.#active += permit.weight;
     this.#acquired++;
-    if (this.#active >= this.#maxConcurrent) this.#fill();
     if (this.#adaptive !== undefined) this.#stamp(permit, this.#adaptive);
   }
 
@@ -255,7 +262,7 @@ export class ConcurrencyLimiter implements Limiter {
   readonly #begin = (permit: LimiterPermit): Promise<unknown> => {
     const work = permit.work as Work<unknown>;
     permit.work = undefined;
-    return runUnder(permit, work, this.#nesting);
+    return this.#runner.run(permit, work);
   };
 
   /** Any request: a permit where one is free, else the promise of one. */
@@ -263,9 +270,11 @@ export class ConcurrencyLimiter implements Limiter {
     options: AcquireOptions | undefined,
     work: LimiterPermit['work'],
   ): LimiterPermit | Promise<LimiterPermit> {
-    if (options === undefined) {
-      return this.#isFree(1, 0) ? this.#take(1, undefined) : this.#wait(1, undefined, work);
-    }
+    if (options !== undefined) return this.#requestWith(options, work);
+    return this.#isFree(1, 0) ? this.#take(1, undefined) : this.#wait(1, undefined, work);
+  }
+
+  #requestWith(options: AcquireOptions, work: LimiterPermit['work']): LimiterPermit | Promise<LimiterPermit> {
     try {
       checkAcquireOptions(options, this.#maxConcurrent);
     } catch (error) {
@@ -283,20 +292,21 @@ export class ConcurrencyLimiter implements Limiter {
     extras: PermitExtras | undefined,
     work: LimiterPermit['work'],
   ): Promise<LimiterPermit> {
-    const objection = this.#objection() ?? this.#waiting.objection(weight, extras?.timeoutMs);
-    if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
-
+    if (extras !== undefined || !this.#refusesNobody) {
+      const objection = this.#objection() ?? this.#waiting.objection(weight, extras?.timeoutMs);
+      if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
+    }
     const permit = new LimiterPermit(this.#issuer, weight, 'waiting', extras);
     permit.work = work;
     const granted = this.#waiting.enter(permit);
-    this.#fill();
+    if (this.#hasRoom) this.#fill();
     return tellWaiting(this, permit, granted);
   }
 
   /** Why nobody, or not this caller, may wait. */
   #objection(): LimiterClosedError | NestedAcquireError | undefined {
     if (this.#state !== 'open') return new LimiterClosedError(this.name);
-    return this.#nesting?.getStore()?.state === 'held' ? new NestedAcquireError(this.name) : undefined;
+    return this.#runner.isInside ? new NestedAcquireError(this.name) : undefined;
   }
 
   #refuse(reason: PermitRejection, error: unknown, options: AcquireOptions | undefined): Promise<never> {
@@ -308,24 +318,32 @@ export class ConcurrencyLimiter implements Limiter {
   /** Hands permits to the waiting, in order, as far as they reach. */
   #admit(): void {
     const waiting = this.#waiting;
-    for (let next = waiting.next; next !== undefined && this.#fits(next.weight); next = waiting.next) {
-      const signal = next.extras?.signal;
-      if (signal?.aborted) {
-        // Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same.
-        waiting.remove(next);
-        this.#rejected++;
-        next.fail('aborted', signal.reason);
-      } else {
-        waiting.shift();
+    let { next } = waiting;
+    while (next !== undefined && this.#fits(next.weight)) {
+      if (next.extras?.signal?.aborted) this.#passOver(next, next.extras.signal);
+      else {
+        waiting.take(next);
         next.grant();
         this.#count(next);
       }
+      next = waiting.next;
     }
-    if (this.#isFree(1)) {
-      this.#hasRoom = true;
-      this.#drainRate.end();
-    } else this.#fill();
-    if (this.#active === 0 && this.#waiting.size === 0 && this.#idleListeners.length > 0) this.#tellIdle();
+    if (next === undefined && this.#active < this.#maxConcurrent) this.#relax();
+  }
+
+  /** Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same. */
+  #passOver(permit: LimiterPermit, signal: AbortSignal): void {
+    this.#waiting.remove(permit);
+    this.#rejected++;
+    permit.fail('aborted', signal.reason);
+  }
+
+  /** Nobody waits, and there is room, unless it may not be given. */
+  #relax(): void {
+    if (this.#active === 0) this.#tellIdle();
+    if (this.#paused || this.#state !== 'open') return;
+    this.#hasRoom = true;
+    this.#drainRate.end();
   }
 
   /** A waiter leaves with nothing: whoever could go on without it does. */
@@ -337,9 +355,17 @@ export class ConcurrencyLimiter implements Limiter {
     this.#admit();
   }
 
+  #shut(state: 'draining' | 'closed'): void {
+    this.#state = state;
+    this.#hasRoom = false;
+    this.#refusesNobody = false;
+  }
+
   #turnAllAway(): void {
-    this.#state = 'closed';
-    for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
+    this.#shut('closed');
+    const waiting = this.#waiting;
+    for (let { next } = waiting; next !== undefined; next = waiting.next) {
+      waiting.take(next);
       this.#rejected++;
       next.fail('closed', new LimiterClosedError(this.name));
     }
@@ -347,13 +373,15 @@ export class ConcurrencyLimiter implements Limiter {
     this.#undrive?.();
   }
 
+  /** Learns from the outcome before the permit is freed: the next waiter is let in under the new limit. */
   #takeBack(permit: LimiterPermit, outcome: PermitOutcome): void {
-    if (this.#adaptive === undefined) {
-      this.#free(permit, outcome);
-      return;
+    if (outcome !== 'dropped' && outcome !== 'ignored' && outcome !== 'ok') {
+      // A misspelt outcome must not cost the permit.
+      this.#takeBack(permit, 'ignored');
+      throw new TypeError(refusal('outcome', '"ok", "dropped" or "ignored"', outcome));
     }
     try {
-      this.#sample(permit, outcome, this.#adaptive);
+      if (this.#adaptive !== undefined) this.#sample(permit, outcome, this.#adaptive);
     } finally {
       this.#free(permit, outcome);
     }
@@ -364,8 +392,9 @@ export class ConcurrencyLimiter implements Limiter {
     if (!this.#hasRoom) {
       this.#drainRate.note(permit.weight);
       this.#admit();
-    } else if (this.#idleListeners.length > 0) this.#admit();
-    if (this.hooks.mayHear(RELEASED)) tellPermit(this, 'permit:released', permit, outcome);
+    } else if (this.#active === 0) this.#tellIdle();
+    if (this.hooks.hasListeners || RELEASED.hasSubscribers)
+      tellPermit(this, 'permit:released', permit, outcome);
   }
 
   #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {
@@ -373,8 +402,9 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   #tellIdle(): void {
-    const listeners = this.#idleListeners;
-    this.#idleListeners = [];
-    for (const resolve of listeners) resolve();
+    if (this.#idleListeners.length === 0) return;
+    for (const resolve of this.#idleListeners.splice(0)) resolve();
   }
 }
+
+const notAFunction = (fn: unknown): TypeError => new TypeError(refusal('fn', 'a function', fn));

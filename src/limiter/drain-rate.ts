@@ -31,17 +31,24 @@ export class DrainRate {
   /** A permit of this weight came back. Does nothing unless the limit was reached. */
   note(weight: number): void {
     if (!this.#saturated) return;
+    this.#weight += weight;
+    this.#releases++;
     const now = turnMs();
+    if (now !== this.#lastMs) this.#advance(now);
+  }
+
+  /** Time has passed since the last release. (In one turn none does, and most releases share their turn with others.) */
+  #advance(now: number): void {
     const gap = now - this.#lastMs;
     this.#lastMs = now;
     this.#elapsedMs += gap;
     this.#squares += gap * gap;
-    this.#weight += weight;
-    if (++this.#releases < MEMORY) return;
-    this.#releases /= 2;
-    this.#weight /= 2;
-    this.#elapsedMs /= 2;
-    this.#squares /= 2;
+    while (this.#releases >= MEMORY) {
+      this.#releases /= 2;
+      this.#weight /= 2;
+      this.#elapsedMs /= 2;
+      this.#squares /= 2;
+    }
   }
 
   /** The limit is no longer reached. */

@@ -1,6 +1,5 @@
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort-watch.js';
-import { refusal } from '../internal/validate.js';
 import type { AcquireOptions, Permit, RunContext } from './limiter.js';
 import type { Lane, QueueNode } from './wait-queue.js';
 
@@ -29,19 +28,20 @@ export interface PermitIssuer {
  *        └──► aborted, timed out, turned away
  */
 export class LimiterPermit implements Permit, QueueNode, AbortWatcher {
-  readonly weight: number;
-  /** @internal */ state: PermitState;
+  // Declared only: a field that is initialised here and set in the constructor would be written twice.
+  declare readonly weight: number;
+  /** @internal */ declare state: PermitState;
   /** @internal While waiting the moment it was queued, then the milliseconds waited. */
-  clockMs: number;
-  /** @internal */ readonly issuer: PermitIssuer;
-  /** @internal */ extras: PermitExtras | undefined;
+  declare clockMs: number;
+  /** @internal */ declare readonly issuer: PermitIssuer;
+  /** @internal */ declare extras: PermitExtras | undefined;
   /** @internal What `run` will run. */
-  work: ((context: RunContext) => unknown) | undefined;
+  declare work: ((context: RunContext) => unknown) | undefined;
   /** @internal Settles the promise of `acquire`; a rejected promise fails it, which spares a second function. */
-  settle: ((answer: LimiterPermit | Promise<never>) => void) | undefined;
-  /** @internal */ lane: Lane | undefined;
-  /** @internal */ before: QueueNode | undefined;
-  /** @internal */ after: QueueNode | undefined;
+  declare settle: ((answer: LimiterPermit | Promise<never>) => void) | undefined;
+  /** @internal */ declare lane: Lane | undefined;
+  /** @internal */ declare before: QueueNode | undefined;
+  /** @internal */ declare after: QueueNode | undefined;
 
   constructor(issuer: PermitIssuer, weight: number, state: PermitState, extras: PermitExtras | undefined) {
     this.weight = weight;
@@ -63,13 +63,7 @@ export class LimiterPermit implements Permit, QueueNode, AbortWatcher {
   release(outcome: PermitOutcome = 'ok'): void {
     if (this.state !== 'held') return;
     this.state = 'released';
-    if (outcome === 'ok' || outcome === 'dropped' || outcome === 'ignored') {
-      this.issuer.takeBack(this, outcome);
-      return;
-    }
-    // A misspelt outcome must not cost the permit.
-    this.issuer.takeBack(this, 'ignored');
-    throw new TypeError(refusal('outcome', '"ok", "dropped" or "ignored"', outcome));
+    this.issuer.takeBack(this, outcome);
   }
 
   [Symbol.dispose](): void {

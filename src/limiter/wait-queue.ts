@@ -44,8 +44,7 @@ class Level {
 
   constructor(readonly priority: number) {}
 
-  laneOf(tenant: string | undefined): Lane {
-    if (tenant === undefined) return this.plain;
+  laneOf(tenant: string): Lane {
     let lane = this.tenants.get(tenant);
     if (lane === undefined) {
       lane = new Lane(this, tenant);
@@ -104,7 +103,7 @@ export class WaitQueue<W extends QueueNode> {
   push(waiter: W, priority = 0, tenant?: string): void {
     const top = this.#top;
     const level = top !== undefined && top.priority === priority ? top : this.#levelOf(priority);
-    const lane = level.laneOf(tenant);
+    const lane = tenant === undefined ? level.plain : level.laneOf(tenant);
     const { tail } = lane;
     waiter.lane = lane;
     if (tail === undefined) {
@@ -125,23 +124,26 @@ export class WaitQueue<W extends QueueNode> {
 
   /** Takes out who is next; the turn passes to the next tenant. */
   shift(): W | undefined {
-    const top = this.#top;
-    const lane = top?.turn;
-    if (top === undefined || lane === undefined) return undefined;
-    const waiter = lane.head as W;
-    const { after } = waiter;
-    top.turn = lane.following;
+    const next = this.peek();
+    if (next !== undefined) this.take(next);
+    return next;
+  }
+
+  /** Takes out who is next, as `peek` has just told. */
+  take(next: W): void {
+    const lane = next.lane as Lane;
+    const { after } = next;
+    lane.level.turn = lane.following;
     if (after === undefined) {
-      this.remove(waiter);
-    } else {
-      // What `remove` does, where there is nobody before and somebody after.
-      lane.head = after;
-      after.before = undefined;
-      waiter.lane = undefined;
-      waiter.after = undefined;
-      this.#size--;
+      this.remove(next);
+      return;
     }
-    return waiter;
+    // What `remove` does, where there is nobody before and somebody after.
+    lane.head = after;
+    after.before = undefined;
+    next.lane = undefined;
+    next.after = undefined;
+    this.#size--;
   }
 
   /** Takes a waiter out, wherever it stands. Gives false for one that is in no queue. */

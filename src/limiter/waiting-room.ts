@@ -1,15 +1,15 @@
 import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../errors.js';
 import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
-import { turnMs } from '../internal/clock.js';
+import { wholeTurnMs } from '../internal/clock.js';
 import type { DrainRate } from './drain-rate.js';
 import type { Limiter } from './limiter.js';
 import type { ConcurrencyLimiterOptions } from './limiter-options.js';
-import type { LimiterPermit } from './permit.js';
+import type { LimiterPermit, PermitExtras } from './permit.js';
 import { figuresOf } from './permit-events.js';
 import { WaitQueue } from './wait-queue.js';
 
-// Whole milliseconds stay small integers, which a waiter keeps without another object; differences survive the wrap.
-const clockMs = (): number => turnMs() | 0;
+/** Why a request is not let in. */
+type WaitingObjection = QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError;
 
 /** What bounds the waiting. */
 type WaitingRules = Pick<ConcurrencyLimiterOptions, 'maxQueue' | 'queueTimeoutMs' | 'refuseUnmeetable'>;
@@ -28,6 +28,8 @@ export class WaitingRoom {
   readonly #maxQueue: number;
   readonly #queueTimeoutMs: number | undefined;
   readonly #refuseUnmeetable: boolean;
+  /** Whether nothing bounds the waiting of one that asks for no bounds itself. */
+  readonly isUnbounded: boolean;
   readonly #onTimeout: (permit: LimiterPermit) => void;
   readonly #queue = new WaitQueue<LimiterPermit>();
   #weight = 0;
@@ -44,6 +46,7 @@ export class WaitingRoom {
     this.#maxQueue = maxQueue;
     this.#queueTimeoutMs = queueTimeoutMs;
     this.#refuseUnmeetable = refuseUnmeetable;
+    this.isUnbounded = maxQueue === Number.POSITIVE_INFINITY && queueTimeoutMs === undefined;
     this.#onTimeout = onTimeout;
   }
 
@@ -64,10 +67,7 @@ export class WaitingRoom {
   }
 
   /** Why a request is not even let in, if there is a reason. */
-  objection(
-    weight: number,
-    timeoutMs = this.#queueTimeoutMs,
-  ): QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError | undefined {
+  objection(weight: number, timeoutMs = this.#queueTimeoutMs): WaitingObjection | undefined {
     const isFull = this.#queue.size >= this.#maxQueue;
     if (!isFull && timeoutMs === undefined) return undefined;
     const limiter = this.#limiter;
@@ -83,31 +83,29 @@ export class WaitingRoom {
 
   /** Lets a permit wait; its signal must not be aborted yet. The promise settles as the permit is granted or failed. */
   enter(permit: LimiterPermit): Promise<LimiterPermit> {
-    permit.clockMs = clockMs();
+    permit.clockMs = wholeTurnMs();
     const granted = new Promise<LimiterPermit>((resolve) => {
       permit.settle = resolve;
     });
-    const timeoutMs = permit.extras?.timeoutMs ?? this.#queueTimeoutMs;
-    if (timeoutMs !== undefined) {
-      permit.extras ??= {};
-      permit.extras.timer = setTimeout(this.#onTimeout, timeoutMs, permit);
-    }
-    const { extras } = permit;
-    if (extras === undefined) {
-      this.#queue.push(permit);
-    } else {
-      if (extras.signal !== undefined) watchAbort(extras.signal, permit);
-      this.#queue.push(permit, extras.priority, extras.tenant);
-    }
+    if (permit.extras === undefined && this.isUnbounded) this.#queue.push(permit);
+    else this.#enterBounded(permit);
     this.#weight += permit.weight;
     return granted;
   }
 
-  /** Takes out who is next. */
-  shift(): LimiterPermit | undefined {
-    const permit = this.#queue.shift();
-    if (permit !== undefined) this.#takeLeave(permit);
-    return permit;
+  #enterBounded(permit: LimiterPermit): void {
+    permit.extras ??= {};
+    const { extras } = permit;
+    const { timeoutMs = this.#queueTimeoutMs, signal, priority = 0, tenant } = extras;
+    if (timeoutMs !== undefined) extras.timer = setTimeout(this.#onTimeout, timeoutMs, permit);
+    if (signal !== undefined) watchAbort(signal, permit);
+    this.#queue.push(permit, priority, tenant);
+  }
+
+  /** Takes out who is next, as `next` has just told. */
+  take(next: LimiterPermit): void {
+    this.#queue.take(next);
+    this.#takeLeave(next);
   }
 
   /** Takes out a permit, wherever it stands. Gives false for one that has left already. */
@@ -124,9 +122,13 @@ export class WaitingRoom {
 
   #takeLeave(permit: LimiterPermit): void {
     this.#weight -= permit.weight;
-    const { extras } = permit;
-    if (extras?.timer !== undefined) clearTimeout(extras.timer);
-    if (extras?.signal !== undefined) unwatchAbort(extras.signal, permit);
-    permit.clockMs = (clockMs() - permit.clockMs) | 0;
+    permit.clockMs = (wholeTurnMs() - permit.clockMs) | 0;
+    if (permit.extras !== undefined) unbind(permit, permit.extras);
   }
+}
+
+/** Takes along what bounded its waiting. */
+function unbind(permit: LimiterPermit, { timer, signal }: PermitExtras): void {
+  if (timer !== undefined) clearTimeout(timer);
+  if (signal !== undefined) unwatchAbort(signal, permit);
 }

@@ -161,6 +161,29 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
+  it('gives the permit back once to a promise that calls back twice, also when another run has begun meanwhile', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    let callBack: (() => void) | undefined;
+    const twice = Promise.resolve();
+    // biome-ignore lint/suspicious/noThenProperty: a promise with a `then` of its own is what is tested
+    twice.then = ((onResult: () => void) => {
+      callBack = onResult;
+      onResult();
+      return twice;
+    }) as never;
+    await limiter.run(() => twice);
+
+    let end: (() => void) | undefined;
+    const next = limiter.run(() => new Promise<void>((resolve) => (end = resolve)));
+    callBack?.();
+    expect(limiter.activeCount).toBe(1);
+    end?.();
+    await next;
+    expect(limiter.activeCount).toBe(0);
+    await Promise.all(Array.from({ length: 3 }, (_, i) => limiter.run(async () => i)));
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 5 });
+  });
+
   it('gives the work the signal of its caller, as it was passed, and the permit', async () => {
     const limiter = limiterOf(2);
     const { signal } = new AbortController();
