@@ -23,6 +23,8 @@ export interface AttemptContext {
   settle(actual: number): void;
 }
 
+const NOT_WANTED = 'What this attempt gave is not wanted';
+
 /**
  * One attempt: its permit and its use of a key.
  *
@@ -119,6 +121,12 @@ export class Attempt {
       });
     this.#busy = busy;
     return running;
+  }
+
+  /** Frees a result that nobody will get, and then ends whatever still works on it. Never throws; `end` waits for it. */
+  discard(free: () => unknown): void {
+    const freed = (): void => this.cancel(new DOMException(NOT_WANTED, 'AbortError'));
+    this.watch(free).then(freed, freed);
   }
 
   /** Makes known what became of it, to its key and to the adaptive limit. */

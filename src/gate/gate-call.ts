@@ -17,8 +17,8 @@ export interface Work<T> {
   run(context: AttemptContext): T | PromiseLike<T>;
   /** What a classifier is shown of a result; `undefined` where there is nothing to judge. */
   observe(value: T): Observed | undefined;
-  /** Frees what a result holds that nobody will get. */
-  discard(value: T): void;
+  /** Frees what a result holds that nobody will get. Settles when that is done; how, does not matter. */
+  discard(value: T): unknown;
 }
 
 type Tried<T> = ({ readonly value: T } | { readonly error: unknown }) & { readonly verdict: Verdict };
@@ -79,7 +79,7 @@ export class GateCall<T> implements WaitingCall {
         this.#bounds.outcome = verdict.class;
         return { value: tried.value, attempt };
       }
-      if ('value' in tried) this.#work.discard(tried.value);
+      if ('value' in tried) this.#discard(attempt, tried.value);
       attempt.end();
       signal.throwIfAborted();
       if (delayMs !== undefined) await this.#backOff(verdict, delayMs);
@@ -196,7 +196,7 @@ export class GateCall<T> implements WaitingCall {
           attempt.begin();
           return work.run(attempt.context);
         },
-        (late) => work.discard(late),
+        (late) => this.#discard(attempt, late),
       );
       return await this.#judge(attempt, { value });
     } catch (error) {
@@ -214,7 +214,7 @@ export class GateCall<T> implements WaitingCall {
       judged = { ...tried, verdict };
     } catch (error) {
       // The host's classifier is at fault, or the call ended meanwhile: nobody gets this result.
-      if ('value' in tried) this.#work.discard(tried.value);
+      if ('value' in tried) this.#discard(attempt, tried.value);
       judged = { error, verdict: STOP };
     }
     if ('error' in judged && !this.#bounds.signal.aborted) {
@@ -223,6 +223,10 @@ export class GateCall<T> implements WaitingCall {
     }
     attempt.judge(judged.verdict);
     return judged;
+  }
+
+  #discard(attempt: Attempt, value: T): void {
+    attempt.discard(() => this.#work.discard(value));
   }
 
   #verdictOf(observed: Observed | undefined): Verdict | Promise<Verdict> {

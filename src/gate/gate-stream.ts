@@ -221,11 +221,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
         return { iterator, first: await iterator.next() };
       },
       observe: ({ first }) => (first.done ? undefined : { kind: 'first-item', value: first.value }),
-      discard: ({ iterator }) => {
-        Promise.resolve()
-          .then(() => iterator.return?.())
-          .catch(() => {});
-      },
+      discard: async ({ iterator }) => iterator.return?.(),
     };
   }
 }

@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream';
 import { GateTimeoutError } from '../errors.js';
 import type { OutcomeClass, PermitOutcome } from '../hooks/events.js';
 import { flag, oneOf, options, refusal } from '../internal/validate.js';
@@ -164,12 +165,23 @@ export function isResponse(value: unknown): value is Response {
   );
 }
 
-/** Frees the socket behind a `Response` that nobody will read. */
+/**
+ * Frees the socket behind a `Response` that nobody will read. Its body is a web stream, or one of Node's, as in
+ * node-fetch. Never throws, and leaves no rejection and no error event to anybody.
+ */
 export function discardResponse(value: unknown): void {
-  if (!isResponse(value)) return;
-  // A body that is being read already belongs to its reader.
-  if (value.body !== null && value.body !== undefined && !value.bodyUsed) {
-    Promise.resolve(value.body.cancel()).catch(() => {});
+  try {
+    // A body that is being read already belongs to its reader.
+    if (!isResponse(value) || value.bodyUsed) return;
+    const body = value.body as Partial<ReadableStream & Readable> | null | undefined;
+    if (typeof body?.cancel === 'function') {
+      Promise.resolve(body.cancel()).catch(() => {});
+    } else if (typeof body?.destroy === 'function') {
+      body.on?.('error', () => {});
+      body.destroy();
+    }
+  } catch {
+    // What cannot be freed is the garbage collector's.
   }
 }
 

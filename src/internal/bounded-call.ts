@@ -8,7 +8,10 @@ export interface CallBounds<T> {
   readonly signal?: AbortSignal;
   /** Makes the error of a call that ran out of time. */
   readonly timeoutError: (elapsedMs: number) => Error;
-  /** Takes a result that arrives after the call had already failed; an instance, say, that must be torn down. */
+  /**
+   * Takes a result that arrives after the call had already failed; an instance, say, that must be torn down. Nobody is
+   * left to tell where it throws, so it should not.
+   */
   readonly onLate?: (result: T) => void;
 }
 
@@ -56,11 +59,19 @@ export function boundedCall<T>(
     Promise.resolve(answer).then(
       (result) => {
         if (settle()) resolve(result);
-        else onLate?.(result);
+        else giveLate(result, onLate);
       },
       (error: unknown) => {
         if (settle()) reject(error);
       },
     );
   });
+}
+
+function giveLate<T>(result: T, onLate: ((result: T) => void) | undefined): void {
+  try {
+    onLate?.(result);
+  } catch {
+    // The call is over, and its caller settled long ago: a throw would only end the process.
+  }
 }

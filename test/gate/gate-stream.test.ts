@@ -163,6 +163,34 @@ describe('ServiceGate.stream', () => {
       expectAllFree();
     });
 
+    it('keeps its permit until the stream that is tried again has ended', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const { gate, active, expectAllFree } = oneAtATime({
+        classify: (observed: { value?: unknown }) => (observed.value === 'error' ? 'wait' : undefined),
+      });
+      const end = deferred();
+      let seen: AbortSignal | undefined;
+      async function* bad(signal: AbortSignal) {
+        seen = signal;
+        try {
+          yield 'error';
+        } finally {
+          await end.promise;
+        }
+      }
+      const good = source(['a']);
+      const items = follow(
+        collect(gate.stream((context) => (context.attempt === 1 ? bad(context.signal) : good.open(context)))),
+      );
+      await settle();
+      expect([active(), good.open.mock.calls.length, seen!.aborted]).toEqual([1, 0, false]);
+      end.resolve();
+      await settle();
+      expect(items.now).toEqual({ is: 'fulfilled', value: ['a'] });
+      expect(seen!.aborted).toBe(true);
+      expectAllFree();
+    });
+
     it('gives what the last attempt gave, when all of them fail', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const { gate, expectAllFree, of } = oneAtATime({

@@ -114,6 +114,22 @@ describe('boundedCall', () => {
     expect(onLate).not.toHaveBeenCalled();
   });
 
+  it('is not hurt by a taker that fails', async () => {
+    const { promise, resolve } = deferred<string>();
+    const call = boundedCall(() => promise, {
+      ...bounds,
+      onLate: () => {
+        throw new Error('of the taker');
+      },
+    });
+    const refused = expect(call).rejects.toThrow('took longer than');
+    await vi.advanceTimersByTimeAsync(100);
+    await refused;
+    // Anything that escapes fails the run.
+    resolve('late');
+    await vi.advanceTimersByTimeAsync(0);
+  });
+
   it('swallows a rejection that comes too late', async () => {
     const { promise, reject } = deferred();
     const call = boundedCall(() => promise, bounds);
