@@ -51,7 +51,8 @@ export interface LimitSample {
 /** What an `AdaptiveLimit` moves: a `ConcurrencyLimiter`, or anything with these. */
 export interface DrivableLimiter {
   maxConcurrent: number;
-  pause(): void;
+  /** `timer` will end the pause; it need keep the process alive only while somebody waits. */
+  pause(timer: NodeJS.Timeout): void;
   resume(): void;
 }
 
@@ -127,6 +128,11 @@ export class AdaptiveLimit {
     this.#random = callable('random', given.random ?? Math.random);
   }
 
+  /** What the limit never goes above. */
+  get max(): number {
+    return this.#max;
+  }
+
   /** How many calls the service is held to bear at once. */
   get limit(): number {
     return Math.floor(this.#exact);
@@ -197,7 +203,7 @@ export class AdaptiveLimit {
    * Moves a limiter from now on: its `maxConcurrent` follows `limit`, and it is paused while `blockedForMs` holds. Leave
    * both alone meanwhile. Gives the function that ends it; a pause made from here ends with it.
    *
-   * The timer that ends a pause keeps the process alive, because the waiters behind it depend on it.
+   * The timer that ends a pause keeps the process alive while somebody waits behind it.
    *
    * @throws {Error} when a limiter is driven already: two of them would each take the whole limit
    */
@@ -212,16 +218,17 @@ export class AdaptiveLimit {
     // The gate may have been moved on meanwhile, and a timer may fire a moment early.
     const endOfPause = (): void => {
       const leftMs = this.blockedForMs;
-      if (leftMs > 0) unpause = setTimeout(endOfPause, timerMs(leftMs));
+      if (leftMs > 0) pause(leftMs);
       else resume();
+    };
+    const pause = (ms: number): void => {
+      unpause = setTimeout(endOfPause, timerMs(ms));
+      limiter.pause(unpause);
     };
     const apply = (): void => {
       // The pause comes first: a higher limit lets waiters in at once.
       const blockedMs = this.blockedForMs;
-      if (unpause === undefined && blockedMs > 0) {
-        limiter.pause();
-        unpause = setTimeout(endOfPause, timerMs(blockedMs));
-      }
+      if (unpause === undefined && blockedMs > 0) pause(blockedMs);
       if (limiter.maxConcurrent !== this.limit) limiter.maxConcurrent = this.limit;
     };
     this.#apply = apply;
@@ -233,7 +240,8 @@ export class AdaptiveLimit {
   }
 
   #moveGate(retryAfterMs: number): void {
-    const untilMs = this.#now() + retryAfterMs * (1 + JITTER * this.#random());
+    const jitter = JITTER * finiteNumber('random()', this.#random(), 0, 1);
+    const untilMs = this.#now() + retryAfterMs * (1 + jitter);
     this.#blockedUntilMs = Math.max(this.#blockedUntilMs, untilMs);
   }
 

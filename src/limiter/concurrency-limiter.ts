@@ -3,6 +3,7 @@ import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { withDeadline } from '../internal/deadline.js';
+import { Milestone } from '../internal/milestone.js';
 import {
   callable,
   options as checkOptions,
@@ -20,7 +21,14 @@ import {
   checkLimiterOptions,
 } from './limiter-options.js';
 import { LimiterPermit, type PermitExtras, type PermitIssuer } from './permit.js';
-import { figuresOf, reasonOf, tellPermit, tellRejected, tellWaiting } from './permit-events.js';
+import {
+  figuresOf,
+  reasonOf,
+  tellAcquired,
+  tellRejected,
+  tellReleased,
+  tellWaiting,
+} from './permit-events.js';
 import { Runner, type Work } from './runner.js';
 import { WaitingRoom } from './waiting-room.js';
 
@@ -63,12 +71,14 @@ export class ConcurrencyLimiter implements Limiter {
   #acquired = 0;
   #rejected = 0;
   #paused = false;
+  /** What will end the pause, where that is known. */
+  #pauseTimer: NodeJS.Timeout | undefined;
   /** Whether a light newcomer gets in at once. While not, a release has to hand over, and the drain rate is measured. */
   #hasRoom = true;
   /** Whether anybody may wait who sets no bounds to it. */
   #refusesNobody: boolean;
   #state: 'open' | 'draining' | 'closed' = 'open';
-  readonly #idleListeners: (() => void)[] = [];
+  readonly #idle = new Milestone(() => this.#active === 0 && this.#waiting.size === 0);
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(given: ConcurrencyLimiterOptions) {
@@ -95,6 +105,7 @@ export class ConcurrencyLimiter implements Limiter {
     const previous = this.#maxConcurrent;
     this.#maxConcurrent = wholeNumber('maxConcurrent', value);
     if (value === previous) return;
+    this.#drainRate.rescale(value / previous);
     this.#admit();
     if (this.#active >= value) this.#fill();
     if (this.hooks.hears('limit:changed')) {
@@ -144,7 +155,7 @@ export class ConcurrencyLimiter implements Limiter {
   tryAcquire(options?: { readonly weight?: number }): Permit | undefined {
     if (options !== undefined) {
       checkOptions('tryAcquire', options, ['weight']);
-      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#maxConcurrent);
+      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#heaviest);
     }
     const weight = options?.weight ?? 1;
     return this.#isFree(weight) ? this.#take(weight, undefined) : undefined;
@@ -175,28 +186,40 @@ export class ConcurrencyLimiter implements Limiter {
     options?: AcquireOptions,
   ): (...args: A) => Promise<R> {
     callable('fn', fn);
-    if (options !== undefined) checkAcquireOptions(options, this.#maxConcurrent);
+    if (options !== undefined) checkAcquireOptions(options, this.#heaviest);
     return (...args) => this.run(() => fn(...args), options);
   }
 
-  /** Gives no further permits until `resume`. Permits held are not touched, requests queue up. */
-  pause(): void {
+  /**
+   * Gives no further permits until `resume`. Permits held are not touched, requests queue up.
+   *
+   * A `timer` that will call `resume` keeps the process alive only while somebody waits, if it is told here.
+   *
+   * @example
+   * limiter.pause(setTimeout(() => limiter.resume(), 5_000));
+   */
+  pause(timer?: NodeJS.Timeout): void {
+    if (timer !== undefined && typeof timer?.unref !== 'function') {
+      throw new TypeError(refusal('timer', 'what setTimeout gave', timer));
+    }
     this.#paused = true;
     this.#hasRoom = false;
     this.#drainRate.end();
+    this.#pauseTimer = timer;
+    if (this.#waiting.size === 0) timer?.unref();
   }
 
   /** Ends a `pause`. */
   resume(): void {
     this.#paused = false;
+    this.#pauseTimer = undefined;
     this.#admit();
     if (!this.#hasRoom) this.#fill();
   }
 
   /** Settles when nothing is held and nobody waits. */
   onIdle(): Promise<void> {
-    if (this.#active === 0 && this.#waiting.size === 0) return Promise.resolve();
-    return new Promise((resolve) => this.#idleListeners.push(resolve));
+    return this.#idle.reached();
   }
 
   /**
@@ -213,14 +236,20 @@ export class ConcurrencyLimiter implements Limiter {
     if (!drain) this.#turnAllAway();
     else if (this.#state === 'open') {
       this.#shut('draining');
-      // A paused limiter would never empty.
-      this.resume();
+      // A paused limiter would never empty. A Retry-After ends by itself, and holds till then.
+      if (this.#adaptive === undefined || this.#adaptive.blockedForMs === 0) this.resume();
+      else this.#admit();
     }
     await withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {
       this.#turnAllAway();
       return new DrainTimeoutError(this.name, elapsedMs, this.#active);
     });
     this.#turnAllAway();
+  }
+
+  /** The weight that can never be had begins above this. An adaptive limit that is low now comes up again. */
+  get #heaviest(): number {
+    return this.#adaptive?.max ?? this.#maxConcurrent;
   }
 
   /** Whether a newcomer is next and has room. Without a priority it is next only where nobody waits. */
@@ -237,7 +266,8 @@ export class ConcurrencyLimiter implements Limiter {
     const permit = new LimiterPermit(this.#issuer, weight, 'held', extras);
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#fill();
-    if (this.hooks.hasListeners || ACQUIRED.hasSubscribers) tellPermit(this, 'permit:acquired', permit);
+    if (this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers)
+      tellAcquired(this, permit);
     return permit;
   }
 
@@ -276,14 +306,14 @@ export class ConcurrencyLimiter implements Limiter {
 
   #requestWith(options: AcquireOptions, work: LimiterPermit['work']): LimiterPermit | Promise<LimiterPermit> {
     try {
-      checkAcquireOptions(options, this.#maxConcurrent);
+      checkAcquireOptions(options, this.#heaviest);
     } catch (error) {
       return Promise.reject(error);
     }
-    const { signal, weight = 1, priority = 0 } = options;
+    // Read once: the caller may use the object again for the next request.
+    const { signal, timeoutMs, priority = 0, weight = 1, tenant, taskId, requestId } = options;
     if (signal?.aborted) return this.#refuse('aborted', signal.reason, options);
-    // A copy: the caller may use the object again for the next request.
-    const extras = { ...options };
+    const extras = { signal, timeoutMs, priority, tenant, taskId, requestId };
     return this.#isFree(weight, priority) ? this.#take(weight, extras) : this.#wait(weight, extras, work);
   }
 
@@ -293,20 +323,21 @@ export class ConcurrencyLimiter implements Limiter {
     work: LimiterPermit['work'],
   ): Promise<LimiterPermit> {
     if (extras !== undefined || !this.#refusesNobody) {
-      const objection = this.#objection() ?? this.#waiting.objection(weight, extras?.timeoutMs);
+      const objection = this.#objection() ?? this.#waiting.objection(weight, extras);
       if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
     }
     const permit = new LimiterPermit(this.#issuer, weight, 'waiting', extras);
     permit.work = work;
     const granted = this.#waiting.enter(permit);
     if (this.#hasRoom) this.#fill();
+    this.#pauseTimer?.ref();
     return tellWaiting(this, permit, granted);
   }
 
   /** Why nobody, or not this caller, may wait. */
   #objection(): LimiterClosedError | NestedAcquireError | undefined {
     if (this.#state !== 'open') return new LimiterClosedError(this.name);
-    return this.#runner.isInside ? new NestedAcquireError(this.name) : undefined;
+    return this.#runner.isInside(this.#issuer) ? new NestedAcquireError(this.name) : undefined;
   }
 
   #refuse(reason: PermitRejection, error: unknown, options: AcquireOptions | undefined): Promise<never> {
@@ -318,17 +349,20 @@ export class ConcurrencyLimiter implements Limiter {
   /** Hands permits to the waiting, in order, as far as they reach. */
   #admit(): void {
     const waiting = this.#waiting;
-    let { next } = waiting;
-    while (next !== undefined && this.#fits(next.weight)) {
+    while (this.#active < this.#maxConcurrent) {
+      const { next } = waiting;
+      if (next === undefined) {
+        this.#relax();
+        return;
+      }
+      if (!this.#fits(next.weight)) return;
       if (next.extras?.signal?.aborted) this.#passOver(next, next.extras.signal);
       else {
         waiting.take(next);
         next.grant();
         this.#count(next);
       }
-      next = waiting.next;
     }
-    if (next === undefined && this.#active < this.#maxConcurrent) this.#relax();
   }
 
   /** Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same. */
@@ -340,7 +374,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Nobody waits, and there is room, unless it may not be given. */
   #relax(): void {
-    if (this.#active === 0) this.#tellIdle();
+    this.#idle.check();
     if (this.#paused || this.#state !== 'open') return;
     this.#hasRoom = true;
     this.#drainRate.end();
@@ -352,6 +386,7 @@ export class ConcurrencyLimiter implements Limiter {
     this.#rejected++;
     const error = reason === 'timeout' ? new AcquireTimeoutError(figuresOf(this, permit.waitMs)) : cause;
     permit.fail(reason, error);
+    if (this.#waiting.size === 0) this.#pauseTimer?.unref();
     this.#admit();
   }
 
@@ -392,18 +427,15 @@ export class ConcurrencyLimiter implements Limiter {
     if (!this.#hasRoom) {
       this.#drainRate.note(permit.weight);
       this.#admit();
-    } else if (this.#active === 0) this.#tellIdle();
-    if (this.hooks.hasListeners || RELEASED.hasSubscribers)
-      tellPermit(this, 'permit:released', permit, outcome);
+    } else if (this.#active === 0) this.#idle.check();
+    if (this.hooks.hasListeners || RELEASED.hasSubscribers) tellReleased(this, permit, outcome);
   }
 
   #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {
-    adaptive.onSample({ startedMs: permit.extras?.grantedMs as number, outcome, inFlight: this.#active });
-  }
-
-  #tellIdle(): void {
-    if (this.#idleListeners.length === 0) return;
-    for (const resolve of this.#idleListeners.splice(0)) resolve();
+    // While somebody waits the limit binds, also where the next is too heavy for what is left of it.
+    const binds = this.#waiting.size > 0 && !this.#paused;
+    const inFlight = binds ? Math.max(this.#active, this.#maxConcurrent) : this.#active;
+    adaptive.onSample({ startedMs: permit.extras?.grantedMs as number, outcome, inFlight });
   }
 }
 

@@ -51,6 +51,12 @@ export class DrainRate {
     }
   }
 
+  /** The limit has become so many times what it was: room comes back so much faster, if holders hold as long as before. */
+  rescale(factor: number): void {
+    this.#elapsedMs /= factor;
+    this.#squares /= factor * factor;
+  }
+
   /** The limit is no longer reached. */
   end(): void {
     this.#saturated = false;

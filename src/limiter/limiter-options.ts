@@ -52,7 +52,9 @@ export function checkLimiterOptions(given: ConcurrencyLimiterOptions): Concurren
   const { maxConcurrent, adaptive, maxQueue, queueTimeoutMs, refuseUnmeetable, detectNested, name, hooks } =
     given;
   if (adaptive === undefined) wholeNumber('maxConcurrent', maxConcurrent);
-  else if (maxConcurrent !== undefined) {
+  else if (typeof adaptive?.drive !== 'function' || typeof adaptive.onSample !== 'function') {
+    throw new TypeError(refusal('adaptive', 'an AdaptiveLimit', adaptive));
+  } else if (maxConcurrent !== undefined) {
     throw new TypeError(refusal('maxConcurrent', 'left out where `adaptive` finds it', maxConcurrent));
   }
   if (maxQueue !== undefined) wholeNumber('maxQueue', maxQueue, 0);

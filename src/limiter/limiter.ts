@@ -8,7 +8,7 @@ export interface AcquireOptions {
   readonly timeoutMs?: number;
   /** Higher goes first; a whole number, 0 if left out. */
   readonly priority?: number;
-  /** What the permit counts for; a whole number from 1 to `maxConcurrent`, 1 if left out. */
+  /** What the permit counts for; a whole number from 1 to `maxConcurrent` (with an adaptive limit: to its `max`), 1 if left out. */
   readonly weight?: number;
   /** Whose request it is: tenants of one priority take turns. */
   readonly tenant?: string;

@@ -2,6 +2,7 @@ import type { PipelinePoolError, PipelinePoolErrorCode, QueueFigures } from '../
 import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { AsyncContext } from '../internal/async-context.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
 import type { LimiterPermit } from './permit.js';
 
@@ -40,19 +41,29 @@ const told = (limiter: Limiter, weight: number, options: AcquireOptions | undefi
   weight,
 });
 
-/** Tells what became of a permit, if anybody listens. */
-export function tellPermit(
-  limiter: TellingLimiter,
-  event: 'permit:queued' | 'permit:acquired' | 'permit:released',
-  permit: LimiterPermit,
-  outcome: PermitOutcome = 'ok',
-): void {
+/** Tells that a permit is held, if anybody listens. Called in the context of the request. */
+export function tellAcquired(limiter: TellingLimiter, permit: LimiterPermit): void {
   const { hooks } = limiter;
-  if (!hooks.hears(event)) return;
+  keepContext(hooks, permit);
+  if (!hooks.hears('permit:acquired')) return;
   const payload = told(limiter, permit.weight, permit.extras);
-  if (event === 'permit:queued') hooks.emit(event, payload);
-  else if (event === 'permit:acquired') hooks.emit(event, { ...payload, waitMs: permit.waitMs });
-  else hooks.emit(event, { ...payload, outcome });
+  hooks.emit('permit:acquired', { ...payload, waitMs: permit.waitMs });
+}
+
+/** Tells that a permit is back, if anybody listens: in the context of its request, whoever released it. */
+export function tellReleased(limiter: TellingLimiter, permit: LimiterPermit, outcome: PermitOutcome): void {
+  const { hooks } = limiter;
+  if (!hooks.hears('permit:released')) return;
+  const payload = { ...told(limiter, permit.weight, permit.extras), outcome };
+  const tell = (): void => hooks.emit('permit:released', payload);
+  const context = permit.extras?.context;
+  if (context === undefined) tell();
+  else context.run(tell);
+}
+
+// A `run` ends in its caller's own `then`; an `acquire` may be released by anybody.
+function keepContext(hooks: LifecycleHooks, permit: LimiterPermit): void {
+  if (hooks.hears('permit:released')) permit.extras = { ...permit.extras, context: new AsyncContext() };
 }
 
 /** Tells of a request that got no permit, if anybody listens. */
@@ -89,10 +100,12 @@ function tellWaitingHeard(
   permit: LimiterPermit,
   granted: Promise<LimiterPermit>,
 ): Promise<LimiterPermit> {
-  tellPermit(limiter, 'permit:queued', permit);
+  if (limiter.hooks.hears('permit:queued')) {
+    limiter.hooks.emit('permit:queued', told(limiter, permit.weight, permit.extras));
+  }
   return granted.then(
     (held) => {
-      tellPermit(limiter, 'permit:acquired', held);
+      tellAcquired(limiter, held);
       return held;
     },
     (error: unknown) => {

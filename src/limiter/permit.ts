@@ -1,7 +1,8 @@
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort-watch.js';
+import type { AsyncContext } from '../internal/async-context.js';
+import type { Lane, QueueNode } from './level.js';
 import type { AcquireOptions, Permit, RunContext } from './limiter.js';
-import type { Lane, QueueNode } from './wait-queue.js';
 
 /** Where in its life a permit is; one that was never held ends with the reason. */
 export type PermitState = 'waiting' | 'held' | 'released' | PermitRejection;
@@ -10,6 +11,8 @@ export type PermitState = 'waiting' | 'held' | 'released' | PermitRejection;
 export interface PermitExtras extends AcquireOptions {
   /** Ends the waiting. */
   timer?: NodeJS.Timeout;
+  /** Whose request it is, kept where the end of it will be told. */
+  context?: AsyncContext;
   /** When it was granted, on the clock of the adaptive limit that asks. */
   grantedMs?: number;
 }

@@ -1,9 +1,25 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { RunContext } from './limiter.js';
-import type { LimiterPermit } from './permit.js';
+import type { LimiterPermit, PermitIssuer } from './permit.js';
 
 /** What a host hands to `run`. */
 export type Work<R> = (context: RunContext) => R | PromiseLike<R>;
+
+/** A run that code is inside of, and the one around it. */
+interface Inside {
+  readonly permit: LimiterPermit;
+  outer: Inside | undefined;
+}
+
+// One for all limiters: each one that was ever used makes every `await` of the process dearer, for as long as it lasts.
+const inside = new AsyncLocalStorage<Inside>();
+
+/** The nearest run whose permit is still held. */
+function nearestHeld(from: Inside | undefined): Inside | undefined {
+  let at = from;
+  while (at !== undefined && at.permit.state !== 'held') at = at.outer;
+  return at;
+}
 
 /**
  * Runs the host's code under a permit and gives the permit back when it ends, however it ends. Settles as the code does.
@@ -11,17 +27,18 @@ export type Work<R> = (context: RunContext) => R | PromiseLike<R>;
  * Plain `then` calls: an async function would cost a third more.
  */
 export class Runner {
-  readonly #nesting: AsyncLocalStorage<LimiterPermit> | undefined;
-  /** Ends that no run has now. */
-  #spare: RunEnd | undefined;
+  readonly #detectNested: boolean;
 
   constructor(detectNested: boolean) {
-    this.#nesting = detectNested ? new AsyncLocalStorage() : undefined;
+    this.#detectNested = detectNested;
   }
 
-  /** Whether the caller runs in here, under a permit that is still held. Always false without `detectNested`. */
-  get isInside(): boolean {
-    return this.#nesting !== undefined && this.#nesting.getStore()?.state === 'held';
+  /** Whether the caller runs, at any depth, under a permit of this limiter that is held. False without `detectNested`. */
+  isInside(issuer: PermitIssuer): boolean {
+    if (!this.#detectNested) return false;
+    let at = nearestHeld(inside.getStore());
+    while (at !== undefined && at.permit.issuer !== issuer) at = nearestHeld(at.outer);
+    return at !== undefined;
   }
 
   run<R>(permit: LimiterPermit, work: Work<R>): Promise<R> {
@@ -33,12 +50,12 @@ export class Runner {
     }
     const context = { signal, permit };
     try {
-      const given = this.#nesting === undefined ? work(context) : this.#nesting.run(permit, work, context);
+      const given = this.#detectNested ? runInside(permit, work, context) : work(context);
       let answer: Promise<R> = Promise.resolve(given as PromiseLike<R>);
       // One with a `then` of its own might call back twice, and an end serves another run by then.
       if (answer.then !== Promise.prototype.then) answer = new Promise((resolve) => resolve(given));
-      const end = this.#spare ?? new RunEnd(this);
-      this.#spare = end.next;
+      const end = spareEnd ?? new RunEnd();
+      spareEnd = end.next;
       end.permit = permit;
       return answer.then(end.onResult as (result: R) => R, end.onError);
     } catch (error) {
@@ -46,15 +63,13 @@ export class Runner {
       return Promise.reject(error);
     }
   }
+}
 
-  /** @internal */
-  spare(end: RunEnd): LimiterPermit {
-    const permit = end.permit as LimiterPermit;
-    end.permit = undefined;
-    end.next = this.#spare;
-    this.#spare = end;
-    return permit;
-  }
+function runInside<R>(permit: LimiterPermit, work: Work<R>, context: RunContext): R | PromiseLike<R> {
+  const outer = nearestHeld(inside.getStore());
+  // What has ended is cut out, so that work which starts its own successor, over and over, keeps no chain of them.
+  if (outer !== undefined) outer.outer = nearestHeld(outer.outer);
+  return inside.run({ permit, outer }, work, context);
 }
 
 /**
@@ -64,17 +79,25 @@ export class Runner {
 class RunEnd {
   permit: LimiterPermit | undefined = undefined;
   next: RunEnd | undefined = undefined;
-  readonly onResult: (result: unknown) => unknown;
-  readonly onError: (error: unknown) => never;
 
-  constructor(runner: Runner) {
-    this.onResult = (result) => {
-      runner.spare(this).release();
-      return result;
-    };
-    this.onError = (error) => {
-      runner.spare(this).release('ignored');
-      throw error;
-    };
+  readonly onResult = (result: unknown): unknown => {
+    this.#takePermit().release();
+    return result;
+  };
+
+  readonly onError = (error: unknown): never => {
+    this.#takePermit().release('ignored');
+    throw error;
+  };
+
+  #takePermit(): LimiterPermit {
+    const permit = this.permit as LimiterPermit;
+    this.permit = undefined;
+    this.next = spareEnd;
+    spareEnd = this;
+    return permit;
   }
 }
+
+/** Those that no run has now. */
+let spareEnd: RunEnd | undefined;

@@ -1,6 +1,7 @@
 import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../errors.js';
 import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { wholeTurnMs } from '../internal/clock.js';
+import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { DrainRate } from './drain-rate.js';
 import type { Limiter } from './limiter.js';
 import type { ConcurrencyLimiterOptions } from './limiter-options.js';
@@ -12,7 +13,10 @@ import { WaitQueue } from './wait-queue.js';
 type WaitingObjection = QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError;
 
 /** What bounds the waiting. */
-type WaitingRules = Pick<ConcurrencyLimiterOptions, 'maxQueue' | 'queueTimeoutMs' | 'refuseUnmeetable'>;
+type WaitingRules = Pick<
+  ConcurrencyLimiterOptions,
+  'maxQueue' | 'queueTimeoutMs' | 'refuseUnmeetable' | 'adaptive'
+>;
 
 /**
  * Where permits wait, each with its promise, its timer and its watch on a signal; `WaitQueue` says in which order.
@@ -25,6 +29,7 @@ type WaitingRules = Pick<ConcurrencyLimiterOptions, 'maxQueue' | 'queueTimeoutMs
 export class WaitingRoom {
   readonly #limiter: Limiter;
   readonly #drainRate: DrainRate;
+  readonly #adaptive: AdaptiveLimit | undefined;
   readonly #maxQueue: number;
   readonly #queueTimeoutMs: number | undefined;
   readonly #refuseUnmeetable: boolean;
@@ -37,12 +42,13 @@ export class WaitingRoom {
   /** `onTimeout` is told of a permit whose time is up; it is still in here then. */
   constructor(
     limiter: Limiter,
-    { maxQueue = Number.POSITIVE_INFINITY, queueTimeoutMs, refuseUnmeetable = false }: WaitingRules,
+    { maxQueue = Number.POSITIVE_INFINITY, queueTimeoutMs, refuseUnmeetable = false, adaptive }: WaitingRules,
     drainRate: DrainRate,
     onTimeout: (permit: LimiterPermit) => void,
   ) {
     this.#limiter = limiter;
     this.#drainRate = drainRate;
+    this.#adaptive = adaptive;
     this.#maxQueue = maxQueue;
     this.#queueTimeoutMs = queueTimeoutMs;
     this.#refuseUnmeetable = refuseUnmeetable;
@@ -67,16 +73,17 @@ export class WaitingRoom {
   }
 
   /** Why a request is not even let in, if there is a reason. */
-  objection(weight: number, timeoutMs = this.#queueTimeoutMs): WaitingObjection | undefined {
+  objection(weight: number, extras: PermitExtras | undefined): WaitingObjection | undefined {
+    const timeoutMs = extras?.timeoutMs ?? this.#queueTimeoutMs;
     const isFull = this.#queue.size >= this.#maxQueue;
     if (!isFull && timeoutMs === undefined) return undefined;
     const limiter = this.#limiter;
     if (isFull) {
-      return new QueueFullError({ ...figuresOf(limiter, 0), retryAfterMs: this.#estimateMs(weight) });
+      return new QueueFullError({ ...figuresOf(limiter, 0), retryAfterMs: this.#estimateMs(weight, extras) });
     }
     if (timeoutMs === 0) return new AcquireTimeoutError(figuresOf(limiter, 0));
     if (timeoutMs === undefined || !this.#refuseUnmeetable || !this.#drainRate.isKnown) return undefined;
-    const retryAfterMs = this.#estimateMs(weight);
+    const retryAfterMs = this.#estimateMs(weight, extras);
     if (retryAfterMs <= timeoutMs) return undefined;
     return new DeadlineUnmeetableError({ ...figuresOf(limiter, 0), retryAfterMs, timeoutMs });
   }
@@ -115,9 +122,16 @@ export class WaitingRoom {
     return true;
   }
 
-  /** How long a request arriving now would wait, in whole milliseconds. */
-  #estimateMs(weight: number): number {
-    return Math.ceil(this.#drainRate.msFor(this.#weight + weight));
+  /**
+   * How long a request arriving now would wait, in whole milliseconds: until so much weight has come back as it and
+   * those ahead of it need, and any Retry-After is over.
+   */
+  #estimateMs(weight: number, extras: PermitExtras | undefined): number {
+    const ahead = this.size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant) / this.size;
+    const { activeCount, maxConcurrent } = this.#limiter;
+    const missing = ahead * this.#weight + weight + activeCount - maxConcurrent;
+    const blockedMs = this.#adaptive?.blockedForMs ?? 0;
+    return Math.ceil(blockedMs + this.#drainRate.msFor(Math.max(weight, missing)));
   }
 
   #takeLeave(permit: LimiterPermit): void {

@@ -1,13 +1,13 @@
 import { DrainTimeoutError, PoolClosedError } from '../errors.js';
 import type { DestroyReason } from '../hooks/events.js';
 import { withDeadline } from '../internal/deadline.js';
+import { Milestone } from '../internal/milestone.js';
 import { options as checkOptions, durationMs } from '../internal/validate.js';
 import type { Creator } from './creator.js';
 import type { IdleStock } from './idle-stock.js';
 import type { Instance } from './instance.js';
 import type { Keeper } from './keeper.js';
 import type { LeaseDesk } from './lease-desk.js';
-import { Milestone } from './milestone.js';
 import type { Roster } from './roster.js';
 import type { Teardown } from './teardown.js';
 import type { WaitingLine } from './waiting-line.js';

@@ -2,7 +2,7 @@ import { LeaseReleasedError, type LeaseRevokedError } from '../errors.js';
 import type { LeaseRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort-watch.js';
 import type { AsyncContext } from '../internal/async-context.js';
-import { QueueNode } from '../limiter/wait-queue.js';
+import { QueueNode } from '../limiter/level.js';
 import { clockMs } from './clock-ms.js';
 import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';

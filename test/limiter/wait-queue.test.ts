@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { QueueNode, WaitQueue } from '../../src/limiter/wait-queue.js';
+import { QueueNode } from '../../src/limiter/level.js';
+import { WaitQueue } from '../../src/limiter/wait-queue.js';
 
 class Guest extends QueueNode {
   constructor(

@@ -1,4 +1,4 @@
-/** Something that a pool comes to sooner or later, and that somebody may wait for. */
+/** Something that is come to sooner or later, and that somebody may wait for. */
 export class Milestone {
   readonly #isReached: () => boolean;
   #listeners: (() => void)[] = [];

@@ -1,0 +1,94 @@
+/** What can wait. The fields belong to the queue; extend this class and leave them alone. */
+export abstract class QueueNode {
+  /** @internal */ lane: Lane | undefined = undefined;
+  /** @internal */ before: QueueNode | undefined = undefined;
+  /** @internal */ after: QueueNode | undefined = undefined;
+}
+
+/** @internal The waiters of one tenant and priority. */
+export class Lane {
+  head: QueueNode | undefined = undefined;
+  tail: QueueNode | undefined = undefined;
+  size = 0;
+  previous: Lane = this;
+  following: Lane = this;
+
+  constructor(
+    readonly level: Level,
+    readonly tenant: string | undefined,
+  ) {}
+}
+
+/** @internal The waiters of one priority: a ring of the tenants' lanes, which take turns. */
+export class Level {
+  /** The lane whose head is next. */
+  turn: Lane | undefined = undefined;
+  /** Waiters without a tenant: the usual case, kept so that nothing is made or looked up for it. */
+  readonly plain = new Lane(this, undefined);
+  readonly tenants = new Map<string, Lane>();
+  /** Where it stands in the heap of levels. */
+  place = 0;
+
+  constructor(readonly priority: number) {}
+
+  laneOf(tenant: string): Lane {
+    let lane = this.tenants.get(tenant);
+    if (lane === undefined) {
+      lane = new Lane(this, tenant);
+      this.tenants.set(tenant, lane);
+    }
+    return lane;
+  }
+
+  /** A lane that joins has its turn after all others. */
+  join(lane: Lane): void {
+    const { turn } = this;
+    if (turn === undefined) {
+      lane.previous = lane;
+      lane.following = lane;
+      this.turn = lane;
+      return;
+    }
+    lane.previous = turn.previous;
+    lane.following = turn;
+    turn.previous.following = lane;
+    turn.previous = lane;
+  }
+
+  leave(lane: Lane): void {
+    if (lane.following === lane) {
+      this.turn = undefined;
+    } else {
+      lane.previous.following = lane.following;
+      lane.following.previous = lane.previous;
+      if (this.turn === lane) this.turn = lane.following;
+    }
+    if (lane.tenant !== undefined) this.tenants.delete(lane.tenant);
+  }
+
+  /** The lanes with somebody waiting, in the order of their turns. */
+  *lanes(): Generator<Lane, void, undefined> {
+    const { turn } = this;
+    if (turn === undefined) return;
+    let lane = turn;
+    do {
+      yield lane;
+      lane = lane.following;
+    } while (lane !== turn);
+  }
+
+  /** Waiters of all tenants together. */
+  get size(): number {
+    let size = 0;
+    for (const lane of this.lanes()) size += lane.size;
+    return size;
+  }
+
+  /** How many have their turn before one more of this tenant would. */
+  aheadOf(tenant: string | undefined): number {
+    const own = tenant === undefined ? this.plain.size : (this.tenants.get(tenant)?.size ?? 0);
+    let ahead = 0;
+    for (const lane of this.lanes()) ahead += lane.tenant === tenant ? own : Math.min(lane.size, own + 1);
+    return ahead;
+  }
+}
