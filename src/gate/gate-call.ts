@@ -9,6 +9,7 @@ import type { CallBounds } from './call-scope.js';
 import type { GateCore, WaitingCall } from './gate-core.js';
 import type { KeyUse } from './gate-key.js';
 import type { GateCallOptions } from './gate-options.js';
+import { MetFailure } from './met-failure.js';
 import { isRetryable, type Observed, type Verdict } from './outcome.js';
 import { backoffMs, waitOut } from './retry.js';
 
@@ -49,6 +50,8 @@ export class GateCall<T> implements WaitingCall {
   /** The key of the last attempt, masked. */
   key: string | undefined;
   #attemptWaitMs = 0;
+  /** The last failure of the service that this call met itself, and what was thrown. */
+  #met: { readonly failure: MetFailure; readonly error: unknown } | undefined;
 
   constructor(core: GateCore, callId: number, options: GateCallOptions, bounds: CallBounds, work: Work<T>) {
     this.#core = core;
@@ -178,6 +181,7 @@ export class GateCall<T> implements WaitingCall {
       onWait: settings.hooks.hears('call:throttled')
         ? AsyncResource.bind(({ forMs, reason }) => this.#tellThrottled(reason, forMs))
         : undefined,
+      tooLate: (forMs) => this.#exhausted(forMs),
     });
     if (!bounds.signal.aborted) return use;
     ring.end(use);
@@ -217,12 +221,21 @@ export class GateCall<T> implements WaitingCall {
       if ('value' in tried) this.#discard(attempt, tried.value);
       judged = { error, verdict: STOP };
     }
-    if ('error' in judged && !this.#bounds.signal.aborted) {
-      this.#bounds.lastFailure = judged.error;
-      this.#core.lastFailure = judged.error;
-    }
+    if (!this.#bounds.signal.aborted) this.#note(judged);
     attempt.judge(judged.verdict);
     return judged;
+  }
+
+  /** Keeps a failure: its error for this call alone, and for all others what it was. */
+  #note(tried: Tried<T>): void {
+    const { verdict } = tried;
+    const error = 'error' in tried ? tried.error : undefined;
+    if (error !== undefined) this.#bounds.lastFailure = error;
+    // A bug of the host, or a page that is not there, is no reason why a key is not.
+    if (!isRetryable(verdict)) return;
+    const failure = new MetFailure(verdict, error);
+    this.#core.lastFailure = failure;
+    this.#met = { failure, error };
   }
 
   #discard(attempt: Attempt, value: T): void {
@@ -272,8 +285,11 @@ export class GateCall<T> implements WaitingCall {
   }
 
   #exhausted(forMs: number): KeysExhaustedError {
+    const { settings, lastFailure, mask } = this.#core;
     const retryAfterMs = Number.isFinite(forMs) ? forMs : undefined;
-    return new KeysExhaustedError(this.#core.settings.name, retryAfterMs, this.#core.cause());
+    const own = this.#met?.failure === lastFailure ? this.#met?.error : undefined;
+    const cause = own === undefined ? lastFailure?.toError() : mask.error(own);
+    return new KeysExhaustedError(settings.name, retryAfterMs, cause);
   }
 
   #tellStarted(): void {

@@ -5,6 +5,7 @@ import type { Limiter } from '../limiter/limiter.js';
 import type { GateSettings } from './gate-options.js';
 import { KeyMask } from './key-mask.js';
 import { KeyRing } from './key-ring.js';
+import type { MetFailure } from './met-failure.js';
 import { classifyOutcome, type Observed, type Verdict, verdictOf } from './outcome.js';
 import { Turnstile } from './turnstile.js';
 
@@ -29,8 +30,8 @@ export class GateCore {
   readonly ring: KeyRing;
   readonly turnstile: Turnstile;
   readonly waiting = new Set<WaitingCall>();
-  /** What the last failed attempt threw, for those who are turned away because of it. */
-  lastFailure: unknown;
+  /** The last failure of the service, for those who are turned away because of it. */
+  lastFailure: MetFailure | undefined;
   attempts = 0;
   retries = 0;
   /** Attempts under way. */
@@ -52,7 +53,7 @@ export class GateCore {
     this.limiter = settings.limiter ?? this.#ownLimiter;
     this.mask = new KeyMask(keyed ? keys.map((spec) => spec.key) : []);
     this.ring = new KeyRing({ source: name, hooks, mask: this.mask, keys, sharedRate, rests, keyed });
-    this.turnstile = new Turnstile(name, this.ring, () => this.cause());
+    this.turnstile = new Turnstile(this.ring);
     this.ring.onRoom = () => this.turnstile.look();
     this.ring.onClosed = (forMs) => {
       for (const call of this.waiting) call.onClosed(forMs);
@@ -70,11 +71,6 @@ export class GateCore {
   /** Settles when no attempt holds anything. */
   onIdle(): Promise<void> {
     return this.held === 0 ? Promise.resolve() : new Promise((resolve) => this.#idleWaiters.push(resolve));
-  }
-
-  /** The last failure, as the cause of an error of ours. */
-  cause(): unknown {
-    return this.mask.error(this.lastFailure);
   }
 
   /** Takes no further permits, once nobody can want any. */

@@ -1,4 +1,3 @@
-import { KeysExhaustedError } from '../errors.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { nowMs } from '../internal/clock.js';
 import { Lane } from '../internal/lane.js';
@@ -16,6 +15,8 @@ export interface StartRequest {
   readonly deadlineMs: () => number;
   /** Told once, when this one is first in line and has to wait. */
   readonly onWait: ((room: NoRoom) => void) | undefined;
+  /** Makes the error of one who cannot start within its deadline, but in so many milliseconds. */
+  readonly tooLate: (forMs: number) => Error;
 }
 
 class Ticket implements AbortWatcher {
@@ -81,18 +82,14 @@ interface Turn {
  * - Who cannot start within its deadline is told so as soon as that is certain.
  */
 export class Turnstile {
-  readonly #source: string;
   readonly #ring: KeyRing;
-  readonly #causeOf: () => unknown;
   readonly #lane = new Lane({ concurrency: 1 });
   #first: Turn | undefined;
   #timer: NodeJS.Timeout | undefined;
   #waiting = 0;
 
-  constructor(source: string, ring: KeyRing, causeOf: () => unknown) {
-    this.#source = source;
+  constructor(ring: KeyRing) {
     this.#ring = ring;
-    this.#causeOf = causeOf;
   }
 
   /** Who waits here now. */
@@ -100,7 +97,7 @@ export class Turnstile {
     return this.#waiting;
   }
 
-  /** Waits for a start. Rejects with the signal's reason, or with `KeysExhaustedError`. */
+  /** Waits for a start. Rejects with the signal's reason, or with what `tooLate` makes. */
   enter(request: StartRequest): Promise<KeyUse> {
     if (request.signal.aborted) return Promise.reject(request.signal.reason);
     return new Promise((resolve, reject) => {
@@ -139,7 +136,7 @@ export class Turnstile {
 
   #offer(first: Turn): void {
     const { ticket } = first;
-    const { weight, deadlineMs, onWait } = ticket.request;
+    const { weight, deadlineMs, onWait, tooLate } = ticket.request;
     const now = nowMs();
     const answer = this.#ring.take(weight, now);
     if (this.#first !== first) {
@@ -154,9 +151,8 @@ export class Turnstile {
       return;
     }
     if (now + answer.forMs >= deadlineMs()) {
-      const retryAfterMs = Number.isFinite(answer.forMs) ? answer.forMs : undefined;
       this.#waiting--;
-      ticket.refuse(new KeysExhaustedError(this.#source, retryAfterMs, this.#causeOf()));
+      ticket.refuse(tooLate(answer.forMs));
       this.#endTurn(first);
       return;
     }

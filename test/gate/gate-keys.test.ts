@@ -714,6 +714,71 @@ describe('the keys of a ServiceGate', () => {
     });
   });
 
+  describe('the cause of a KeysExhaustedError', () => {
+    it('is the own error of the call that met the last failure, and tells others only what it was', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'search', keys: [A], rate: [{ limit: 2, perMs: 60_000 }] });
+      const second = deferred<never>();
+      const own = follow(
+        gate.run(({ attempt }) => (attempt === 1 ? Promise.reject(httpError(500)) : second.promise), {
+          timeoutMs: 30_000,
+        }),
+      );
+      await settle();
+      const mine = Object.assign(new Error('for a private question'), { code: 'ECONNRESET', q: 'private' });
+      second.reject(mine);
+      await settle();
+      const other = follow(gate.run(() => 1, { timeoutMs: 30_000 }));
+      await settle();
+      expect(own.now).toMatchObject({ reason: { code: 'ERR_KEYS_EXHAUSTED', cause: mine } });
+      expect(other.now).toMatchObject({
+        reason: { code: 'ERR_KEYS_EXHAUSTED', cause: { message: 'ECONNRESET', code: 'ECONNRESET' } },
+      });
+      expect((other.now as { reason: Error }).reason.cause).not.toBe(mine);
+    });
+
+    it("is another's where that came after the own one", async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0.5);
+      const gate = new ServiceGate({ name: 'search', keys: [A] });
+      const backsOff = follow(gate.run(() => Promise.reject(httpError(500))));
+      await settle();
+      await gate.run(() => Promise.reject(httpError(401))).catch(() => {});
+      await settle();
+      expect(backsOff.now).toMatchObject({
+        reason: { code: 'ERR_KEYS_EXHAUSTED', cause: { message: 'HTTP 401' } },
+      });
+    });
+
+    it.each([
+      [() => Promise.reject(httpError(401)), 'HTTP 401'],
+      [() => new Response('no', { status: 403 }), 'HTTP 403'],
+    ])('is told of %s', async (fn, message) => {
+      const gate = new ServiceGate({ name: 'search', keys: [A] });
+      await Promise.resolve(gate.run(fn)).catch(() => {});
+      await expect(gate.run(fn)).rejects.toMatchObject({ cause: { message } });
+    });
+
+    it.each([
+      ['a code, also one in a cause', { cause: { code: 'ENOTFOUND' } }, 'ENOTFOUND'],
+      ['no code, but a text', { code: 'a private question' }, 'an outcome of class key-dead'],
+      ['nothing', {}, 'an outcome of class key-dead'],
+    ])('is told of an error with %s', async (_, fields, message) => {
+      const gate = new ServiceGate({ name: 'search', keys: [A], classify: () => 'key-dead' });
+      const fn = () => Promise.reject(Object.assign(new Error('private'), fields));
+      await gate.run(fn).catch(() => {});
+      await expect(gate.run(fn)).rejects.toMatchObject({ cause: { message } });
+    });
+
+    it('is no bug of the host, and no page that is not there', async () => {
+      const gate = new ServiceGate({ name: 'search', keys: [A], rate: [{ limit: 2, perMs: 60_000 }] });
+      await gate.run(() => Promise.reject(new TypeError('bug'))).catch(() => {});
+      await gate.run(() => Promise.reject(httpError(404))).catch(() => {});
+      const error = await gate.run(() => 1, { timeoutMs: 1_000 }).catch((thrown: Error) => thrown);
+      expect(error).toMatchObject({ code: 'ERR_KEYS_EXHAUSTED' });
+      expect((error as Error).cause).toBeUndefined();
+    });
+  });
+
   it('never appear unmasked in events, errors of ours and figures', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(0);
     const { hooks, told } = recorder();
@@ -730,7 +795,7 @@ describe('the keys of a ServiceGate', () => {
     const exhausted = await gate.run(() => 1).catch((error) => error);
     expect(exhausted).toMatchObject({
       code: 'ERR_KEYS_EXHAUSTED',
-      cause: { message: 'bad key #1…aaaa', status: 401 },
+      cause: { message: 'HTTP 401', status: 401 },
     });
     const { inspect } = await import('node:util');
     const shown = inspect([told, exhausted, gate.stats()], { depth: 20 });

@@ -152,6 +152,32 @@ describe('a tool behind a ServiceGate', () => {
     expect(inspect([told.at(-1), error], { depth: 20 })).not.toMatch(/private/);
   });
 
+  it("tells no task of another's input, where that one's failure is why there is no key", async () => {
+    const gate = new ServiceGate({ name: 'serper', keys: ['serper-key-number-one'] });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        call: (_, { q }: { q: string }) =>
+          Promise.reject(
+            Object.assign(new Error(`refused: ${q}`), { status: 401, code: 'ERR_REFUSED', body: q }),
+          ),
+      },
+    });
+    const factory = pipelineFactory({ mainAgent: tools });
+    const [a, b] = await Promise.all([factory.create({ instanceId: 1 }), factory.create({ instanceId: 2 })]);
+    const input = { q: 'a private question of task a' };
+    expect(await a.mainAgentToolManager.answer('search', input)).toBe(
+      'Tool search failed: refused: a private question of task a',
+    );
+    const errorOfB = await b.mainAgentToolManager.call('search', { q: 'tides' }).catch((thrown) => thrown);
+    const answerOfB = await b.mainAgentToolManager.answer('search', { q: 'tides' });
+    expect(inspect([errorOfB, answerOfB], { depth: 20 })).not.toContain('private');
+    expect(errorOfB).toMatchObject({
+      cause: { code: 'ERR_KEYS_EXHAUSTED', cause: { message: 'HTTP 401', status: 401, code: 'ERR_REFUSED' } },
+    });
+  });
+
   it('fails at once, readably, when no key comes back in its time', async () => {
     const gate = new ServiceGate({ name: 'serper', keys: ['serper-key-number-one'] });
     const tools = defineTools({
