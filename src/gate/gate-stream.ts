@@ -44,6 +44,8 @@ interface OpenState<T> {
   pulling: boolean;
 }
 
+type Taken<T> = { readonly item: IteratorResult<T> } | { readonly error: unknown };
+
 const LEFT = 'The stream was left by its reader';
 
 /**
@@ -52,7 +54,8 @@ const LEFT = 'The stream was left by its reader';
  * Invariants:
  * - Nothing is held before the first `next`.
  * - However it ends (last item, error, `break`, `return`, `throw`, abort, deadline), what it holds is given back once.
- * - An abort ends it in that step, whether somebody waits for an item or not; the reader is told by the next `next`.
+ * - An abort ends it in that step, whether somebody waits for an item or not. The reader is told: by the item that it waits
+ *   for, or else by the next one.
  */
 export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
   readonly #begin: (work: Work<Opened<T>>) => StreamCall<T>;
@@ -95,8 +98,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
   onAbort(reason: unknown): void {
     const state = this.#state;
     if (state.is !== 'open') return;
-    // Who waits for an item gets the reason from that wait.
-    this.#state = state.pulling ? { is: 'over' } : { is: 'failed', reason };
+    this.#state = { is: 'failed', reason };
     this.#drop(state, { error: reason });
   }
 
@@ -148,25 +150,34 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
   }
 
   async #pull(state: OpenState<T>): Promise<IteratorResult<T, undefined>> {
-    const { attempt, iterator, begun } = state;
+    const { attempt, begun } = state;
     state.pulling = true;
+    const taken = await this.#take(state);
+    state.pulling = false;
+    if ('error' in taken && this.#state === state) await begun.call.failLater(attempt, taken.error);
+    // It may have been left, or aborted, meanwhile, and be it in the very step in which the item came.
+    if (this.#state !== state) return this.#ended(begun);
+    if ('item' in taken) return taken.item.done ? this.#close(state) : taken.item;
+    this.#state = { is: 'over' };
+    this.#drop(state, taken);
+    throw taken.error;
+  }
+
+  async #take({ attempt, iterator }: OpenState<T>): Promise<Taken<T>> {
     try {
       const item = await attempt.step(async () => iterator.next());
-      state.pulling = false;
-      // It may have been left, or aborted, in the very step in which the item came.
-      if (this.#state !== state) return this.#next();
-      return item.done ? this.#close(state) : item;
+      if (Object(item) !== item) throw new TypeError(refusal('an item', 'an iterator result', item));
+      return { item };
     } catch (error) {
-      state.pulling = false;
-      if (this.#state === state) {
-        this.#state = { is: 'over' };
-        await begun.call.failLater(attempt, error);
-        this.#drop(state, { error });
-      } else if (!begun.scope.signal.aborted) {
-        return { done: true, value: undefined };
-      }
-      throw error;
+      return { error };
     }
+  }
+
+  /** What one gets who waited while the stream was aborted or left. An aborted one must never look complete. */
+  #ended({ scope }: StreamCall<T>): IteratorResult<T, undefined> {
+    this.#state = { is: 'over' };
+    if (scope.signal.aborted) throw scope.signal.reason;
+    return { done: true, value: undefined };
   }
 
   #close(state: OpenState<T>): IteratorResult<T, undefined> {

@@ -435,6 +435,18 @@ describe('ServiceGate.stream', () => {
       expectAllFree();
     });
 
+    it('from a source that gives no iterator result', async () => {
+      const { gate, expectAllFree } = oneAtATime();
+      const of = (...items: unknown[]) => ({
+        [Symbol.asyncIterator]: () => ({ next: async () => items.shift() as never }),
+      });
+      await expect(collect(gate.stream(() => of({ done: false, value: 1 }, undefined)))).rejects.toThrow(
+        'Expected `an item` to be an iterator result, got undefined',
+      );
+      await expect(collect(gate.stream(() => of(undefined)))).rejects.toThrow(TypeError);
+      expectAllFree();
+    });
+
     it("with the source's own error where its end fails", async () => {
       const { gate, expectAllFree } = oneAtATime();
       const stream = gate.stream(async function* () {
@@ -451,6 +463,78 @@ describe('ServiceGate.stream', () => {
       await expect(reader()).rejects.toThrow('end');
       expectAllFree();
     });
+  });
+
+  describe.each([
+    ['an abort', 'enough', (control: AbortController) => control.abort('enough')],
+    ['the deadline', { code: 'ERR_GATE_TIMEOUT' }, () => vi.advanceTimersByTime(100)],
+  ])('%s', (_, reason, strike) => {
+    const ends = {
+      is: 'rejected',
+      reason: typeof reason === 'string' ? reason : expect.objectContaining(reason),
+    };
+
+    it.each([1, 2])(
+      'in any step after item %i came is what its reader gets, and not an end',
+      async (last) => {
+        for (let steps = 0; steps <= 25; steps++) {
+          const { gate, expectAllFree } = oneAtATime();
+          const control = new AbortController();
+          const item = deferred();
+          const stream = gate.stream(
+            async function* ({ signal }) {
+              if (last === 2) yield 1;
+              await item.promise;
+              yield last;
+              await new Promise((_, reject) => signal.addEventListener('abort', reject));
+            },
+            { signal: control.signal, timeoutMs: 100 },
+          );
+          const reader = follow(collect(stream));
+          await settle();
+          item.resolve();
+          for (let i = 0; i < steps; i++) await Promise.resolve();
+          strike(control);
+          await settle();
+          expect([steps, reader.now]).toEqual([steps, ends]);
+          expectAllFree();
+        }
+      },
+    );
+
+    it('in any step of a source that never rests is what its reader gets', async () => {
+      for (let steps = 0; steps <= 25; steps++) {
+        const { gate, expectAllFree } = oneAtATime();
+        const control = new AbortController();
+        const endless = { next: async () => ({ done: false as const, value: 1 }) };
+        const stream = gate.stream(() => ({ [Symbol.asyncIterator]: () => endless }), {
+          signal: control.signal,
+          timeoutMs: 100,
+        });
+        const reader = follow(collect(stream));
+        for (let i = 0; i < 40 + steps; i++) await Promise.resolve();
+        strike(control);
+        await settle();
+        expect([steps, reader.now]).toEqual([steps, ends]);
+        expectAllFree();
+      }
+    });
+  });
+
+  it('fails with the reason, too, when it is aborted while its failure is judged', async () => {
+    const judged = deferred<'stop'>();
+    const { gate, expectAllFree, of } = oneAtATime({
+      classify: (observed: { kind: string }) => (observed.kind === 'error' ? judged.promise : undefined),
+    });
+    const control = new AbortController();
+    const reader = follow(collect(gate.stream(source([1, httpError(500)]).open, { signal: control.signal })));
+    await settle();
+    expect(reader.now.is).toBe('pending');
+    control.abort('enough');
+    await settle();
+    expect(reader.now).toEqual({ is: 'rejected', reason: 'enough' });
+    expectAllFree();
+    expect(of('call:finished')).toMatchObject([{ outcome: 'aborted', error: 'enough' }]);
   });
 
   it('runs the source, and tells its events, in the context of its reader', async () => {
