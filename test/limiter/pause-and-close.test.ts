@@ -86,63 +86,6 @@ describe('pause', () => {
   });
 });
 
-describe('onIdle', () => {
-  it('is settled at once where nothing is held and nobody waits', async () => {
-    await limiterOf(1).onIdle();
-  });
-
-  it('settles when the last permit is back and nobody waits', async () => {
-    const limiter = limiterOf(1);
-    const first = await limiter.acquire();
-    const next = limiter.acquire();
-    const idle = [watch(limiter.onIdle()), watch(limiter.onIdle())];
-    first.release();
-    await turn();
-    expect(idle).toEqual([{ state: 'pending' }, { state: 'pending' }]);
-    (await next).release();
-    await turn();
-    expect(idle).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
-  });
-
-  it('settles though the limit was never reached', async () => {
-    const limiter = limiterOf(5);
-    const permit = await limiter.acquire();
-    const idle = watch(limiter.onIdle());
-    await turn();
-    expect(idle.state).toBe('pending');
-    permit.release();
-    await turn();
-    expect(idle.state).toBe('resolved');
-  });
-
-  it('settles when the last one leaves without a permit', async () => {
-    const limiter = limiterOf(1);
-    limiter.pause();
-    const controller = new AbortController();
-    limiter.acquire({ signal: controller.signal }).catch(() => {});
-    const idle = watch(limiter.onIdle());
-    await turn();
-    expect(idle.state).toBe('pending');
-    controller.abort();
-    await turn();
-    expect(idle.state).toBe('resolved');
-  });
-
-  it('counts a permit that was granted and not yet picked up', async () => {
-    const limiter = limiterOf(1);
-    const holder = await limiter.acquire();
-    const next = limiter.acquire();
-    holder.release();
-    const idle = watch(limiter.onIdle());
-    const permit = await next;
-    await turn();
-    expect(idle.state).toBe('pending');
-    permit.release();
-    await turn();
-    expect(idle.state).toBe('resolved');
-  });
-});
-
 describe('close', () => {
   it('turns away those who wait and those who come, and settles when nothing is held', async () => {
     const limiter = limiterOf(1);
