@@ -10,7 +10,7 @@ import type { GateCore, WaitingCall } from './gate-core.js';
 import type { KeyUse } from './gate-key.js';
 import type { GateCallOptions } from './gate-options.js';
 import { MetFailure } from './met-failure.js';
-import { isRetryable, type Observed, type Verdict } from './outcome.js';
+import { discardResponse, isResponse, isRetryable, type Observed, type Verdict } from './outcome.js';
 import { backoffMs, waitOut } from './retry.js';
 
 /** What a call's attempts do, and how its results are treated. */
@@ -190,40 +190,64 @@ export class GateCall<T> implements WaitingCall {
 
   /** Makes the attempt and judges it. Never rejects. */
   async #try(attempt: Attempt): Promise<Tried<T>> {
-    const work = this.#work;
     this.attempts++;
     this.key = attempt.key;
     this.#tellStarted();
     try {
-      const value = await attempt.step(
+      const result = await attempt.step(
         () => {
           attempt.begin();
-          return work.run(attempt.context);
+          return this.#result(attempt.context);
         },
-        (late) => this.#discard(attempt, late),
+        ({ value }) => this.#discard(attempt, value),
       );
-      return await this.#judge(attempt, { value });
+      return await this.#judge(attempt, result);
     } catch (error) {
       return this.#judge(attempt, { error });
     }
   }
 
-  async #judge(attempt: Attempt, tried: { value: T } | { error: unknown }): Promise<Tried<T>> {
+  /**
+   * Runs the host's code. What a `Response` means may stand in its body, and reading that is a part of the attempt: it
+   * takes the attempt's time, ends with it, and fails as the network does.
+   */
+  async #result(context: AttemptContext): Promise<{ readonly value: T; readonly verdict?: Verdict }> {
+    const value = await this.#work.run(context);
+    if (!isResponse(value)) return { value };
+    try {
+      return { value, verdict: await this.#core.classify({ kind: 'result', value }) };
+    } catch (error) {
+      discardResponse(value);
+      throw error;
+    }
+  }
+
+  async #judge(
+    attempt: Attempt,
+    result: { readonly value: T; readonly verdict?: Verdict } | { readonly error: unknown },
+  ): Promise<Tried<T>> {
     let judged: Tried<T>;
     try {
-      const observed: Observed | undefined =
-        'error' in tried ? { kind: 'error', error: tried.error } : this.#work.observe(tried.value);
       const { signal } = this.#bounds;
-      const verdict = signal.aborted ? this.#verdictOfAbort(attempt) : await this.#verdictOf(observed);
-      judged = { ...tried, verdict };
+      const verdict = signal.aborted ? this.#verdictOfAbort(attempt) : await this.#verdictOf(result);
+      judged = { ...result, verdict };
     } catch (error) {
       // The host's classifier is at fault, or the call ended meanwhile: nobody gets this result.
-      if ('value' in tried) this.#discard(attempt, tried.value);
+      if ('value' in result) this.#discard(attempt, result.value);
       judged = { error, verdict: STOP };
     }
     if (!this.#bounds.signal.aborted) this.#note(judged);
     attempt.judge(judged.verdict);
     return judged;
+  }
+
+  #verdictOf(
+    result: { readonly value: T; readonly verdict?: Verdict } | { readonly error: unknown },
+  ): Verdict | Promise<Verdict> {
+    if ('value' in result && result.verdict !== undefined) return result.verdict;
+    const observed: Observed | undefined =
+      'error' in result ? { kind: 'error', error: result.error } : this.#work.observe(result.value);
+    return observed === undefined ? OK : this.#core.judge(observed, this.#bounds.signal);
   }
 
   /** Keeps a failure: its error for this call alone, and for all others what it was. */
@@ -240,10 +264,6 @@ export class GateCall<T> implements WaitingCall {
 
   #discard(attempt: Attempt, value: T): void {
     attempt.discard(() => this.#work.discard(value));
-  }
-
-  #verdictOf(observed: Observed | undefined): Verdict | Promise<Verdict> {
-    return observed === undefined ? OK : this.#core.judge(observed, this.#bounds.signal);
   }
 
   /** A call that is over its time in an attempt that had most of it shows a slow service; any other end shows nothing. */

@@ -80,14 +80,19 @@ export class GateCore {
   }
 
   /** What an outcome means. Rejects where the host's classifier fails or answers nonsense. */
+  async classify(observed: Observed): Promise<Verdict> {
+    const answer = await this.settings.classify?.(observed);
+    return verdictOf(answer ?? classifyOutcome(observed));
+  }
+
+  /** The same, bounded: nothing that came of an attempt takes long to look at, where no body has to be read. */
   async judge(observed: Observed, signal: AbortSignal): Promise<Verdict> {
-    const { classify } = this.settings;
+    const { classify, name } = this.settings;
     if (classify === undefined) return verdictOf(classifyOutcome(observed));
-    const answer = await boundedCall<Awaited<ReturnType<typeof classify>>>(() => classify(observed), {
+    return boundedCall(() => this.classify(observed), {
       signal,
       timeoutMs: GRACE_MS,
-      timeoutError: (ms) => new TypeError(`\`classify\` of ${this.settings.name} took longer than ${ms} ms`),
+      timeoutError: (ms) => new TypeError(`\`classify\` of ${name} took longer than ${ms} ms`),
     });
-    return verdictOf(answer ?? classifyOutcome(observed));
   }
 }

@@ -27,7 +27,8 @@ export interface Judgement {
 
 /**
  * Tells what an attempt's outcome means. `undefined` leaves it to the default, so a classifier of your own need only
- * know what is special about your service. It may be asynchronous, to read a body; five seconds are allowed.
+ * know what is special about your service. It may be asynchronous, to read the body of a `Response`: that is a part of
+ * the attempt, and if it fails, so has the attempt. Of anything else it is to be told within five seconds.
  */
 export type Classifier = (
   observed: Observed,

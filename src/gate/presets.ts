@@ -171,11 +171,18 @@ async function contentOf(
   return { body: await jsonOf(value), headers: value.headers, status: value.ok ? undefined : value.status };
 }
 
-/** The body of a response that the caller will still read. Not JSON, or read already: nothing is known of it. */
+/**
+ * The body of a response that the caller will still read. Not JSON, or read already: nothing is known of it. Rejects
+ * where the body does not come to its end: then there is no answer.
+ */
 async function jsonOf(response: Response): Promise<Fields> {
-  if (!/\bjson\b/i.test(response.headers.get('content-type') ?? '')) return {};
+  const { body, bodyUsed, headers, ok } = response;
+  if (bodyUsed || body?.locked || !/\bjson\b/i.test(headers.get('content-type') ?? '')) return {};
+  // The copy of a stream of Node, as in node-fetch, stalls where it is long and the caller does not read along.
+  if (ok && typeof body?.cancel !== 'function') return {};
+  const text = await response.clone().text();
   try {
-    return fields(await response.clone().json());
+    return fields(JSON.parse(text));
   } catch {
     return {};
   }

@@ -188,7 +188,7 @@ describe('the keys of a ServiceGate', () => {
 
     it('also holds a start that had the key already, at any step before it began', async () => {
       const served = new Set<string>();
-      for (let steps = 0; steps < 40; steps++) {
+      for (let steps = -20; steps < 40; steps++) {
         const { hooks, told } = recorder();
         const gate = new ServiceGate({
           name: 'search',
@@ -200,9 +200,12 @@ describe('the keys of a ServiceGate', () => {
         const end = deferred<never>();
         follow(gate.run(() => end.promise));
         await settle();
+        const refuse = () => end.reject(httpError(429, { 'retry-after': '1' }));
+        if (steps < 0) refuse();
+        for (let i = steps; i < 0; i++) await Promise.resolve();
         const second = follow(gate.run(() => 2));
         for (let i = 0; i < steps; i++) await Promise.resolve();
-        end.reject(httpError(429, { 'retry-after': '1' }));
+        refuse();
         await settle();
         const rested = told.findIndex(({ event }) => event === 'key:cooledDown');
         const begun = told.findLastIndex(({ event }) => event === 'call:started');
