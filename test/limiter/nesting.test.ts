@@ -1,10 +1,16 @@
-import { describe, expect, it } from 'vitest';
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { NestedAcquireError } from '../../src/errors.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { Permit, RunContext } from '../../src/limiter/limiter.js';
 import { deferred, turn } from './event-loop.js';
 
 const detecting = (maxConcurrent: number) =>
   new ConcurrencyLimiter({ maxConcurrent, detectNested: true, name: 'admission' });
+
+/** What becomes of a promise that needs no timer to settle; 'waits' where it does not. */
+const soon = (promise: Promise<unknown>): Promise<unknown> =>
+  Promise.race([promise.catch((error: unknown) => error), turn().then(() => 'waits')]);
 
 describe('With detectNested', () => {
   it('refuses a run that would wait inside a run of the same limiter', async () => {
@@ -149,6 +155,109 @@ describe('With detectNested', () => {
     );
     await limiter.run(() => limiter.run(() => {}, { taskId: 'inner' }).catch(() => {}));
     expect(told).toEqual([{ reason: 'nested', taskId: 'inner', weight: 1 }]);
+  });
+});
+
+describe('With detectNested, and several runs around', () => {
+  it('refuses what waits for the outer one when the inner has given its permit back early', async () => {
+    const limiter = detecting(2);
+    const outer = limiter.run(() =>
+      limiter.run(({ permit }) => {
+        permit.release();
+        return limiter.run(() => 'innermost', { weight: 2 });
+      }),
+    );
+    expect(await soon(outer)).toBeInstanceOf(NestedAcquireError);
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, rejected: 1 });
+  });
+
+  it('refuses it through a run of another limiter in between, held or over', async () => {
+    for (const early of [false, true]) {
+      const limiter = detecting(1);
+      const other = detecting(1);
+      const between = ({ permit }: RunContext) => {
+        if (early) permit.release();
+        return limiter.run(() => 'innermost');
+      };
+      const outer = limiter.run(() => other.run(between));
+      expect(await soon(outer)).toBeInstanceOf(NestedAcquireError);
+      expect([limiter.activeCount, other.activeCount]).toEqual([0, 0]);
+    }
+  });
+
+  it('refuses it through any number of runs that are over', async () => {
+    const limiter = detecting(2);
+    const nest = (depth: number): Promise<unknown> =>
+      limiter.run(({ permit }) => {
+        permit.release();
+        return depth === 0 ? limiter.run(() => 'innermost', { weight: 2 }) : nest(depth - 1);
+      });
+    expect(await soon(limiter.run(() => nest(10)))).toBeInstanceOf(NestedAcquireError);
+    expect(await soon(nest(10))).toBe('innermost');
+  });
+
+  it('lets it wait when all runs of the same limiter around it are over, whatever others hold', async () => {
+    const limiter = detecting(1);
+    const other = detecting(1);
+    let holder: Permit | undefined;
+    const result = limiter.run(({ permit }) =>
+      other.run(() => {
+        permit.release();
+        holder = limiter.tryAcquire();
+        return limiter.run(() => 'inner');
+      }),
+    );
+    expect(await soon(result)).toBe('waits');
+    holder?.release();
+    expect(await result).toBe('inner');
+  });
+
+  it('keeps nothing of the runs before in a loop that starts its own successor', async () => {
+    const limiter = detecting(2);
+    const permits: WeakRef<Permit>[] = [];
+    const kept = () => permits.filter((permit) => permit.deref() !== undefined).length;
+    const last = deferred();
+    const step = async (left: number): Promise<void> => {
+      await limiter.run(async ({ permit }) => {
+        permits.push(new WeakRef(permit));
+        await turn();
+        if (left === 0) await last.promise;
+        else void step(left - 1);
+      });
+    };
+    void step(200);
+    while (permits.length <= 200) await turn();
+    await turn();
+    expect(limiter.activeCount).toBe(1);
+    globalThis.gc?.();
+    expect(permits.at(-1)?.deref()).toBeDefined();
+    expect(kept()).toBeLessThan(5);
+    last.resolve();
+    await limiter.onIdle();
+  });
+});
+
+describe('The AsyncLocalStorage behind it', () => {
+  const entered = () => vi.spyOn(AsyncLocalStorage.prototype, 'run');
+  afterEach(() => void vi.restoreAllMocks());
+
+  it('is one for all limiters: each one ever used makes every await dearer', async () => {
+    const run = entered();
+    const limiters = Array.from({ length: 20 }, () => detecting(1));
+    for (const limiter of limiters) await limiter.run(() => {});
+    expect(run).toHaveBeenCalledTimes(20);
+    expect(new Set(run.mock.contexts).size).toBe(1);
+  });
+
+  it('is neither entered nor asked without detectNested, by free, waiting and nested runs', async () => {
+    const { prototype } = AsyncLocalStorage;
+    const calls = [entered(), vi.spyOn(prototype, 'enterWith'), vi.spyOn(prototype, 'getStore')];
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    const nested = limiter.run(() => limiter.run(() => 'nested'));
+    const waiting = limiter.run(() => 'waited', { weight: 2 });
+    const refused = limiter.run(() => {}, { timeoutMs: 0 }).catch(() => 'refused');
+    expect(await Promise.all([nested, waiting, refused])).toEqual(['nested', 'waited', 'refused']);
+    for (const call of calls) expect(call).not.toHaveBeenCalled();
   });
 });
 
