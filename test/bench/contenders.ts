@@ -25,8 +25,10 @@ export type Skill = 'run' | 'acquire' | 'abort';
 
 export interface Contender {
   readonly name: string;
-  /** The npm package; `undefined` for ours. */
+  /** The npm package; `undefined` for ours, and for what is no library. */
   readonly npm?: string;
+  /** Here for the comparison, and nobody's rival. */
+  readonly isYardstick?: true;
   readonly skills: readonly Skill[];
   /** Said under the table. */
   readonly note?: string;
@@ -51,6 +53,50 @@ const ours: Contender = {
         acquire: () => limiter.acquire(),
         release: (permit) => (permit as { release(): void }).release(),
       };
+    };
+  },
+};
+
+/** Jobs in a list, each with the promise that its turn begins with: without one, it would run in somebody else's context. */
+class LeastFifo {
+  readonly #waiting = [] as (() => void)[];
+  #first = 0;
+  #active = 0;
+  readonly #onEnd = (): void => {
+    const next = this.#waiting[this.#first];
+    if (next === undefined) {
+      this.#active--;
+      this.#waiting.length = 0;
+      this.#first = 0;
+    } else {
+      this.#first++;
+      next();
+    }
+  };
+  readonly #onResult = <R>(result: R): R => {
+    this.#onEnd();
+    return result;
+  };
+
+  run(job: Job): Promise<void> {
+    if (this.#active < LIMIT) {
+      this.#active++;
+      return job().then(this.#onResult);
+    }
+    const turn = new Promise<void>((resolve) => this.#waiting.push(resolve));
+    return turn.then(job).then(this.#onResult);
+  }
+}
+
+const leastFifo: Contender = {
+  name: 'least FIFO',
+  isYardstick: true,
+  skills: ['run'],
+  note: 'No library: an array, and the promise that keeps the AsyncLocalStorage context of each caller. It cannot abort, weigh or fail; the least that a limiter which keeps contexts could cost.',
+  async load() {
+    return () => {
+      const fifo = new LeastFifo();
+      return { run: (job) => fifo.run(job) };
     };
   },
 };
@@ -205,4 +251,5 @@ export const CONTENDERS: readonly Contender[] = [
   fastq,
   bottleneck,
   effect,
+  leastFifo,
 ];

@@ -1,3 +1,4 @@
+import { bareNs, cpuNs, nothing } from './bare.js';
 import { type Contender, type Job, LIMIT, type Skill, type Subject } from './contenders.js';
 
 /** How much of a workload one process does. */
@@ -31,34 +32,20 @@ export interface Workload {
   sample(make: () => Subject, effort: Effort): Promise<Sample>;
 }
 
-/** CPU time of the whole process, all its threads, in milliseconds: other processes do not count, the collector does. */
-const cpuMs = (): number => {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1000;
-};
+const cpuMs = (): number => cpuNs() / 1e6;
 
 /** Samples before those that count: the code has to be compiled first, and for some it is compiled twice. */
 const WARM_UPS = 6;
 
-const nothing: Job = async () => {};
 const forEver: Job = () => new Promise(() => {});
 const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
-/** What everything is measured against, beside it: a call that is awaited, with no limiter. */
-async function bareNs(ops: number): Promise<number> {
-  const begin = cpuMs();
-  for (let i = 0; i < ops; i++) await nothing();
-  return ((cpuMs() - begin) * 1e6) / ops;
-}
-
-const BARE_OPS = 100_000;
-
 async function againstBare(ops: number, work: () => Promise<void>): Promise<Sample> {
-  const bare = await bareNs(BARE_OPS);
+  const bare = await bareNs();
   await endOfTurn();
-  const begin = cpuMs();
+  const begin = cpuNs();
   await work();
-  const ns = ((cpuMs() - begin) * 1e6) / ops;
+  const ns = (cpuNs() - begin) / ops;
   return { value: ns / bare, parts: { ns, bareNs: bare } };
 }
 

@@ -119,12 +119,12 @@ function cellText(cell: Cell): string {
 
 /** How ours stands in a row: against its target, and against the best of the others. */
 function verdict(row: Workload): string {
-  const ours = contenders.find(({ npm }) => npm === undefined);
+  const ours = contenders.find(({ name }) => name === 'ours');
   const cell = ours && cellOf(ours, row);
   if (cell?.kind !== 'measured') return '';
   const own = cell.figure.median;
   const rivals = contenders
-    .filter((contender) => contender !== ours)
+    .filter((contender) => contender !== ours && !contender.isYardstick)
     .map((rival) => ({
       name: rival.name,
       cell: cellOf(rival, row),
@@ -180,7 +180,7 @@ function growthSvg(): string {
       const stopped = points.length > 0 && points.length < growth.length;
       return {
         name: contender.name,
-        strong: contender.npm === undefined,
+        strong: contender.name === 'ours',
         points,
         ...(stopped && { ends: `then over ${TIMEOUT_MS / 1000} s` }),
       };

@@ -1,3 +1,4 @@
+import { bareNs, cpuNs } from './bare.js';
 import { type PoolContender, type PoolSubject, SIZE } from './pool-contenders.js';
 
 /** One measurement: nanoseconds of CPU time an operation, beside those of a bare await; or bytes. */
@@ -19,23 +20,7 @@ export interface PoolWorkload {
   readonly samples: number;
 }
 
-/** CPU time of the whole process, all its threads: other processes do not count, the collector does. */
-const cpuNs = (): number => {
-  const { user, system } = process.cpuUsage();
-  return (user + system) * 1000;
-};
-
-const nothing = async (): Promise<void> => {};
 const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-
-const BARE_OPS = 100_000;
-
-/** What everything is measured beside: a call that is awaited, with no pool. */
-async function bareNs(): Promise<number> {
-  const begin = cpuNs();
-  for (let i = 0; i < BARE_OPS; i++) await nothing();
-  return (cpuNs() - begin) / BARE_OPS;
-}
 
 async function timed(ops: number, work: () => Promise<void>): Promise<PoolSample> {
   const bare = await bareNs();
@@ -138,6 +123,7 @@ export async function takePoolSamples(
   workload: PoolWorkload,
 ): Promise<readonly PoolSample[]> {
   const make = await contender.load();
+  await bareNs();
   const samples: PoolSample[] = [];
   const warmUps = workload.unit === 'bytes' ? 0 : WARM_UPS;
   for (let i = -warmUps; i < workload.samples; i++) {
