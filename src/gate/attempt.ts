@@ -1,4 +1,5 @@
 import { GateTimeoutError } from '../errors.js';
+import type { PermitOutcome } from '../hooks/events.js';
 import { linkedController } from '../internal/abort-watch.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { nowMs } from '../internal/clock.js';
@@ -165,10 +166,13 @@ export class Attempt {
     this.#state = 'over';
     this.#core.ring.end(this.#use);
     this.#core.letGo();
-    try {
-      this.#permit?.release(this.#load);
-    } catch {
-      // A limiter from elsewhere that fails here has a fault of its own; the call's result is not lost for it.
-    }
+    giveBack(this.#permit, this.#load);
   }
+}
+
+/** Gives a permit back. A limiter from elsewhere that fails here has a fault of its own: no call's result is lost for it. */
+export function giveBack(permit: Permit | undefined, outcome: PermitOutcome): void {
+  try {
+    permit?.release(outcome);
+  } catch {}
 }

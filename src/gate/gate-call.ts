@@ -1,13 +1,10 @@
-import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
-import type { TaskIds } from '../hooks/events.js';
-import { boundedCall } from '../internal/bounded-call.js';
 import { nowMs } from '../internal/clock.js';
-import type { Permit } from '../limiter/limiter.js';
 import { Attempt, type AttemptContext } from './attempt.js';
+import { CallEntry } from './call-entry.js';
 import type { CallBounds } from './call-scope.js';
+import type { CallTeller } from './call-teller.js';
 import type { GateCore, WaitingCall } from './gate-core.js';
-import type { KeyUse } from './gate-key.js';
 import type { GateCallOptions } from './gate-options.js';
 import { MetFailure } from './met-failure.js';
 import { discardResponse, isResponse, isRetryable, type Observed, type Verdict } from './outcome.js';
@@ -35,15 +32,16 @@ const losesKey = (verdict: Verdict): boolean => verdict.class === 'key-dead' || 
  *
  * Invariants:
  * - Each attempt runs in the caller's own AsyncLocalStorage context.
- * - Between attempts the call holds nothing.
+ * - Between attempts, and while all keys rest, the call holds nothing.
  * - What the last attempt gave is what the caller gets: its result, or its error. What it meant is left in the bounds.
  */
 export class GateCall<T> implements WaitingCall {
-  readonly callId: number;
   readonly options: GateCallOptions;
+  readonly teller: CallTeller;
   readonly #core: GateCore;
   readonly #bounds: CallBounds;
   readonly #work: Work<T>;
+  readonly #entry: CallEntry;
   attempts = 0;
   /** Milliseconds waited for permits, starts and back-offs. */
   waitMs = 0;
@@ -53,12 +51,20 @@ export class GateCall<T> implements WaitingCall {
   /** The last failure of the service that this call met itself, and what was thrown. */
   #met: { readonly failure: MetFailure; readonly error: unknown } | undefined;
 
-  constructor(core: GateCore, callId: number, options: GateCallOptions, bounds: CallBounds, work: Work<T>) {
+  constructor(
+    core: GateCore,
+    teller: CallTeller,
+    options: GateCallOptions,
+    bounds: CallBounds,
+    work: Work<T>,
+  ) {
     this.#core = core;
-    this.callId = callId;
+    this.teller = teller;
     this.options = options;
     this.#bounds = bounds;
     this.#work = work;
+    const tooLate = (forMs: number): Error => this.#exhausted(forMs);
+    this.#entry = new CallEntry({ core, options, bounds, teller, tooLate });
   }
 
   /** Tries until it is done. The attempt that comes with the result still holds its permit: `end` it. */
@@ -69,10 +75,11 @@ export class GateCall<T> implements WaitingCall {
     let free = this.#core.settings.keys.length;
     let counted = 0;
     for (;;) {
-      let attempt = await this.#enter();
+      const turn = this.#core.nextTurn();
+      let attempt = await this.#enter(turn);
       while (attempt.isStale) {
         attempt.end();
-        attempt = await this.#enter();
+        attempt = await this.#enter(turn);
       }
       const tried = await this.#try(attempt);
       const { verdict } = tried;
@@ -105,36 +112,14 @@ export class GateCall<T> implements WaitingCall {
     if (nowMs() + forMs >= this.#bounds.deadlineMs) this.#bounds.abort(this.#exhausted(forMs));
   }
 
-  /** The fields that all of a call's events have. */
-  told(): { source: string; callId: number; toolCallId?: number } & TaskIds {
-    const { taskId, requestId, tenant, toolCallId } = this.options;
-    return {
-      source: this.#core.settings.name,
-      callId: this.callId,
-      ...(taskId === undefined ? {} : { taskId }),
-      ...(requestId === undefined ? {} : { requestId }),
-      ...(tenant === undefined ? {} : { tenant }),
-      ...(toolCallId === undefined ? {} : { toolCallId }),
-    };
-  }
-
-  /** Waits for a permit, and then for a start. */
-  async #enter(): Promise<Attempt> {
+  /** Waits for everything that an attempt needs. */
+  async #enter(turn: number): Promise<Attempt> {
     const core = this.#core;
-    const { signal, deadlineMs } = this.#bounds;
-    signal.throwIfAborted();
     const askedMs = nowMs();
-    const closedMs = core.ring.opensInMs(askedMs);
-    if (closedMs > 0 && askedMs + closedMs >= deadlineMs) throw this.#exhausted(closedMs);
     core.waiting.add(this);
-    let permit: Permit | undefined;
     try {
-      permit = await this.#permit();
-      const use = await this.#start();
-      return new Attempt(core, this.attempts + 1, permit, use, signal);
-    } catch (error) {
-      permit?.release('ignored');
-      throw error;
+      const { permit, use } = await this.#entry.enter(turn);
+      return new Attempt(core, this.attempts + 1, permit, use, this.#bounds.signal);
     } finally {
       core.waiting.delete(this);
       this.#attemptWaitMs = nowMs() - askedMs;
@@ -142,57 +127,11 @@ export class GateCall<T> implements WaitingCall {
     }
   }
 
-  async #permit(): Promise<Permit | undefined> {
-    const { limiter, settings } = this.#core;
-    const bounds = this.#bounds;
-    if (limiter === undefined) return undefined;
-    const { priority, tenant, taskId, requestId } = this.options;
-    // A limiter from elsewhere may not heed the signal.
-    const permit = await boundedCall<Permit>(
-      (signal) =>
-        limiter.acquire({
-          signal,
-          ...(priority === undefined ? {} : { priority }),
-          ...(tenant === undefined ? {} : { tenant }),
-          ...(taskId === undefined ? {} : { taskId }),
-          ...(requestId === undefined ? {} : { requestId }),
-        }),
-      {
-        signal: bounds.signal,
-        timeoutError: (ms) => new GateTimeoutError(settings.name, 'call', ms),
-        onLate: (late) => late.release('ignored'),
-      },
-    );
-    if (!bounds.signal.aborted) return permit;
-    permit.release('ignored');
-    throw bounds.signal.reason;
-  }
-
-  async #start(): Promise<KeyUse> {
-    const { turnstile, ring, settings } = this.#core;
-    const bounds = this.#bounds;
-    const { weight = 1, priority = 0 } = this.options;
-    const use = await turnstile.enter({
-      weight,
-      priority,
-      signal: bounds.signal,
-      deadlineMs: () => bounds.deadlineMs,
-      // It runs in the step of whoever made room or came next: the event belongs to the context of this caller.
-      onWait: settings.hooks.hears('call:throttled')
-        ? AsyncResource.bind(({ forMs, reason }) => this.#tellThrottled(reason, forMs))
-        : undefined,
-      tooLate: (forMs) => this.#exhausted(forMs),
-    });
-    if (!bounds.signal.aborted) return use;
-    ring.end(use);
-    throw bounds.signal.reason;
-  }
-
   /** Makes the attempt and judges it. Never rejects. */
   async #try(attempt: Attempt): Promise<Tried<T>> {
     this.attempts++;
     this.key = attempt.key;
-    this.#tellStarted();
+    this.teller.started(this.attempts, this.key, this.#attemptWaitMs);
     try {
       const result = await attempt.step(
         () => {
@@ -289,10 +228,10 @@ export class GateCall<T> implements WaitingCall {
   async #backOff(verdict: Verdict, delayMs: number): Promise<void> {
     const core = this.#core;
     core.retries++;
-    this.#tellRetried(verdict, delayMs);
+    this.teller.retried(this.attempts, this.key, verdict, delayMs);
     if (delayMs === 0) return;
     const fromMs = nowMs();
-    this.#tellThrottled(core.ring.opensInMs(fromMs) > 0 ? 'cooldown' : 'backoff', delayMs);
+    this.teller.throttled(core.ring.opensInMs(fromMs) > 0 ? 'cooldown' : 'backoff', delayMs);
     core.waiting.add(this);
     core.backingOff++;
     try {
@@ -310,35 +249,5 @@ export class GateCall<T> implements WaitingCall {
     const own = this.#met?.failure === lastFailure ? this.#met?.error : undefined;
     const cause = own === undefined ? lastFailure?.toError() : mask.error(own);
     return new KeysExhaustedError(settings.name, retryAfterMs, cause);
-  }
-
-  #tellStarted(): void {
-    const { hooks } = this.#core.settings;
-    if (!hooks.hears('call:started')) return;
-    const key = this.key === undefined ? {} : { key: this.key };
-    hooks.emit('call:started', {
-      ...this.told(),
-      attempt: this.attempts,
-      ...key,
-      waitMs: this.#attemptWaitMs,
-    });
-  }
-
-  #tellRetried(verdict: Verdict, delayMs: number): void {
-    const { hooks } = this.#core.settings;
-    if (!hooks.hears('call:retried')) return;
-    hooks.emit('call:retried', {
-      ...this.told(),
-      attempt: this.attempts,
-      ...(this.key === undefined ? {} : { key: this.key }),
-      class: verdict.class,
-      ...(verdict.status === undefined ? {} : { status: verdict.status }),
-      delayMs,
-    });
-  }
-
-  #tellThrottled(reason: 'rate' | 'cooldown' | 'backoff', waitMs: number): void {
-    const { hooks } = this.#core.settings;
-    if (hooks.hears('call:throttled')) hooks.emit('call:throttled', { ...this.told(), reason, waitMs });
   }
 }

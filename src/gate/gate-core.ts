@@ -7,6 +7,7 @@ import { KeyMask } from './key-mask.js';
 import { KeyRing } from './key-ring.js';
 import type { MetFailure } from './met-failure.js';
 import { classifyOutcome, type Observed, type Verdict, verdictOf } from './outcome.js';
+import { RestRoom } from './rest-room.js';
 import { Turnstile } from './turnstile.js';
 
 /** Milliseconds that code of the host may go on after it was told to stop, before nobody waits for it any longer. */
@@ -28,6 +29,7 @@ export class GateCore {
   readonly #undrive: (() => void) | undefined;
   readonly mask: KeyMask;
   readonly ring: KeyRing;
+  readonly restRoom: RestRoom;
   readonly turnstile: Turnstile;
   readonly waiting = new Set<WaitingCall>();
   /** The last failure of the service, for those who are turned away because of it. */
@@ -39,6 +41,7 @@ export class GateCore {
   /** Attempts that hold a permit and a key, also those that were given up and have not let go. */
   held = 0;
   backingOff = 0;
+  #turns = 0;
   #idleWaiters: (() => void)[] = [];
 
   constructor(settings: GateSettings) {
@@ -54,10 +57,19 @@ export class GateCore {
     this.mask = new KeyMask(keyed ? keys.map((spec) => spec.key) : []);
     this.ring = new KeyRing({ source: name, hooks, mask: this.mask, keys, sharedRate, rests, keyed });
     this.turnstile = new Turnstile(this.ring);
-    this.ring.onRoom = () => this.turnstile.look();
+    this.restRoom = new RestRoom(this.ring);
+    this.ring.onRoom = () => {
+      this.turnstile.look();
+      this.restRoom.look();
+    };
     this.ring.onClosed = (forMs) => {
       for (const call of this.waiting) call.onClosed(forMs);
     };
+  }
+
+  /** A place in the order in which attempts were asked for. */
+  nextTurn(): number {
+    return ++this.#turns;
   }
 
   /** An attempt has given back what it held. */

@@ -18,7 +18,7 @@ export interface GateStats {
   readonly running: number;
   /** Calls that have a permit and wait for a key with room. */
   readonly waitingForStart: number;
-  /** Calls that wait out a back-off. */
+  /** Calls that wait out a back-off, or a rest of all keys, and hold nothing. */
   readonly backingOff: number;
   /** The limit on attempts, and who waits for a permit; `undefined` where there is no bound. */
   readonly limiter: LimiterStats | undefined;

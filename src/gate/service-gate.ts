@@ -5,6 +5,7 @@ import { callable } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
 import type { AttemptContext } from './attempt.js';
 import { type CallBounds, CallScope, type GateOutcome } from './call-scope.js';
+import { CallTeller } from './call-teller.js';
 import { GateCall, type Work } from './gate-call.js';
 import { GateCore } from './gate-core.js';
 import {
@@ -35,7 +36,7 @@ interface OpenCall<T> {
  *
  * The way of a call: the cache, a call for the same answer that is under way, the deadline; then for each attempt a
  * permit (in order, by priority, tenants in turn), a key with room in all its windows, taken in one step, and the
- * attempt itself. A back-off holds nothing.
+ * attempt itself. A back-off holds nothing, and neither does waiting while all keys rest.
  *
  * Invariants:
  * - No window is exceeded, at any alignment, by any burst, stall of the event loop or step of the wall clock.
@@ -148,7 +149,8 @@ export class ServiceGate {
 
   /** Counts, as they stand. */
   stats(): GateStats {
-    const { limiter, ring, settings, turnstile, attempts, retries, running, backingOff } = this.#core;
+    const { limiter, ring, settings, turnstile, restRoom, attempts, retries, running, backingOff } =
+      this.#core;
     const now = nowMs();
     return Object.freeze({
       name: this.name,
@@ -159,7 +161,7 @@ export class ServiceGate {
       retries,
       running,
       waitingForStart: turnstile.waiting,
-      backingOff,
+      backingOff: backingOff + restRoom.waiting,
       limiter: limiter?.stats(),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
       opensInMs: ring.opensInMs(now),
@@ -202,7 +204,8 @@ export class ServiceGate {
       timeoutMs: options.timeoutMs ?? settings.timeoutMs,
       timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, mask.error(lastFailure)),
     });
-    const call = new GateCall(this.#core, ++this.#calls, options, scope, work);
+    const teller = new CallTeller(settings, ++this.#calls, options);
+    const call = new GateCall(this.#core, teller, options, scope, work);
     const open: OpenCall<T> = { scope, startedMs: nowMs(), call, bounds: scope, cache: 'off' };
     this.#scopes.add(scope);
     return open;
@@ -229,11 +232,11 @@ export class ServiceGate {
     const under = this.#cache.flight(cacheKey);
     open.cache = under === undefined ? 'miss' : 'shared';
     if (under !== undefined) this.#tellHit(call, true);
-    else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.told());
+    else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.teller.told());
     const flight =
       under ??
       this.#cache.launch(cacheKey, (bounds) => {
-        open.call = new GateCall(this.#core, call.callId, call.options, bounds, work);
+        open.call = new GateCall(this.#core, call.teller, call.options, bounds, work);
         return this.#land(open.call);
       });
     open.bounds = flight;
@@ -241,7 +244,7 @@ export class ServiceGate {
   }
 
   #tellHit(call: GateCall<unknown>, shared: boolean): void {
-    if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.told(), shared });
+    if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.teller.told(), shared });
   }
 
   /** Keeps book of the end of a call, once. */
@@ -255,7 +258,7 @@ export class ServiceGate {
     this.#finished.set(outcome, (this.#finished.get(outcome) ?? 0) + 1);
     if (!this.hooks.hears('call:finished')) return;
     this.hooks.emit('call:finished', {
-      ...call.told(),
+      ...call.teller.told(),
       outcome,
       attempts: call.attempts,
       ...(call.key === undefined ? {} : { key: call.key }),

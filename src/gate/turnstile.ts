@@ -22,7 +22,7 @@ export interface StartRequest {
 class Ticket implements AbortWatcher {
   readonly request: StartRequest;
   readonly #turnstile: Turnstile;
-  readonly #resolve: (use: KeyUse) => void;
+  readonly #resolve: (use: KeyUse | undefined) => void;
   readonly #reject: (reason: unknown) => void;
   /** Its place in the lane; half a step up once it has been first. */
   rank: number;
@@ -32,7 +32,7 @@ class Ticket implements AbortWatcher {
   constructor(
     turnstile: Turnstile,
     request: StartRequest,
-    resolve: (use: KeyUse) => void,
+    resolve: (use: KeyUse | undefined) => void,
     reject: (reason: unknown) => void,
   ) {
     this.#turnstile = turnstile;
@@ -46,6 +46,11 @@ class Ticket implements AbortWatcher {
   admit(use: KeyUse): void {
     this.#settle();
     this.#resolve(use);
+  }
+
+  sendBack(): void {
+    this.#settle();
+    this.#resolve(undefined);
   }
 
   refuse(reason: unknown): void {
@@ -80,13 +85,14 @@ interface Turn {
  * - It waits for an exact time, on one timer; nothing is polled.
  * - Who aborts is out of the line in that step, and costs nobody else anything.
  * - Who cannot start within its deadline is told so as soon as that is certain.
+ * - While all keys rest nobody is in the line: who holds a permit waits only for windows, or for a probe to end.
  */
 export class Turnstile {
   readonly #ring: KeyRing;
   readonly #lane = new Lane({ concurrency: 1 });
   #first: Turn | undefined;
   #timer: NodeJS.Timeout | undefined;
-  #waiting = 0;
+  readonly #tickets = new Set<Ticket>();
 
   constructor(ring: KeyRing) {
     this.#ring = ring;
@@ -94,15 +100,17 @@ export class Turnstile {
 
   /** Who waits here now. */
   get waiting(): number {
-    return this.#waiting;
+    return this.#tickets.size;
   }
 
-  /** Waits for a start. Rejects with the signal's reason, or with what `tooLate` makes. */
-  enter(request: StartRequest): Promise<KeyUse> {
+  /**
+   * Waits for a start; `undefined` if all keys rest now. Rejects with the signal's reason, or with what `tooLate` makes.
+   */
+  enter(request: StartRequest): Promise<KeyUse | undefined> {
     if (request.signal.aborted) return Promise.reject(request.signal.reason);
     return new Promise((resolve, reject) => {
       const ticket = new Ticket(this, request, resolve, reject);
-      this.#waiting++;
+      this.#tickets.add(ticket);
       const first = this.#first;
       if (first !== undefined && request.priority > first.ticket.request.priority) this.#stepBack(first);
       this.#join(ticket);
@@ -116,7 +124,7 @@ export class Turnstile {
 
   /** Somebody gave up. */
   leave(ticket: Ticket): void {
-    this.#waiting--;
+    this.#tickets.delete(ticket);
     if (this.#first?.ticket === ticket) this.#endTurn(this.#first);
   }
 
@@ -145,15 +153,17 @@ export class Turnstile {
       return;
     }
     if (!('forMs' in answer)) {
-      this.#waiting--;
       ticket.admit(answer);
-      this.#endTurn(first);
+      this.leave(ticket);
+      return;
+    }
+    if (this.#ring.opensInMs(now) > 0) {
+      this.#sendBack();
       return;
     }
     if (now + answer.forMs >= deadlineMs()) {
-      this.#waiting--;
       ticket.refuse(tooLate(answer.forMs));
-      this.#endTurn(first);
+      this.leave(ticket);
       return;
     }
     clearTimeout(this.#timer);
@@ -162,6 +172,14 @@ export class Turnstile {
     if (!ticket.told) {
       ticket.told = true;
       onWait?.(answer);
+    }
+  }
+
+  /** All keys rest. Nobody waits that out here, where each holds a permit. */
+  #sendBack(): void {
+    for (const ticket of this.#tickets) {
+      ticket.sendBack();
+      this.leave(ticket);
     }
   }
 
