@@ -5,6 +5,14 @@ import { nowMs } from '../internal/clock.js';
 /** How a call ended, for `call:finished`. */
 export type GateOutcome = GateEvents['call:finished']['outcome'];
 
+const TIMEOUT_CODES: readonly unknown[] = ['ERR_GATE_TIMEOUT', 'ERR_TOOL_TIMEOUT', 'ERR_REQUEST_TIMEOUT'];
+
+/** Whether a call ended because some time was up: its own, its tool's, its request's, or one that the host has set. */
+export function isTimeout(reason: unknown): boolean {
+  const { name, code } = Object(reason) as { readonly name?: unknown; readonly code?: unknown };
+  return name === 'TimeoutError' || TIMEOUT_CODES.includes(code);
+}
+
 /** What bounds a call, and where it leaves what became of it. */
 export interface CallBounds {
   readonly signal: AbortSignal;

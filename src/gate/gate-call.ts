@@ -2,7 +2,7 @@ import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import { nowMs } from '../internal/clock.js';
 import { Attempt, type AttemptContext } from './attempt.js';
 import { CallEntry } from './call-entry.js';
-import type { CallBounds } from './call-scope.js';
+import { type CallBounds, isTimeout } from './call-scope.js';
 import type { CallTeller } from './call-teller.js';
 import type { GateCore, WaitingCall } from './gate-core.js';
 import type { GateCallOptions } from './gate-options.js';
@@ -47,6 +47,7 @@ export class GateCall<T> implements WaitingCall {
   waitMs = 0;
   /** The key of the last attempt, masked. */
   key: string | undefined;
+  readonly #openedMs = nowMs();
   #attemptWaitMs = 0;
   /** The last failure of the service that this call met itself, and what was thrown. */
   #met: { readonly failure: MetFailure; readonly error: unknown } | undefined;
@@ -205,10 +206,17 @@ export class GateCall<T> implements WaitingCall {
     attempt.discard(() => this.#work.discard(value));
   }
 
-  /** A call that is over its time in an attempt that had most of it shows a slow service; any other end shows nothing. */
+  /**
+   * A call whose time was up in an attempt that had most of it shows a slow service; any other end shows nothing. The
+   * time is what the reason says was allowed: a request's last seconds are no measure of a service. Where it says
+   * nothing, it is that of this call, waiting included: then the service was slow, and not the line.
+   */
   #verdictOfAbort(attempt: Attempt): Verdict {
     const { reason } = this.#bounds.signal;
-    return reason instanceof GateTimeoutError && attempt.ageMs > reason.timeoutMs / 2 ? TIMED_OUT : STOP;
+    if (!isTimeout(reason)) return STOP;
+    const { timeoutMs } = Object(reason) as { readonly timeoutMs?: unknown };
+    const allowedMs = typeof timeoutMs === 'number' ? timeoutMs : nowMs() - this.#openedMs;
+    return attempt.ageMs > allowedMs / 2 ? TIMED_OUT : STOP;
   }
 
   /** Milliseconds until the next attempt may ask for its permit; `undefined` if there will be none. */

@@ -4,7 +4,7 @@ import { nowMs } from '../internal/clock.js';
 import { callable } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
 import type { AttemptContext } from './attempt.js';
-import { type CallBounds, CallScope, type GateOutcome } from './call-scope.js';
+import { type CallBounds, CallScope, type GateOutcome, isTimeout } from './call-scope.js';
 import { CallTeller } from './call-teller.js';
 import { GateCall, type Work } from './gate-call.js';
 import { GateCore } from './gate-core.js';
@@ -281,7 +281,7 @@ function dataOnly<R>(value: R): R {
 
 /** How a call ended that no attempt ended. */
 function outcomeOf(error: unknown, left: boolean): GateOutcome {
-  if (error instanceof GateTimeoutError) return 'timeout';
+  if (error instanceof GateTimeoutError || (left && isTimeout(error))) return 'timeout';
   if (!left || error instanceof GateClosedError || error instanceof KeysExhaustedError) return 'rejected';
   return 'aborted';
 }

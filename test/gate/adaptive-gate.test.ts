@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { RequestTimeoutError, ToolTimeoutError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
-import { deferred, follow, httpError, settle } from './support.js';
+import { deferred, follow, httpError, recorder, settle } from './support.js';
 
 beforeEach(() => {
   vi.useFakeTimers();
@@ -75,6 +76,47 @@ describe('an adaptive ServiceGate', () => {
     await call;
     await vi.advanceTimersByTimeAsync(10);
     expect(adaptive.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+  });
+
+  it.each([
+    ['a tool', new ToolTimeoutError('search', 100), 'dropped'],
+    ['a request that was hardly more than the call', new RequestTimeoutError('manager', 'task', 190), 'dropped'],
+    ['a request that had run for long', new RequestTimeoutError('manager', 'task', 1_000), 'ignored'],
+    ["a signal of the host's", new DOMException('too late', 'TimeoutError'), 'dropped'],
+    ['a caller that had no time any more', new DOMException('enough', 'AbortError'), 'ignored'],
+  ])('takes the timeout of %s for one where the attempt had most of the time', async (_, reason, outcome) => {
+    const { hooks, of } = recorder();
+    const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 20 } });
+    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const control = new AbortController();
+    const call = follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
+    await vi.advanceTimersByTimeAsync(100);
+    control.abort(reason);
+    await settle();
+    expect(call.now).toEqual({ is: 'rejected', reason });
+    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual([outcome]);
+    const isTimeout = reason.name !== 'AbortError';
+    expect(of('call:finished')).toMatchObject([{ outcome: isTimeout ? 'timeout' : 'aborted' }]);
+  });
+
+  it.each([
+    ['a tool', new ToolTimeoutError('search', 100)],
+    ["a signal of the host's", new DOMException('too late', 'TimeoutError')],
+  ])('takes the timeout of %s for none of the service where the call stood in line', async (_, reason) => {
+    const { hooks, of } = recorder();
+    const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 1, max: 1 } });
+    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const control = new AbortController();
+    const first = deferred();
+    follow(gate.run(() => first.promise));
+    follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
+    await vi.advanceTimersByTimeAsync(60);
+    first.resolve();
+    await vi.advanceTimersByTimeAsync(40);
+    control.abort(reason);
+    await settle();
+    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+    expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'timeout' }]);
   });
 
   it.each([

@@ -106,6 +106,22 @@ describe('a tool behind a ServiceGate', () => {
     expect(await second).toBe('second');
   });
 
+  it('tells its limit that the service was too slow, when it is the time of the tool that is up', async () => {
+    vi.useFakeTimers();
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
+    const outcomes: unknown[] = [];
+    gate.hooks.on('call:finished', ({ outcome }) => outcomes.push(outcome));
+    const tools = defineTools({
+      ask: { connect: () => 1, gate, timeoutMs: 1_000, call: () => new Promise<never>(() => {}) },
+    });
+    const { mainAgentToolManager } = await pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 });
+    const answer = mainAgentToolManager.answer('ask');
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(await answer).toBe('Tool ask took longer than 1000 ms and was stopped.');
+    expect(outcomes).toEqual(['timeout']);
+    expect(gate.stats().limiter?.maxConcurrent).toBe(17);
+  });
+
   it('tells one story in the events of both, without keys and inputs', async () => {
     const hooks = new LifecycleHooks();
     const told: [string, Record<string, unknown>][] = [];
