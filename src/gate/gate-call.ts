@@ -7,23 +7,29 @@ import type { CallTeller } from './call-teller.js';
 import type { GateCore, WaitingCall } from './gate-core.js';
 import type { GateCallOptions } from './gate-options.js';
 import { MetFailure } from './met-failure.js';
-import { discardResponse, isResponse, isRetryable, type Observed, type Verdict } from './outcome.js';
+import {
+  discardResponse,
+  isOfService,
+  isResponse,
+  type Observed,
+  type Verdict,
+  verdictOf,
+} from './outcome.js';
 import { backoffMs, waitOut } from './retry.js';
 
 /** What a call's attempts do, and how its results are treated. */
 export interface Work<T> {
   run(context: AttemptContext): T | PromiseLike<T>;
-  /** What a classifier is shown of a result; `undefined` where there is nothing to judge. */
-  observe(value: T): Observed | undefined;
+  /** What a classifier is shown of a result. */
+  observe(value: T): Observed;
   /** Frees what a result holds that nobody will get. Settles when that is done; how, does not matter. */
   discard(value: T): unknown;
 }
 
 type Tried<T> = ({ readonly value: T } | { readonly error: unknown }) & { readonly verdict: Verdict };
 
-const OK: Verdict = { class: 'ok', status: undefined, retryAfterMs: undefined, load: 'ok' };
-const STOP: Verdict = { class: 'stop', status: undefined, retryAfterMs: undefined, load: 'ignored' };
-const TIMED_OUT: Verdict = { class: 'wait', status: undefined, retryAfterMs: undefined, load: 'dropped' };
+const STOP = verdictOf('stop');
+const TIMED_OUT = verdictOf('wait');
 
 const losesKey = (verdict: Verdict): boolean => verdict.class === 'key-dead' || verdict.class === 'key-spent';
 
@@ -185,9 +191,9 @@ export class GateCall<T> implements WaitingCall {
     result: { readonly value: T; readonly verdict?: Verdict } | { readonly error: unknown },
   ): Verdict | Promise<Verdict> {
     if ('value' in result && result.verdict !== undefined) return result.verdict;
-    const observed: Observed | undefined =
+    const observed: Observed =
       'error' in result ? { kind: 'error', error: result.error } : this.#work.observe(result.value);
-    return observed === undefined ? OK : this.#core.judge(observed, this.#bounds.signal);
+    return this.#core.judge(observed, this.#bounds.signal);
   }
 
   /** Keeps a failure: its error for this call alone, and for all others what it was. */
@@ -196,7 +202,7 @@ export class GateCall<T> implements WaitingCall {
     const error = 'error' in tried ? tried.error : undefined;
     if (error !== undefined) this.#bounds.lastFailure = error;
     // A bug of the host, or a page that is not there, is no reason why a key is not.
-    if (!isRetryable(verdict)) return;
+    if (!isOfService(verdict)) return;
     const failure = new MetFailure(verdict, error);
     this.#core.lastFailure = failure;
     this.#met = { failure, error };
@@ -223,7 +229,7 @@ export class GateCall<T> implements WaitingCall {
   #retryInMs(verdict: Verdict, counted: number): number | undefined {
     const { settings, ring } = this.#core;
     const { retry, keyed } = settings;
-    if (!isRetryable(verdict)) return undefined;
+    if (!verdict.retry) return undefined;
     if (counted >= retry.attempts || (losesKey(verdict) && !keyed)) return undefined;
     const now = nowMs();
     const ownMs = verdict.class === 'wait' ? backoffMs(retry, counted) : 0;

@@ -231,7 +231,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
         const iterator = source[Symbol.asyncIterator]();
         return { iterator, first: await iterator.next() };
       },
-      observe: ({ first }) => (first.done ? undefined : { kind: 'first-item', value: first.value }),
+      observe: ({ first }) => (first.done ? { kind: 'no-item' } : { kind: 'first-item', value: first.value }),
       discard: async ({ iterator }) => iterator.return?.(),
     };
   }

@@ -9,15 +9,22 @@ export type Observed =
   | { readonly kind: 'error'; readonly error: unknown }
   | { readonly kind: 'result'; readonly value: unknown }
   /** The first item of a stream: several services open a stream well and say in it that they failed. */
-  | { readonly kind: 'first-item'; readonly value: unknown };
+  | { readonly kind: 'first-item'; readonly value: unknown }
+  /** A stream that ended well before its first item. */
+  | { readonly kind: 'no-item' };
 
 /** What an attempt's outcome means. */
 export interface Judgement {
   readonly class: OutcomeClass;
   /** The HTTP status, for the events. */
   readonly status?: number;
-  /** Milliseconds from now for which the service wants no further call by this key. */
+  /** Milliseconds from now for which the service wants no further call by this key. Less than 1 says nothing. */
   readonly retryAfterMs?: number;
+  /**
+   * `false` where this call is not to be tried again, whatever its class says of the key and of the load.
+   * @default as the class says
+   */
+  readonly retry?: boolean;
   /**
    * Whether it tells an adaptive limit of too many calls at once. If left out, `wait` and `other-key` do, unless their
    * status is known and none of 429, 503, 504 and 529.
@@ -90,6 +97,7 @@ export function classOfStatus(status: number): OutcomeClass {
  * classify: (observed) => (isEmptyPage(observed) ? 'wait' : undefined) // and the default for the rest
  */
 export function classifyOutcome(observed: Observed): Judgement {
+  if (observed.kind === 'no-item') return { class: 'ok' };
   if (observed.kind !== 'error') {
     if (!isResponse(observed.value)) return { class: 'ok' };
     return judgeStatus(observed.value.status, observed.value.headers);
@@ -110,7 +118,7 @@ export function classifyOutcome(observed: Observed): Judgement {
 export function judgeStatus(status: number, headers?: HeaderSource): Judgement {
   const said = classOfStatus(status);
   if (said === 'ok') return { class: said, status };
-  const retryAfterMs = retryAfterMsOf(headers);
+  const retryAfterMs = retryAfterMsOf(status, headers);
   return retryAfterMs === undefined || said === 'stop' || said === 'target' || said === 'key-dead'
     ? { class: said, status }
     : { class: said, status, retryAfterMs };
@@ -126,26 +134,37 @@ export const spent = ({ status }: Judgement): Judgement => ({
 export interface Verdict {
   readonly class: OutcomeClass;
   readonly status: number | undefined;
+  /** At least 1. */
   readonly retryAfterMs: number | undefined;
+  /** Whether another attempt may follow. */
+  readonly retry: boolean;
   /** For an adaptive limit. */
   readonly load: PermitOutcome;
 }
 
-/** Whether an attempt that ended so may be followed by another. */
-export const isRetryable = ({ class: said }: Verdict): boolean =>
+/** Whether it is the service that failed, or its key: not the page that was asked for, and not the host. */
+export const isOfService = ({ class: said }: Pick<Verdict, 'class'>): boolean =>
   said === 'wait' || said === 'other-key' || said === 'key-spent' || said === 'key-dead';
 
 /** Completes what a classifier answered; refuses what is no answer. */
 export function verdictOf(answer: OutcomeClass | Judgement): Verdict {
   const said: Judgement = typeof answer === 'string' ? { class: answer } : answer;
-  options('the answer of `classify`', said, ['class', 'status', 'retryAfterMs', 'overload']);
-  const { status, retryAfterMs, overload } = said;
+  options('the answer of `classify`', said, ['class', 'status', 'retryAfterMs', 'retry', 'overload']);
+  const { status, retryAfterMs = 0, retry = true, overload } = said;
   oneOf('class', said.class, CLASSES);
+  flag('retry', retry);
   if (overload !== undefined) flag('overload', overload);
-  if (retryAfterMs !== undefined && !(typeof retryAfterMs === 'number' && retryAfterMs >= 0)) {
+  if (!(typeof retryAfterMs === 'number' && retryAfterMs >= 0)) {
     throw new TypeError(refusal('retryAfterMs', 'a number of milliseconds from 0', retryAfterMs));
   }
-  return { class: said.class, status, retryAfterMs, load: loadOf(said) };
+  return {
+    class: said.class,
+    status,
+    // A rest of no length would make the retries a hot loop.
+    retryAfterMs: retryAfterMs < 1 ? undefined : retryAfterMs,
+    retry: retry && isOfService(said),
+    load: loadOf(said),
+  };
 }
 
 function loadOf({ class: said, status, overload }: Judgement): PermitOutcome {

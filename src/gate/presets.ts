@@ -1,7 +1,7 @@
+import { optional, options, wholeNumber } from '../internal/validate.js';
 import type { ServiceGateOptions } from './gate-options.js';
 import {
   classifyOutcome,
-  classOfStatus,
   isErrorStatus,
   isResponse,
   isSpentCode,
@@ -21,6 +21,8 @@ const MINUTE_MS = 60_000 + ARRIVAL_MS;
 /** Half an hour: a long answer of a reasoning model. */
 const LLM_TIMEOUT_MS = 1_800_000;
 
+const limitOf = (option: string, value: unknown): number => wholeNumber(option, value);
+
 /**
  * An LLM behind an OpenAI-compatible interface: OpenAI itself, vLLM, SGLang and many others. Give the SDK
  * `maxRetries: 0`, and a fetch from `longFetch` where an answer may take longer than five minutes.
@@ -33,13 +35,13 @@ const LLM_TIMEOUT_MS = 1_800_000;
 export function openAiPreset(
   limits: { readonly requestsPerMinute?: number; readonly tokensPerMinute?: number } = {},
 ): GatePreset {
-  const { requestsPerMinute, tokensPerMinute } = limits;
+  options('openAiPreset', limits, ['requestsPerMinute', 'tokensPerMinute']);
+  const requests = optional('requestsPerMinute', limits.requestsPerMinute, limitOf);
+  const tokens = optional('tokensPerMinute', limits.tokensPerMinute, limitOf);
   return {
     rate: [
-      ...(requestsPerMinute === undefined ? [] : [{ limit: requestsPerMinute, perMs: MINUTE_MS }]),
-      ...(tokensPerMinute === undefined
-        ? []
-        : [{ limit: tokensPerMinute, perMs: MINUTE_MS, unit: 'weight' as const }]),
+      ...(requests === undefined ? [] : [{ limit: requests, perMs: MINUTE_MS }]),
+      ...(tokens === undefined ? [] : [{ limit: tokens, perMs: MINUTE_MS, unit: 'weight' as const }]),
     ],
     attemptTimeoutMs: LLM_TIMEOUT_MS,
     classify: classifyOpenAi,
@@ -47,17 +49,21 @@ export function openAiPreset(
 }
 
 /** Web search by Serper. It sends no headers about its limits: 50 to 300 requests a second, by the pack bought. */
-export function serperPreset({ perSecond = 50 }: { readonly perSecond?: number } = {}): GatePreset {
+export function serperPreset(limits: { readonly perSecond?: number } = {}): GatePreset {
+  options('serperPreset', limits, ['perSecond']);
+  const limit = limitOf('perSecond', limits.perSecond ?? 50);
   return {
-    rate: [{ limit: perSecond, perMs: SECOND_MS }],
+    rate: [{ limit, perMs: SECOND_MS }],
     attemptTimeoutMs: 20_000,
     classify: classifySerper,
   };
 }
 
 /** Jina's reader (500 requests a minute with a key) and search (100). Ask for JSON: its errors come under 200 as well. */
-export function jinaPreset({ perMinute = 500 }: { readonly perMinute?: number } = {}): GatePreset {
-  return { rate: [{ limit: perMinute, perMs: MINUTE_MS }], attemptTimeoutMs: 60_000, classify: classifyJina };
+export function jinaPreset(limits: { readonly perMinute?: number } = {}): GatePreset {
+  options('jinaPreset', limits, ['perMinute']);
+  const limit = limitOf('perMinute', limits.perMinute ?? 500);
+  return { rate: [{ limit, perMs: MINUTE_MS }], attemptTimeoutMs: 60_000, classify: classifyJina };
 }
 
 /**
@@ -66,36 +72,47 @@ export function jinaPreset({ perMinute = 500 }: { readonly perMinute?: number } 
  *
  * Only creations are worth another attempt, so let what happens in the sandbox fail with errors of your own.
  */
-export function e2bPreset({
-  sandboxes = 20,
-  createsPerSecond = 1,
-}: {
-  readonly sandboxes?: number;
-  readonly createsPerSecond?: number;
-} = {}): GatePreset {
+export function e2bPreset(
+  limits: { readonly sandboxes?: number; readonly createsPerSecond?: number } = {},
+): GatePreset {
+  options('e2bPreset', limits, ['sandboxes', 'createsPerSecond']);
   return {
-    maxConcurrent: sandboxes,
-    rate: [{ limit: createsPerSecond, perMs: SECOND_MS }],
+    maxConcurrent: limitOf('sandboxes', limits.sandboxes ?? 20),
+    rate: [{ limit: limitOf('createsPerSecond', limits.createsPerSecond ?? 1), perMs: SECOND_MS }],
     classify: classifyE2b,
   };
 }
 
+/** The statuses that OpenAI's words stand for, where an error comes without one: in an event, or under 200. */
+const STATUS_OF: ReadonlyMap<unknown, number> = new Map([
+  ['rate_limit_exceeded', 429],
+  ['invalid_api_key', 401],
+  ['invalid_request_error', 400],
+]);
+
 /** What OpenAI-compatible servers add to HTTP: used-up quotas under 429, errors under 200, advice on retrying. */
 export async function classifyOpenAi(observed: Observed): Promise<Judgement | undefined> {
+  // A stream has a chunk at least for the role. Where an error came under 200 instead, the SDK finds no event in it.
+  if (observed.kind === 'no-item') return { class: 'wait' };
   const { body, headers, status } = await contentOf(observed);
   const error = fields(body.error ?? body);
-  const failed = status ?? (body.error === undefined ? undefined : error.code);
+  // The server's own words: the SDK has them on its error, and none where it failed itself.
+  const told = (observed.kind === 'error' ? fields(observed.error).error : undefined) ?? body.error;
+  const wasTold = typeof told === 'object' && told !== null;
+  const failed = status ?? (wasTold ? statusIn(error) : undefined);
   if (isSpentCode(error.code) || isSpentCode(error.type)) return known('key-spent', failed);
-  const advice = headerOf(headers, 'x-should-retry');
-  if (isErrorStatus(failed)) {
-    if (advice === 'false' && classOfStatus(failed) !== 'key-dead') return known('stop', failed);
-    // A conflict is a lock that was not free in time.
-    return failed === 409 ? known('wait', failed) : judgeStatus(failed, headers);
-  }
-  // An error without a number in a stream that had opened well.
-  return observed.kind !== 'error' && typeof body.error === 'object' && body.error !== null
-    ? { class: 'wait' }
-    : undefined;
+  if (failed === undefined) return wasTold ? { class: 'wait' } : undefined;
+  const isFinal = headerOf(headers, 'x-should-retry') === 'false';
+  // A conflict is a lock that was not free in time.
+  const judged = failed === 409 && !isFinal ? known('wait', failed) : judgeStatus(failed, headers);
+  // A lost key is another matter: the advice is not about the next one.
+  const isAdvised = judged.class === 'wait' || judged.class === 'other-key';
+  return isFinal && isAdvised ? { ...judged, retry: false } : judged;
+}
+
+/** The status that an error names by a number, or by a word of OpenAI's. */
+function statusIn({ code, type }: Fields): number | undefined {
+  return [Number(code), STATUS_OF.get(code), STATUS_OF.get(type)].find(isErrorStatus);
 }
 
 /** Serper says 429 for too many requests and, like 400, for an empty balance: the text tells them apart. */
@@ -166,7 +183,7 @@ async function contentOf(
     const body = fields(error.error ?? error.body ?? fields(error.response).data ?? error);
     return { body: { message: error.message, ...body }, headers, status };
   }
-  const { value } = observed;
+  const value = observed.kind === 'no-item' ? undefined : observed.value;
   if (!isResponse(value)) return { body: fields(value), headers: undefined, status: undefined };
   return { body: await jsonOf(value), headers: value.headers, status: value.ok ? undefined : value.status };
 }

@@ -31,17 +31,23 @@ const seconds = (value: string): number | undefined =>
   /^\d{1,15}(\.\d+)?$/.test(value) ? Number(value) * 1_000 : undefined;
 
 /**
+ * The form of date that HTTP prescribes (RFC 9110, 5.6.7). `Date.parse` finds one in almost any text with a number, and
+ * the two obsolete forms leave the century or the zone to be guessed.
+ */
+const HTTP_DATE = /^[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} \S+$/;
+const parseHttpDate = (value: string): number => (HTTP_DATE.test(value) ? Date.parse(value) : Number.NaN);
+
+/**
  * `Retry-After`, in seconds or as an HTTP date (RFC 9110, 10.2.3). A date is read against the answer's own `Date`
  * where it has one: the two clocks need not agree.
  */
-export function parseRetryAfter(value: string, date?: string): number | undefined {
+export function parseRetryAfter(value: string, date = ''): number | undefined {
   const text = value.trim();
   const ms = seconds(text);
   if (ms !== undefined) return ms;
-  // Anything that is not a date with letters in it would be a number that is not one of seconds: -1, 1e3, 2026.
-  const until = /[a-z]/i.test(text) ? Date.parse(text) : Number.NaN;
+  const until = parseHttpDate(text);
   if (Number.isNaN(until)) return undefined;
-  const serverNow = date === undefined ? Number.NaN : Date.parse(date);
+  const serverNow = parseHttpDate(date.trim());
   return Math.max(0, until - (Number.isNaN(serverNow) ? Date.now() : serverNow));
 }
 
@@ -77,34 +83,37 @@ function parseReset(value: string): number | undefined {
   return Math.max(0, moment - Date.now());
 }
 
-/** OpenAI's pair of limits: the one that is used up says when to come back. */
-function parseUsedUp(headers: HeaderSource): number | undefined {
-  let usedUp: number | undefined;
-  let soonest: number | undefined;
-  for (const kind of ['requests', 'tokens']) {
-    const reset = headerOf(headers, `x-ratelimit-reset-${kind}`);
-    const ms = reset === undefined ? undefined : parseGoDuration(reset);
-    if (ms === undefined) continue;
-    soonest = Math.min(soonest ?? ms, ms);
-    const remaining = headerOf(headers, `x-ratelimit-remaining-${kind}`);
-    if (remaining === undefined || Number(remaining) <= 0) usedUp = Math.max(usedUp ?? 0, ms);
+/** Where services tell what is left of their limits, and when all of it is back: OpenAI's two, and what others send. */
+const LIMITS = [
+  ['x-ratelimit-remaining-requests', 'x-ratelimit-reset-requests'],
+  ['x-ratelimit-remaining-tokens', 'x-ratelimit-reset-tokens'],
+  ['ratelimit-remaining', 'ratelimit-reset'],
+  ['x-ratelimit-remaining', 'x-ratelimit-reset'],
+] as const;
+
+/**
+ * When the limit is back that refused a call: the one that is used up. A 429 may be for one that is not: what is left
+ * of the tokens was too little. A 503 is about a limit only if one is used up, and other failures never are: services
+ * tell of their limits with every answer.
+ */
+function resetMsOf(status: number, headers: HeaderSource): number | undefined {
+  if (status !== 429 && status !== 503) return undefined;
+  let usedUp = 0;
+  let last = 0;
+  for (const [remaining, reset] of LIMITS) {
+    const ms = parseReset(headerOf(headers, reset) ?? '') ?? 0;
+    last = Math.max(last, ms);
+    if (/^\s*0+\s*$/.test(headerOf(headers, remaining) ?? '')) usedUp = Math.max(usedUp, ms);
   }
-  return usedUp ?? soonest;
+  return usedUp > 0 || status === 503 ? usedUp : last;
 }
 
 /**
- * When to come back, from whichever header says it: `retry-after-ms`, `Retry-After`, `x-ratelimit-reset-requests` and
- * `-tokens`, `RateLimit-Reset`, `X-RateLimit-Reset`, in this order.
+ * When to come back after an answer with this status: `retry-after-ms`, `Retry-After`, or the reset of a limit, in this
+ * order. 0 says nothing: whoever took it at its word would ask again and again.
  */
-export function retryAfterMsOf(headers: HeaderSource): number | undefined {
-  const exact = headerOf(headers, 'retry-after-ms');
-  const exactMs = exact === undefined ? undefined : seconds(exact.trim());
-  if (exactMs !== undefined) return exactMs / 1_000;
-  const after = headerOf(headers, 'retry-after');
-  const afterMs = after === undefined ? undefined : parseRetryAfter(after, headerOf(headers, 'date'));
-  if (afterMs !== undefined) return afterMs;
-  const usedUp = parseUsedUp(headers);
-  if (usedUp !== undefined) return usedUp;
-  const reset = headerOf(headers, 'ratelimit-reset') ?? headerOf(headers, 'x-ratelimit-reset');
-  return reset === undefined ? undefined : parseReset(reset);
+export function retryAfterMsOf(status: number, headers: HeaderSource): number | undefined {
+  const exactMs = seconds(headerOf(headers, 'retry-after-ms')?.trim() ?? '') ?? 0;
+  const afterMs = parseRetryAfter(headerOf(headers, 'retry-after') ?? '', headerOf(headers, 'date'));
+  return exactMs / 1_000 || afterMs || resetMsOf(status, headers) || undefined;
 }

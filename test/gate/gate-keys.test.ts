@@ -1,5 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { openAiPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import type { Limiter } from '../../src/limiter/limiter.js';
 import { deferred, follow, httpError, recorder, settle } from './support.js';
 
 beforeEach(() => {
@@ -246,6 +248,71 @@ describe('the keys of a ServiceGate', () => {
       expect(rests().at(-1)).toBe(1_000);
     });
 
+    it.each([
+      ['Retry-After: 0', { 'retry-after': '0' }],
+      ['a date that has passed', { 'retry-after': 'Thu, 01 Jan 1970 00:00:00 GMT' }],
+      ['no date at all', { 'retry-after': 'soon 2026' }],
+      ['retry-after-ms: 0', { 'retry-after-ms': '0' }],
+      ['a reset of 0s', { 'x-ratelimit-reset-requests': '0s' }],
+    ])('with %s is one without a time, and no hot loop', async (_, headers) => {
+      const { faults, used, call } = service();
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'search', hooks, keys: [A], retry: { attempts: 10 } });
+      faults.set(A, () => httpError(429, headers));
+      follow(gate.run(call));
+      await vi.advanceTimersByTimeAsync(999);
+      expect(used).toHaveLength(1);
+      await vi.advanceTimersByTimeAsync(2_001);
+      expect(of('key:cooledDown').map((told) => told.forMs)).toEqual([1_000, 2_000, 4_000]);
+    });
+
+    it('of a classifier that says 0 ms rests as if nothing was said, and so does a spent key', async () => {
+      const { call } = service();
+      for (const [said, opensInMs] of [
+        ['other-key', 1_000],
+        ['key-spent', 3_600_000],
+      ] as const) {
+        const classify = () => ({ class: said, retryAfterMs: 0 });
+        const gate = new ServiceGate({ name: 'search', keys: [A], classify });
+        follow(gate.run(call));
+        await settle();
+        expect(gate.stats()).toMatchObject({ attempts: 1, opensInMs });
+      }
+    });
+
+    it('that is not to be tried again is tried again by nobody, and still holds the key for the others', async () => {
+      const { faults, used, call } = service();
+      const { hooks, of } = recorder();
+      const release = vi.fn();
+      const limiter = {
+        acquire: async () => ({ weight: 1, waitMs: 0, release, [Symbol.dispose]() {} }),
+        stats: () => ({}),
+      } as unknown as Limiter;
+      const gate = new ServiceGate({ name: 'llm', ...openAiPreset(), hooks, keys: [A, B], limiter });
+      faults.set(A, () => httpError(429, { 'x-should-retry': 'false', 'retry-after': '60' }));
+      await expect(gate.run(call)).rejects.toMatchObject({ status: 429 });
+      expect(used).toEqual([A]);
+      expect(of('call:retried')).toEqual([]);
+      expect(of('call:finished')).toMatchObject([{ outcome: 'other-key', attempts: 1 }]);
+      expect(of('key:cooledDown')).toEqual([{ source: 'llm', key: '#1…aaaa', forMs: 60_000, status: 429 }]);
+      expect(release.mock.calls).toEqual([['dropped']]);
+      await gate.run(call);
+      await gate.run(call);
+      expect(used).toEqual([A, B, B]);
+      expect(gate.stats().keys).toMatchObject([{ state: 'throttled', restMs: 60_000 }, { state: 'ready' }]);
+    });
+
+    it('that is not to be tried again is the cause of it where no other key is left', async () => {
+      const { faults, call } = service();
+      const gate = new ServiceGate({ name: 'llm', ...openAiPreset(), keys: [A] });
+      faults.set(A, () => httpError(429, { 'x-should-retry': 'false', 'retry-after': '60' }));
+      await gate.run(call).catch(() => {});
+      await expect(gate.run(call, { timeoutMs: 1_000 })).rejects.toMatchObject({
+        code: 'ERR_KEYS_EXHAUSTED',
+        cause: { status: 429 },
+      });
+    });
+
     it('without a time begins at a second again once a probe went well, however many follow', async () => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'llm', hooks, keys: [A], retry: { attempts: 1 } });
@@ -468,6 +535,21 @@ describe('the keys of a ServiceGate', () => {
       expect(waiting.now.is).toBe('fulfilled');
     });
 
+    it.each([
+      [500, { 'x-ratelimit-remaining-requests': '4999', 'x-ratelimit-reset-requests': '8.64s' }],
+      [502, { 'ratelimit-remaining': '19990', 'ratelimit-reset': '30' }],
+      [503, { 'ratelimit-remaining': '19990', 'ratelimit-reset': '30' }],
+    ])(
+      'does not begin with one %i that tells of limits with room, and is not as long as those',
+      async (status, headers) => {
+        const { faults, call } = service();
+        const gate = new ServiceGate({ name: 'llm', keys: [A], retry: { attempts: 1 } });
+        faults.set(A, () => httpError(status, headers));
+        await gate.run(call).catch(() => {});
+        expect(gate.stats().opensInMs).toBe(status === 503 ? 1_000 : 0);
+      },
+    );
+
     it('sends it back to rest by a probe that fails in any way of the service', async () => {
       const { faults, used, call } = service();
       const gate = new ServiceGate({ name: 'llm', keys: [A], retry: { attempts: 1 } });
@@ -689,6 +771,14 @@ describe('the keys of a ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(1);
       await gate.run(call);
       expect(used.at(-1)).toBe(A);
+    });
+
+    it('rests its hour, whatever the limits of rate say that come with the 402', async () => {
+      const { faults, call } = service();
+      const gate = new ServiceGate({ name: 'llm', keys: [A] });
+      faults.set(A, () => httpError(402, { 'x-ratelimit-reset-requests': '12ms' }));
+      await gate.run(call, { timeoutMs: 1_000 }).catch(() => {});
+      expect(gate.stats().opensInMs).toBe(3_600_000);
     });
 
     it('is waited for where there is time, but not for ever: it is lost for free once', async () => {

@@ -1,5 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { openAiPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { countListeners, deferred, follow, httpError, recorder, settle } from './support.js';
 
@@ -95,6 +96,19 @@ describe('ServiceGate.stream', () => {
     await expect(collect(gate.stream(source([]).open))).resolves.toEqual([]);
     expectAllFree();
     expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }]);
+  });
+
+  it('is judged where it is empty, too, and tried again by a classifier that takes that for a failure', async () => {
+    vi.spyOn(Math, 'random').mockReturnValue(0);
+    const { gate, expectAllFree, of } = oneAtATime(openAiPreset());
+    const sources = [source([]), source(['a'])];
+    const read = () => collect(gate.stream((context) => sources.shift()!.open(context)));
+    await expect(read()).resolves.toEqual(['a']);
+    expectAllFree();
+    sources.push(source([]), source([]), source([]));
+    await expect(read()).resolves.toEqual([]);
+    expectAllFree();
+    expect(of('call:finished').map((told) => told.outcome)).toEqual(['ok', 'wait']);
   });
 
   it('takes a promise of a stream, as SDKs give it', async () => {

@@ -87,6 +87,10 @@ describe('classifyOutcome', () => {
     }
   });
 
+  it('takes a stream without items for a success', () => {
+    expect(classifyOutcome({ kind: 'no-item' })).toEqual({ class: 'ok' });
+  });
+
   it('reads status and headers of a Response', () => {
     const response = new Response(null, { status: 429, headers: { 'retry-after': '3' } });
     expect(classifyOutcome({ kind: 'result', value: response })).toEqual({
@@ -101,6 +105,18 @@ describe('classifyOutcome', () => {
     expect(ofError(httpError(404, headers))).toEqual({ class: 'target', status: 404 });
     expect(ofError(httpError(401, headers))).toEqual({ class: 'key-dead', status: 401 });
     expect(ofError(httpError(503, headers))).toEqual({ class: 'wait', status: 503, retryAfterMs: 3_000 });
+  });
+
+  it('takes no time from the limits of rate that a failure of another kind tells of', () => {
+    const openAi = { 'x-ratelimit-remaining-requests': '4999', 'x-ratelimit-reset-requests': '8.64s' };
+    expect(ofError(httpError(500, openAi))).toEqual({ class: 'wait', status: 500 });
+    const e2b = { 'ratelimit-remaining': '19990', 'ratelimit-reset': '30' };
+    expect(ofError(httpError(502, e2b))).toEqual({ class: 'wait', status: 502 });
+    expect(ofError(httpError(402, { 'x-ratelimit-reset-requests': '12ms' }))).toEqual({
+      class: 'key-spent',
+      status: 402,
+    });
+    expect(ofError(httpError(402, { 'retry-after': '60' }))).toMatchObject({ retryAfterMs: 60_000 });
   });
 
   it.each([
@@ -243,6 +259,27 @@ describe('verdictOf', () => {
     expect(verdictOf(answer).load).toBe(load);
   });
 
+  it.each<[Judgement | Judgement['class'], boolean]>([
+    ['ok', false],
+    ['wait', true],
+    ['other-key', true],
+    ['key-spent', true],
+    ['key-dead', true],
+    ['target', false],
+    ['stop', false],
+    [{ class: 'wait', retry: true }, true],
+    [{ class: 'wait', retry: false }, false],
+    [{ class: 'other-key', status: 429, retry: false }, false],
+    [{ class: 'stop', retry: true }, false],
+  ])('tells of %j whether there may be another attempt: %s', (answer, retry) => {
+    expect(verdictOf(answer).retry).toBe(retry);
+  });
+
+  it.each([0, 0.4])('takes %d ms for no time at all', (retryAfterMs) => {
+    expect(verdictOf({ class: 'other-key', retryAfterMs }).retryAfterMs).toBeUndefined();
+    expect(verdictOf({ class: 'other-key', retryAfterMs: 1 }).retryAfterMs).toBe(1);
+  });
+
   it.each([
     ['busy', '`class`'],
     [{}, '`class`'],
@@ -250,6 +287,7 @@ describe('verdictOf', () => {
     [{ class: 'wait', retryAfterMs: '5' }, '`retryAfterMs`'],
     [{ class: 'wait', retryAfterMs: Number.NaN }, '`retryAfterMs`'],
     [{ class: 'wait', overload: 1 }, '`overload`'],
+    [{ class: 'wait', retry: 'no' }, '`retry`'],
     [{ class: 'wait', retryAfter: 5 }, 'Unknown option `retryAfter`'],
   ])('refuses %j', (answer, message) => {
     expect(() => verdictOf(answer as never)).toThrow(message);

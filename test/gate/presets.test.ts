@@ -1,7 +1,7 @@
 import { AuthenticationError, RateLimitError, TimeoutError } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { Observed } from '../../src/gate/outcome.js';
+import type { Judgement, Observed } from '../../src/gate/outcome.js';
 import {
   classifyE2b,
   classifyJina,
@@ -47,6 +47,25 @@ describe('the presets', () => {
     expect(e2bPreset()).toMatchObject({ maxConcurrent: 20, rate: [{ limit: 1, perMs: 1_025 }] });
   });
 
+  it.each<[string, () => unknown, string]>([
+    [
+      'openAiPreset',
+      () => openAiPreset({ requestsPerSecond: 5 } as never),
+      'Unknown option `requestsPerSecond`',
+    ],
+    ['openAiPreset', () => openAiPreset({ tokensPerMinute: 0 }), '`tokensPerMinute`'],
+    ['openAiPreset', () => openAiPreset({ requestsPerMinute: 1.5 }), '`requestsPerMinute`'],
+    ['serperPreset', () => serperPreset({ perMinute: 5 } as never), 'Unknown option `perMinute`'],
+    ['serperPreset', () => serperPreset({ perSecond: Number.NaN }), '`perSecond`'],
+    ['jinaPreset', () => jinaPreset({ perSecond: 5 } as never), 'Unknown option `perSecond`'],
+    ['jinaPreset', () => jinaPreset({ perMinute: '9' as never }), '`perMinute`'],
+    ['e2bPreset', () => e2bPreset({ createPerSecond: 5 } as never), 'Unknown option `createPerSecond`'],
+    ['e2bPreset', () => e2bPreset({ sandboxes: 0 }), '`sandboxes`'],
+    ['e2bPreset', () => e2bPreset({ createsPerSecond: -1 }), '`createsPerSecond`'],
+  ])('%s refuses a wrong option by its own name', (_, make, message) => {
+    expect(make).toThrow(message);
+  });
+
   it('leave a body for the caller to read', async () => {
     const gate = new ServiceGate({ name: 'search', ...serperPreset(), retry: { attempts: 1 } });
     const got = await gate.run(() => Response.json({ message: 'Missing query' }, { status: 400 }));
@@ -67,13 +86,33 @@ describe('classifyOpenAi', () => {
     });
   });
 
-  it('heeds x-should-retry: false, but for a refused key', async () => {
-    const headers = { 'x-should-retry': 'false' };
-    await expect(classifyOpenAi(response(503, {}, headers))).resolves.toEqual({ class: 'stop', status: 503 });
-    await expect(classifyOpenAi(response(401, {}, headers))).resolves.toEqual({
-      class: 'key-dead',
-      status: 401,
+  it('heeds x-should-retry: false for the call alone: the key rests as long as was said', async () => {
+    const headers = { 'x-should-retry': 'false', 'retry-after': '60' };
+    await expect(classifyOpenAi(response(429, {}, headers))).resolves.toEqual({
+      class: 'other-key',
+      status: 429,
+      retryAfterMs: 60_000,
+      retry: false,
     });
+    await expect(
+      classifyOpenAi(error({ status: 503, headers: new Headers({ 'x-should-retry': 'false' }) })),
+    ).resolves.toEqual({ class: 'wait', status: 503, retry: false });
+    await expect(classifyOpenAi(response(409, {}, headers))).resolves.toMatchObject({ class: 'stop' });
+    await expect(classifyOpenAi(response(503, {}, { 'x-should-retry': 'true' }))).resolves.toEqual({
+      class: 'wait',
+      status: 503,
+    });
+  });
+
+  it('does not heed it where the key is lost: another may do', async () => {
+    const headers = { 'x-should-retry': 'false' };
+    for (const [status, body, said] of [
+      [401, {}, 'key-dead'],
+      [402, {}, 'key-spent'],
+      [429, quota, 'key-spent'],
+    ] as const) {
+      await expect(classifyOpenAi(response(status, body, headers))).resolves.toEqual({ class: said, status });
+    }
   });
 
   it('tries a conflict again', async () => {
@@ -97,22 +136,75 @@ describe('classifyOpenAi', () => {
     await expect(classifyOpenAi({ kind: 'result', value: quota })).resolves.toEqual({ class: 'key-spent' });
   });
 
-  it('finds it where the SDK throws it', async () => {
-    const events = 'data: {"error":{"message":"The request queue is full.","code":503}}\n\n';
+  /** What the SDK throws, or gives, when a stream begins with this event. */
+  async function thrownFor(event: object, headers: Record<string, string> = {}): Promise<unknown> {
     const openai = new OpenAI({
       apiKey: 'none',
       maxRetries: 0,
-      fetch: async () => new Response(events, { headers: { 'content-type': 'text/event-stream' } }),
+      fetch: async () =>
+        new Response(`data: ${JSON.stringify(event)}\n\n`, {
+          headers: { 'content-type': 'text/event-stream', ...headers },
+        }),
     });
     const stream = await openai.chat.completions.create({ model: 'm', messages: [], stream: true });
-    const thrown = await (async () => {
+    try {
       for await (const _ of stream) throw new Error('there should be no item');
-      return undefined;
-    })().catch((reason: unknown) => reason);
-    await expect(classifyOpenAi({ kind: 'error', error: thrown })).resolves.toEqual({
-      class: 'wait',
-      status: 503,
+    } catch (thrown) {
+      return thrown;
+    }
+    throw new Error('there should be an error');
+  }
+
+  it.each<[string, object, Judgement]>([
+    ['a number', { message: 'The request queue is full.', code: 503 }, { class: 'wait', status: 503 }],
+    ['a number in a string', { code: '429' }, { class: 'other-key', status: 429 }],
+    [
+      'a full minute',
+      { message: 'Rate limit reached', type: 'requests', code: 'rate_limit_exceeded' },
+      { class: 'other-key', status: 429 },
+    ],
+    [
+      'a refused key',
+      { type: 'invalid_request_error', code: 'invalid_api_key' },
+      { class: 'key-dead', status: 401 },
+    ],
+    [
+      "a call that is the host's fault",
+      { type: 'invalid_request_error', code: 'context_length_exceeded' },
+      { class: 'stop', status: 400 },
+    ],
+    ['a used-up quota', { type: 'insufficient_quota', code: 'insufficient_quota' }, { class: 'key-spent' }],
+    [
+      'anything else',
+      { message: 'The server had an error', type: 'server_error', code: null },
+      { class: 'wait' },
+    ],
+  ])(
+    'reads an error without a status that tells of %s, thrown by the SDK, in an event and in a body',
+    async (_, told, judged) => {
+      const thrown = await thrownFor({ error: told });
+      expect(thrown).toBeInstanceOf(OpenAI.APIError);
+      await expect(classifyOpenAi({ kind: 'error', error: thrown })).resolves.toEqual(judged);
+      await expect(classifyOpenAi({ kind: 'first-item', value: { error: told } })).resolves.toEqual(judged);
+      await expect(classifyOpenAi({ kind: 'result', value: { error: told } })).resolves.toEqual(judged);
+      await expect(classifyOpenAi(response(200, { error: told }))).resolves.toEqual(judged);
+    },
+  );
+
+  it('takes the time from the headers that came before such an error', async () => {
+    const error = await thrownFor(
+      { error: { code: 'rate_limit_exceeded' } },
+      { 'x-ratelimit-remaining-requests': '0', 'x-ratelimit-reset-requests': '4s' },
+    );
+    await expect(classifyOpenAi({ kind: 'error', error })).resolves.toEqual({
+      class: 'other-key',
+      status: 429,
+      retryAfterMs: 4_000,
     });
+  });
+
+  it('takes a stream without any item for one that failed', async () => {
+    await expect(classifyOpenAi({ kind: 'no-item' })).resolves.toEqual({ class: 'wait' });
   });
 
   it('leaves an answer alone', async () => {
@@ -120,7 +212,17 @@ describe('classifyOpenAi', () => {
       await expect(classifyOpenAi({ kind: 'result', value })).resolves.toBeUndefined();
     }
     await expect(classifyOpenAi(response(200, { choices: [] }))).resolves.toBeUndefined();
+    await expect(
+      classifyOpenAi({ kind: 'result', value: { error: null, output: [] } }),
+    ).resolves.toBeUndefined();
+  });
+
+  it('leaves to the default what no server has told of', async () => {
     await expect(classifyOpenAi(error({}))).resolves.toBeUndefined();
+    await expect(classifyOpenAi(error({ code: 'ECONNRESET' }))).resolves.toBeUndefined();
+    for (const thrown of [new OpenAI.APIUserAbortError(), new OpenAI.APIConnectionError({})]) {
+      await expect(classifyOpenAi({ kind: 'error', error: thrown })).resolves.toBeUndefined();
+    }
   });
 });
 

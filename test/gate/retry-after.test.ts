@@ -32,9 +32,18 @@ describe('parseRetryAfter', () => {
   it("reads a date against the server's own clock where it tells it", () => {
     expect(parseRetryAfter('Sun, 22 Nov 2026 08:00:10 GMT', 'Sun, 22 Nov 2026 08:00:00 GMT')).toBe(10_000);
     expect(parseRetryAfter('Sun, 22 Nov 2026 10:00:10 GMT', 'no date')).toBe(10_000);
+    expect(parseRetryAfter('Sun, 22 Nov 2026 10:00:10 GMT', 'at 9')).toBe(10_000);
   });
 
-  it.each(['', '-1', '1e3', 'soon', '9'.repeat(400), 'NaN', '2026-13-45'])('cannot read %j', (value) => {
+  it.each(
+    [
+      ['', '-1', '1e3', 'soon', '9'.repeat(400), 'NaN', '2026-13-45'],
+      // What `Date.parse` would take for a moment long ago.
+      ['in 5', 'retry 3', 'soon 2026', 'Nov 2026', 'Sun, 22', 'Sun, 22 Xyz 2026 10:01:30 GMT'],
+      // RFC 850 has two digits for a year, asctime no zone: neither has been sent for decades.
+      ['Sunday, 22-Nov-26 10:01:30 GMT', 'Sun Nov 22 10:01:30 2026'],
+    ].flat(),
+  )('cannot read %j', (value) => {
     expect(parseRetryAfter(value)).toBeUndefined();
   });
 });
@@ -62,37 +71,90 @@ describe('parseGoDuration', () => {
 describe('retryAfterMsOf', () => {
   it('prefers milliseconds to seconds, and both to resets', () => {
     const all = { 'retry-after-ms': '150', 'retry-after': '9', 'x-ratelimit-reset-requests': '4s' };
-    expect(retryAfterMsOf(all)).toBe(150);
-    expect(retryAfterMsOf({ ...all, 'retry-after-ms': 'x' })).toBe(9_000);
-    expect(retryAfterMsOf({ 'x-ratelimit-reset-requests': '4s' })).toBe(4_000);
+    expect(retryAfterMsOf(429, all)).toBe(150);
+    expect(retryAfterMsOf(429, { ...all, 'retry-after-ms': 'x' })).toBe(9_000);
+    expect(retryAfterMsOf(429, { 'x-ratelimit-reset-requests': '4s' })).toBe(4_000);
   });
 
-  it('takes the reset of the limit that is used up', () => {
+  it('takes 0 for nothing said, and looks on', () => {
+    expect(retryAfterMsOf(429, { 'retry-after': '0' })).toBeUndefined();
+    expect(retryAfterMsOf(429, { 'retry-after': 'Sun, 22 Nov 2026 09:00:00 GMT' })).toBeUndefined();
+    expect(retryAfterMsOf(429, { 'retry-after-ms': '0', 'retry-after': '2' })).toBe(2_000);
+    expect(retryAfterMsOf(429, { 'retry-after': '0', 'ratelimit-reset': '3' })).toBe(3_000);
+    expect(retryAfterMsOf(429, { 'x-ratelimit-reset-requests': '0s' })).toBeUndefined();
+  });
+
+  describe('of a 429', () => {
+    it('takes the reset of the limit that is used up, the last of several', () => {
+      const headers = {
+        'x-ratelimit-reset-requests': '12ms',
+        'x-ratelimit-remaining-requests': '40',
+        'x-ratelimit-reset-tokens': '6s',
+        'x-ratelimit-remaining-tokens': '0',
+        'ratelimit-reset': '30',
+        'ratelimit-remaining': '19990',
+      };
+      expect(retryAfterMsOf(429, headers)).toBe(6_000);
+      expect(retryAfterMsOf(429, { ...headers, 'ratelimit-remaining': '0' })).toBe(30_000);
+    });
+
+    it('takes the last reset where none is used up: what is left may be too little for the call', () => {
+      const headers = {
+        'x-ratelimit-reset-requests': '12ms',
+        'x-ratelimit-remaining-requests': '40',
+        'x-ratelimit-reset-tokens': '6m0s',
+        'x-ratelimit-remaining-tokens': '90',
+      };
+      expect(retryAfterMsOf(429, headers)).toBe(360_000);
+    });
+
+    it('takes what is left for unknown where it is no count', () => {
+      for (const remaining of ['-1', '', 'none']) {
+        const headers = {
+          'x-ratelimit-remaining-requests': remaining,
+          'x-ratelimit-reset-requests': '50ms',
+          'x-ratelimit-remaining-tokens': '10',
+          'x-ratelimit-reset-tokens': '2s',
+        };
+        expect(retryAfterMsOf(429, headers)).toBe(2_000);
+      }
+    });
+
+    it('reads the reset that many others send: seconds, or a moment', () => {
+      expect(retryAfterMsOf(429, { 'ratelimit-reset': '30' })).toBe(30_000);
+      expect(retryAfterMsOf(429, { 'x-ratelimit-reset': String(NOW / 1000 + 45) })).toBe(45_000);
+      expect(retryAfterMsOf(429, { 'x-ratelimit-reset': String(NOW + 45_000) })).toBe(45_000);
+      expect(retryAfterMsOf(429, { 'x-ratelimit-reset': String(NOW / 1000 - 45) })).toBeUndefined();
+      expect(retryAfterMsOf(429, { 'x-ratelimit-reset': 'later' })).toBeUndefined();
+    });
+  });
+
+  it('takes a reset with a 503 only where that limit is used up', () => {
+    const headers = { 'x-ratelimit-remaining-requests': '4999', 'x-ratelimit-reset-requests': '8.64s' };
+    expect(retryAfterMsOf(503, headers)).toBeUndefined();
+    expect(retryAfterMsOf(503, { 'ratelimit-reset': '30' })).toBeUndefined();
+    expect(retryAfterMsOf(503, { ...headers, 'x-ratelimit-remaining-requests': '0' })).toBe(8_640);
+    expect(retryAfterMsOf(503, { ...headers, 'retry-after': '2' })).toBe(2_000);
+  });
+
+  it.each([402, 408, 500, 502, 504, 529])('takes no reset with a %i, used up or not', (status) => {
     const headers = {
+      'x-ratelimit-remaining-requests': '0',
       'x-ratelimit-reset-requests': '12ms',
-      'x-ratelimit-remaining-requests': '40',
-      'x-ratelimit-reset-tokens': '6m0s',
-      'x-ratelimit-remaining-tokens': '0',
+      'ratelimit-remaining': '19990',
+      'ratelimit-reset': '30',
     };
-    expect(retryAfterMsOf(headers)).toBe(360_000);
-    expect(retryAfterMsOf({ ...headers, 'x-ratelimit-remaining-tokens': '90' })).toBe(12);
-    expect(retryAfterMsOf({ ...headers, 'x-ratelimit-remaining-requests': '0' })).toBe(360_000);
-  });
-
-  it('reads the reset that many others send: seconds, or a moment', () => {
-    expect(retryAfterMsOf({ 'ratelimit-reset': '30' })).toBe(30_000);
-    expect(retryAfterMsOf({ 'x-ratelimit-reset': String(NOW / 1000 + 45) })).toBe(45_000);
-    expect(retryAfterMsOf({ 'x-ratelimit-reset': String(NOW + 45_000) })).toBe(45_000);
-    expect(retryAfterMsOf({ 'x-ratelimit-reset': String(NOW / 1000 - 45) })).toBe(0);
-    expect(retryAfterMsOf({ 'x-ratelimit-reset': 'later' })).toBeUndefined();
+    expect(retryAfterMsOf(status, headers)).toBeUndefined();
+    expect(retryAfterMsOf(status, { ...headers, 'retry-after': '7' })).toBe(7_000);
   });
 
   it('has no bound of its own', () => {
-    expect(retryAfterMsOf({ 'retry-after': '7200' })).toBe(7_200_000);
+    expect(retryAfterMsOf(429, { 'retry-after': '7200' })).toBe(7_200_000);
   });
 
   it('says nothing where nothing is said', () => {
-    for (const none of [undefined, null, {}, new Headers()]) expect(retryAfterMsOf(none)).toBeUndefined();
+    for (const none of [undefined, null, {}, new Headers()])
+      expect(retryAfterMsOf(429, none)).toBeUndefined();
   });
 });
 
