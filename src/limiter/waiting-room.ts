@@ -82,7 +82,9 @@ export class WaitingRoom {
       return new QueueFullError({ ...figuresOf(limiter, 0), retryAfterMs: this.#estimateMs(weight, extras) });
     }
     if (timeoutMs === 0) return new AcquireTimeoutError(figuresOf(limiter, 0));
-    if (timeoutMs === undefined || !this.#refuseUnmeetable || !this.#drainRate.isKnown) return undefined;
+    if (timeoutMs === undefined || !this.#refuseUnmeetable) return undefined;
+    // A Retry-After is known, measured or not.
+    if (!this.#drainRate.isKnown && this.#blockedMs <= timeoutMs) return undefined;
     const retryAfterMs = this.#estimateMs(weight, extras);
     if (retryAfterMs <= timeoutMs) return undefined;
     return new DeadlineUnmeetableError({ ...figuresOf(limiter, 0), retryAfterMs, timeoutMs });
@@ -130,8 +132,14 @@ export class WaitingRoom {
     const ahead = this.size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant) / this.size;
     const { activeCount, maxConcurrent } = this.#limiter;
     const missing = ahead * this.#weight + weight + activeCount - maxConcurrent;
-    const blockedMs = this.#adaptive?.blockedForMs ?? 0;
-    return Math.ceil(blockedMs + this.#drainRate.msFor(Math.max(weight, missing)));
+    const blockedMs = this.#blockedMs;
+    // Behind a Retry-After there may be room enough.
+    const drainMs = blockedMs > 0 && missing <= 0 ? 0 : this.#drainRate.msFor(Math.max(weight, missing));
+    return Math.ceil(blockedMs + drainMs);
+  }
+
+  get #blockedMs(): number {
+    return this.#adaptive?.blockedForMs ?? 0;
   }
 
   #takeLeave(permit: LimiterPermit): void {

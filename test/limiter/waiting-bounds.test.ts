@@ -1,6 +1,7 @@
 import { getEventListeners } from 'node:events';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../../src/errors.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { ConcurrencyLimiterOptions } from '../../src/limiter/limiter-options.js';
 import { turn } from './event-loop.js';
@@ -21,6 +22,11 @@ describe('With fake timers', () => {
     vi.useRealTimers();
     await turn();
   });
+
+  const pass = async (ms: number) => {
+    await vi.advanceTimersByTimeAsync(ms);
+    await turn();
+  };
 
   describe('timeoutMs', () => {
     it('ends the waiting with AcquireTimeoutError and its figures', async () => {
@@ -125,10 +131,7 @@ describe('With fake timers', () => {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, ...options });
       const work = () => new Promise((resolve) => setTimeout(resolve, 1000));
       for (let i = 0; i < 8; i++) void limiter.run(work);
-      for (let i = 0; i < 4; i++) {
-        await vi.advanceTimersByTimeAsync(1000);
-        await turn();
-      }
+      for (let i = 0; i < 4; i++) await pass(1000);
       expect(limiter.queuedCount).toBe(3);
       return { limiter, work };
     }
@@ -164,6 +167,92 @@ describe('With fake timers', () => {
       expect(limiter.queuedCount).toBe(1);
       release();
       (await waiting).release();
+    });
+
+    it('goes by who stands ahead: a higher priority and a lone tenant pass a long line', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, refuseUnmeetable: true });
+      const work = () => new Promise((resolve) => setTimeout(resolve, 50));
+      for (let i = 0; i < 30; i++) void limiter.run(work, { tenant: 'batch' });
+      for (let i = 0; i < 7; i++) await pass(50);
+      expect(limiter.queuedCount).toBe(22);
+      const timeoutMs = 500;
+      const batch = limiter.acquire({ timeoutMs, tenant: 'batch' });
+      await expect(batch).rejects.toMatchObject({ code: 'ERR_DEADLINE_UNMEETABLE', retryAfterMs: 1150 });
+      await expect(limiter.acquire({ timeoutMs, tenant: 'batch', priority: -1 })).rejects.toThrow(
+        DeadlineUnmeetableError,
+      );
+      const served: string[] = [];
+      for (const [name, options] of [
+        ['urgent', { priority: 9 }],
+        ['urgent batch', { priority: 9, tenant: 'batch' }],
+        ['visitor', { tenant: 'visitor' }],
+        ['nobody in particular', {}],
+      ] as const) {
+        void limiter.run(() => served.push(name), { ...options, timeoutMs });
+      }
+      expect(limiter.queuedCount).toBe(26);
+      for (let i = 0; i < 3; i++) await pass(50);
+      expect(served).toEqual(['urgent', 'urgent batch', 'visitor', 'nobody in particular']);
+    });
+
+    it('counts the weight in line, and the own', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 5, refuseUnmeetable: true });
+      const work = () => new Promise((resolve) => setTimeout(resolve, 1000));
+      for (let i = 0; i < 8; i++) void limiter.run(work, { weight: 5 });
+      for (let i = 0; i < 4; i++) await pass(1000);
+      expect(limiter.queuedCount).toBe(3);
+      const refused = (weight: number) =>
+        limiter.acquire({ weight, timeoutMs: 100 }).catch(({ retryAfterMs }) => retryAfterMs);
+      expect(await refused(5)).toBe(4000);
+      expect(await refused(1)).toBe(3200);
+    });
+
+    it('adds a Retry-After that an adaptive limit holds', async () => {
+      const adaptive = new AdaptiveLimit({ initial: 1, max: 1, random: () => 0 });
+      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      const work = () => new Promise((resolve) => setTimeout(resolve, 100));
+      for (let i = 0; i < 6; i++) void limiter.run(work);
+      for (let i = 0; i < 3; i++) await pass(100);
+      adaptive.blockFor(65_000);
+      const refused = limiter.acquire({ timeoutMs: 1000 });
+      await expect(refused).rejects.toMatchObject({
+        code: 'ERR_DEADLINE_UNMEETABLE',
+        retryAfterMs: 65_300,
+      });
+      await pass(64_900);
+      const inTime = limiter.run(() => 'served', { timeoutMs: 1000 });
+      await pass(100);
+      for (let i = 0; i < 3; i++) await pass(100);
+      expect(await inTime).toBe('served');
+    });
+
+    it('says no more than a Retry-After where there is room behind it, whatever the pace was', async () => {
+      const adaptive = new AdaptiveLimit({ initial: 2, max: 2, random: () => 0 });
+      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      const work = () => new Promise((resolve) => setTimeout(resolve, 10_000));
+      for (let i = 0; i < 4; i++) void limiter.run(work);
+      for (let i = 0; i < 2; i++) await pass(10_000);
+      expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+      adaptive.blockFor(1_000);
+      const refused = limiter.acquire({ timeoutMs: 999 });
+      await expect(refused).rejects.toMatchObject({ retryAfterMs: 1_000 });
+      const inTime = limiter.run(() => 'served', { timeoutMs: 1_001 });
+      await pass(1_000);
+      expect(await inTime).toBe('served');
+    });
+
+    it('refuses who cannot outwait a Retry-After, also where nothing has been measured yet', async () => {
+      const adaptive = new AdaptiveLimit({ random: () => 0 });
+      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      adaptive.blockFor(65_000);
+      await expect(limiter.acquire({ timeoutMs: 1000 })).rejects.toMatchObject({
+        code: 'ERR_DEADLINE_UNMEETABLE',
+        retryAfterMs: 65_000,
+      });
+      const patient = limiter.acquire({ timeoutMs: 65_001 });
+      expect(limiter.queuedCount).toBe(1);
+      await pass(65_000);
+      (await patient).release();
     });
 
     it('is off unless asked for', async () => {
