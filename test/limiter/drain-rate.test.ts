@@ -93,6 +93,15 @@ describe('DrainRate', () => {
     expect(rate.msFor(2)).toBe(200);
   });
 
+  it('goes as much slower or faster as the limit becomes lower or higher', async () => {
+    const rate = await paced(10, 200);
+    rate.rescale(1 / 4);
+    expect(rate.msFor(1)).toBe(800);
+    expect(rate.msFor(5)).toBe(4_000);
+    rate.rescale(8);
+    expect(rate.msFor(5)).toBe(500);
+  });
+
   it('follows a change of pace within two rounds of its memory', async () => {
     const rate = await paced(200, 10);
     expect(rate.msFor(10)).toBe(100);

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { type Load, play, seeded, type TurnedAway } from './virtual-load.js';
+import { type Asked, type Load, play, seeded, type TurnedAway } from './virtual-load.js';
 
 const every = (gapMs: number, untilMs: number) =>
   Array.from({ length: Math.floor(untilMs / gapMs) }, (_, i) => i * gapMs);
@@ -97,27 +97,141 @@ const LOADS: Record<string, Load> = {
   },
 };
 
+/** Every tenth request is another's, beside a batch that fills the line. */
+const besideBatch = (another: (arrival: number) => Asked) => (arrival: number) =>
+  arrival % 10 === 9 ? another(arrival) : { tenant: 'batch' };
+
+const OF_THOSE_WHO_PASS_OTHERS: Record<string, Load> = {
+  'of single requests of others beside a batch': {
+    maxConcurrent: 10,
+    maxQueue: 22,
+    arrivals: every(500, 1_500_000),
+    holdMs: exponential(10_000),
+    askedBy: besideBatch((arrival) => ({ tenant: `visitor ${arrival}` })),
+    looksAt: ({ tenant }) => tenant !== 'batch',
+  },
+  'of single requests of others beside a batch of constant work': {
+    maxConcurrent: 1,
+    maxQueue: 22,
+    arrivals: every(31, 60_000),
+    holdMs: constant(50),
+    askedBy: besideBatch((arrival) => ({ tenant: `visitor ${arrival}` })),
+    looksAt: ({ tenant }) => tenant !== 'batch',
+  },
+  'of priority 9 beside a batch': {
+    maxConcurrent: 10,
+    maxQueue: 22,
+    arrivals: every(500, 1_500_000),
+    holdMs: longTailed(6_000, 1),
+    askedBy: besideBatch(() => ({ priority: 9 })),
+    looksAt: ({ priority }) => priority === 9,
+  },
+};
+
+const OF_THOSE_BEHIND_MANY: Record<string, Load> = {
+  'of a batch that others pass by': {
+    maxConcurrent: 10,
+    maxQueue: 22,
+    arrivals: every(700, 700_000),
+    holdMs: longTailed(6_000, 1),
+    askedBy: besideBatch(() => ({ priority: 9 })),
+    looksAt: ({ tenant }) => tenant === 'batch',
+  },
+  'of ten tenants': {
+    maxConcurrent: 10,
+    maxQueue: 40,
+    arrivals: atRandom(700, 700_000),
+    holdMs: exponential(10_000),
+    askedBy: (arrival) => ({ tenant: `tenant ${(arrival * 7) % 10}` }),
+  },
+  'of weights from 1 to 5': {
+    maxConcurrent: 10,
+    maxQueue: 20,
+    arrivals: every(700, 700_000),
+    holdMs: exponential(4_000),
+    askedBy: (arrival) => ({ weight: 1 + ((arrival * 7) % 5) }),
+  },
+  'of light requests behind heavy ones': {
+    maxConcurrent: 10,
+    maxQueue: 20,
+    arrivals: every(700, 1_400_000),
+    holdMs: exponential(3_000),
+    askedBy: (arrival) => ({ weight: arrival % 10 === 9 ? 1 : 5 }),
+    looksAt: ({ weight }) => weight === 1,
+  },
+  'whose limit has fallen from 64 to 16': {
+    maxConcurrent: 64,
+    maxQueue: 100,
+    arrivals: every(100, 125_000),
+    holdMs: exponential(8_000),
+    resized: { atMs: 100_000, to: 16 },
+    looksAt: (_, atMs) => atMs > 100_000 && atMs < 120_000,
+  },
+  'whose limit has just fallen from 64 to 16, before a short line': {
+    maxConcurrent: 64,
+    maxQueue: 5,
+    arrivals: every(60, 125_000),
+    holdMs: exponential(8_000),
+    resized: { atMs: 100_000, to: 16 },
+    looksAt: (_, atMs) => atMs > 100_000 && atMs < 104_000,
+  },
+  'whose limit has risen from 16 to 32': {
+    maxConcurrent: 16,
+    maxQueue: 100,
+    arrivals: every(100, 125_000),
+    holdMs: exponential(8_000),
+    resized: { atMs: 100_000, to: 32 },
+    looksAt: (_, atMs) => atMs > 100_000 && atMs < 120_000,
+  },
+};
+
 describe('retryAfterMs', () => {
+  const expectMeansWithinTwo = (turnedAway: TurnedAway[]) => {
+    const told = mean(turnedAway.map(({ retryAfterMs }) => retryAfterMs));
+    const real = mean(turnedAway.map(({ realMs }) => realMs));
+    expect(told / real).toBeGreaterThan(0.5);
+    expect(told / real).toBeLessThan(2);
+  };
+
+  const expectNineInTenWithinTwo = (turnedAway: TurnedAway[]) => {
+    const near = turnedAway.filter(
+      ({ retryAfterMs, realMs }) => retryAfterMs <= 2 * realMs && retryAfterMs >= realMs / 2,
+    );
+    expect(near.length / turnedAway.length).toBeGreaterThanOrEqual(0.9);
+  };
+
   it.each(Object.entries(LOADS))(
     'is on average within a factor of two of the real wait, on a load %s',
     async (_, load) => {
       const turnedAway = settled(await play(load));
       expect(turnedAway.length).toBeGreaterThan(50);
-      const told = mean(turnedAway.map(({ retryAfterMs }) => retryAfterMs));
-      const real = mean(turnedAway.map(({ realMs }) => realMs));
-      expect(told / real).toBeGreaterThan(0.5);
-      expect(told / real).toBeLessThan(2);
+      expectMeansWithinTwo(turnedAway);
     },
   );
 
   it.each(Object.entries(LOADS).filter(([, { maxQueue }]) => maxQueue >= 5))(
     'is within a factor of two for nine in ten, where some wait already, on a load %s',
     async (_, load) => {
-      const turnedAway = settled(await play(load));
-      const near = turnedAway.filter(
-        ({ retryAfterMs, realMs }) => retryAfterMs <= 2 * realMs && retryAfterMs >= realMs / 2,
-      );
-      expect(near.length / turnedAway.length).toBeGreaterThanOrEqual(0.9);
+      expectNineInTenWithinTwo(settled(await play(load)));
+    },
+  );
+
+  it.each(Object.entries(OF_THOSE_WHO_PASS_OTHERS))(
+    'is on average within a factor of two of the real wait, on a load %s',
+    async (_, load) => {
+      const turnedAway = await play(load);
+      expect(turnedAway.length).toBeGreaterThan(50);
+      expectMeansWithinTwo(turnedAway);
+    },
+  );
+
+  it.each(Object.entries(OF_THOSE_BEHIND_MANY))(
+    'is on average and for nine in ten within a factor of two, on a load %s',
+    async (_, load) => {
+      const turnedAway = await play(load);
+      expect(turnedAway.length).toBeGreaterThan(50);
+      expectMeansWithinTwo(turnedAway);
+      expectNineInTenWithinTwo(turnedAway);
     },
   );
 });

@@ -37,8 +37,21 @@ export class LimiterModel {
 
   constructor(
     public maxConcurrent: number,
-    readonly maxQueue: number,
+    public maxQueue: number,
   ) {}
+
+  /** Another one in the same state, of which nothing has been told yet. */
+  clone(): LimiterModel {
+    const copy = new LimiterModel(this.maxConcurrent, this.maxQueue);
+    copy.active = this.active;
+    copy.paused = this.paused;
+    copy.state = this.state;
+    copy.waiting = [...this.waiting];
+    for (const signal of this.#aborted) copy.#aborted.add(signal);
+    for (const [priority, turns] of this.#turns) copy.#turns.set(priority, [...turns]);
+    copy.#nowMs = this.#nowMs;
+    return copy;
+  }
 
   /** Asks for a permit, waiting for it if need be. Says whether it has it at once. */
   request(request: ModelRequest): boolean {
