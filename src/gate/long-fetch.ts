@@ -16,6 +16,8 @@ export interface FetchParts {
  * has no such limits: let `attemptTimeoutMs` of the gate bound it. Install `undici` for it; Node's built-in copy cannot
  * be configured.
  *
+ * It takes what Node's own takes, Node's `Request` and `FormData` too. What it gives are undici's responses.
+ *
  * @throws {TypeError} when a part is missing
  *
  * @example
@@ -28,5 +30,23 @@ export function longFetch(parts: FetchParts): typeof globalThis.fetch {
   callable('fetch', fetch);
   callable('Agent', Agent);
   const dispatcher = new Agent({ headersTimeout: 0, bodyTimeout: 0 });
-  return (input, init) => fetch(input, { ...init, dispatcher });
+  const long: typeof globalThis.fetch = async (input, init) => {
+    if (!(input instanceof Request) && !(init?.body instanceof FormData)) {
+      return fetch(input, { ...init, dispatcher });
+    }
+    const request = new Request(input, init);
+    return fetch(request.url, { ...(await contentOf(request, input)), dispatcher });
+  };
+  // The OpenAI SDK looks at this class for whether Node's FormData can be sent, and refuses uploads if not.
+  return Object.assign(long, { Response });
+}
+
+/** A request of Node's in words that undici knows: its own classes are others, and it would send `[object FormData]`. */
+async function contentOf(request: Request, input: unknown): Promise<object> {
+  const { method, headers, redirect, integrity, signal } = request;
+  // An abort reaches the signal of a request only while somebody has that request, and the one it was made from.
+  signal.addEventListener('abort', () => [request, input]);
+  // Whole, so that it has a length, and can be sent again where a redirect asks for that.
+  const body = request.body === null ? null : await request.arrayBuffer();
+  return { method, headers, redirect, integrity, signal, body };
 }
