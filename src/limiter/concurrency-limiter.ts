@@ -19,6 +19,7 @@ import {
   type ConcurrencyLimiterOptions,
   checkAcquireOptions,
   checkLimiterOptions,
+  ownOptions,
 } from './limiter-options.js';
 import { LimiterPermit, type PermitExtras, type PermitIssuer } from './permit.js';
 import {
@@ -187,7 +188,8 @@ export class ConcurrencyLimiter implements Limiter {
   ): (...args: A) => Promise<R> {
     callable('fn', fn);
     if (options !== undefined) checkAcquireOptions(options, this.#heaviest);
-    return (...args) => this.run(() => fn(...args), options);
+    const own = options && ownOptions(options);
+    return (...args) => this.run(() => fn(...args), own);
   }
 
   /**

@@ -92,3 +92,9 @@ export function checkAcquireOptions(given: AcquireOptions, maxWeight: number): v
   if (taskId !== undefined) text('taskId', taskId);
   if (requestId !== undefined) text('requestId', requestId);
 }
+
+/** The options as they stand, inherited ones too, in an object that nobody else changes. */
+export function ownOptions(given: AcquireOptions): AcquireOptions {
+  const { signal, timeoutMs, priority, weight, tenant, taskId, requestId } = given;
+  return { signal, timeoutMs, priority, weight, tenant, taskId, requestId };
+}

@@ -482,6 +482,46 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
   });
 });
 
+describe('AdaptiveLimit with a broken source of chance', () => {
+  it.each([Number.NaN, 2, -0.1, Number.POSITIVE_INFINITY])(
+    'refuses %d from it, and keeps the gate as it was',
+    (broken) => {
+      let chance = 0;
+      const { adaptive, clock } = setUp({ random: () => chance });
+      const limiter = new ConcurrencyLimiter({ adaptive });
+      vi.useFakeTimers();
+      try {
+        adaptive.blockFor(5000);
+        chance = broken;
+        const message = `Expected \`random()\` to be a number from 0 to 1, got ${broken} (number)`;
+        expect(() => adaptive.blockFor(60_000)).toThrow(RangeError);
+        expect(() => adaptive.blockFor(60_000)).toThrow(message);
+        const sample = {
+          startedMs: clock.ms,
+          outcome: 'ignored',
+          inFlight: 1,
+          retryAfterMs: 60_000,
+        } as const;
+        expect(() => adaptive.onSample(sample)).toThrow(message);
+        expect(adaptive.blockedForMs).toBe(5000);
+        expect(limiter.tryAcquire()).toBeUndefined();
+        chance = 1;
+        adaptive.blockFor(5000);
+        expect(adaptive.blockedForMs).toBe(5500);
+      } finally {
+        vi.clearAllTimers();
+        vi.useRealTimers();
+      }
+    },
+  );
+
+  it('refuses what is no number at all', () => {
+    const { adaptive } = setUp({ random: () => '0.5' as never });
+    expect(() => adaptive.blockFor(1000)).toThrow(TypeError);
+    expect(adaptive.blockedForMs).toBe(0);
+  });
+});
+
 describe('AdaptiveLimit with a broken clock', () => {
   it('refuses a clock that gives no number, or throws', () => {
     expect(() => new AdaptiveLimit({ now: () => Number.NaN })).toThrow(/`now\(\)`/);

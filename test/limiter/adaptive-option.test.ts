@@ -39,11 +39,13 @@ describe('What a ConcurrencyLimiter tells its adaptive limit', () => {
   });
 
   it('is when a permit was granted, and not when it was asked for', async () => {
-    const { limiter, held, clock, giveBack } = cut();
-    const waiting = Array.from({ length: 8 }, () => limiter.acquire());
-    giveBack(held);
-    clock.ms += 100;
-    giveBack([await waiting[0]!], 'dropped');
+    const { limiter, clock, takeAll, giveBack } = setUp({ initial: 10 });
+    const held = takeAll();
+    const waiting = limiter.acquire();
+    clock.ms = 100;
+    giveBack(held.splice(0, 3), 'dropped');
+    expect(limiter.stats()).toMatchObject({ maxConcurrent: 8, queued: 0 });
+    giveBack([await waiting], 'dropped');
     expect(limiter.maxConcurrent).toBe(7);
   });
 

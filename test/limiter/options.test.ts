@@ -1,7 +1,9 @@
-import { describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { AcquireOptions } from '../../src/limiter/limiter.js';
+import { turn } from './event-loop.js';
 
 describe('The options of a ConcurrencyLimiter', () => {
   it.each([
@@ -60,6 +62,19 @@ describe('The options of a ConcurrencyLimiter', () => {
       'Expected `maxConcurrent` to be left out where `adaptive` finds it',
     );
   });
+
+  it.each([
+    [5, 'got 5 (number)'],
+    [{}, 'got an object (object)'],
+    [null, 'got null (null)'],
+    [true, 'got true (boolean)'],
+    [{ initial: 3, max: 8 }, 'got an object (object)'],
+    [AdaptiveLimit, 'got a function (function)'],
+  ])('are refused when `adaptive` is %o and no AdaptiveLimit', (adaptive, got) => {
+    const make = () => new ConcurrencyLimiter({ adaptive } as never);
+    expect(make).toThrow(TypeError);
+    expect(make).toThrow(`Expected \`adaptive\` to be an AdaptiveLimit, ${got}`);
+  });
 });
 
 describe('The options of a request', () => {
@@ -100,6 +115,119 @@ describe('The options of a request', () => {
     (await second).release();
     expect(limiter.tryAcquire({})?.weight).toBe(1);
     expect(limiter.tryAcquire({ weight: undefined })).toBeUndefined();
+  });
+
+  it('count as well where they are inherited', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    const heavy = await limiter.acquire(Object.create({ weight: 3 }));
+    expect(heavy.weight).toBe(3);
+    expect(limiter.tryAcquire(Object.create({ weight: 1 }))).toBeUndefined();
+    const order: string[] = [];
+    const ask = (name: string, options: AcquireOptions) =>
+      limiter.run(() => order.push(name), Object.create(options));
+    const all = [ask('low', { priority: -1 }), ask('a1', { tenant: 'a' }), ask('a2', { tenant: 'a' })];
+    all.push(ask('b1', { tenant: 'b' }));
+    heavy.release();
+    await Promise.all(all);
+    expect(order).toEqual(['a1', 'b1', 'a2', 'low']);
+    await expect(limiter.acquire(Object.create({ weight: 4 }))).rejects.toThrow(RangeError);
+  });
+
+  it('are those of the call: what becomes of the object afterwards changes nothing', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    const told: unknown[] = [];
+    limiter.hooks.on('permit:released', ({ taskId, requestId, tenant, weight }) =>
+      told.push({ taskId, requestId, tenant, weight }),
+    );
+    const given = { weight: 2, priority: 1, tenant: 'a', taskId: 't', requestId: 'r' };
+    const spoil = (options: object) =>
+      Object.assign(options, { weight: 3, priority: -9, tenant: 'b', taskId: 'other', requestId: 'other' });
+    const options = { ...given };
+    const free = await limiter.acquire(options);
+    spoil(options);
+    const again = { ...given };
+    const waiting = limiter.acquire(again);
+    const behind = limiter.acquire({ weight: 2 });
+    spoil(again);
+    free.release();
+    expect(limiter.stats()).toMatchObject({ active: 2, queued: 1 });
+    (await waiting).release();
+    (await behind).release();
+    expect(limiter.activeCount).toBe(0);
+    const { priority: _, ...ids } = given;
+    expect(told.slice(0, 2)).toEqual([ids, ids]);
+  });
+
+  it('are those of the call in a wrapped function too', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+    const options = { weight: 2 };
+    const weigh = limiter.wrap(() => limiter.activeCount, options);
+    const weighInherited = limiter.wrap(() => limiter.activeCount, Object.create(options));
+    options.weight = 3;
+    expect([await weigh(), await weighInherited()]).toEqual([2, 2]);
+  });
+
+  describe('with fake timers', () => {
+    beforeEach(async () => {
+      vi.useFakeTimers();
+      await turn();
+    });
+    afterEach(async () => {
+      vi.useRealTimers();
+      await turn();
+    });
+
+    it.each([
+      ['inherited', (options: AcquireOptions) => Object.create(options) as AcquireOptions],
+      ['frozen', (options: AcquireOptions) => Object.freeze({ ...options })],
+    ])('end the waiting by either of signal and timeoutMs when they are %s', async (_, made) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+      limiter.tryAcquire();
+      const { signal } = new AbortController();
+      const late = limiter.acquire(made({ signal, timeoutMs: 30 })).catch(({ code }) => code);
+      await vi.advanceTimersByTimeAsync(29);
+      expect(limiter.queuedCount).toBe(1);
+      await vi.advanceTimersByTimeAsync(1);
+      expect(await late).toBe('ERR_ACQUIRE_TIMEOUT');
+      const controller = new AbortController();
+      const options = made({ signal: controller.signal, timeoutMs: 30 });
+      const aborted = limiter.run(() => {}, options).catch((reason: unknown) => reason);
+      controller.abort('left');
+      expect(await aborted).toBe('left');
+      expect(limiter.queuedCount).toBe(0);
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('end the waiting as they were at the call, whatever becomes of the object afterwards', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+      limiter.tryAcquire();
+      const own = new AbortController();
+      const others = new AbortController();
+      const options = () => ({ signal: own.signal, timeoutMs: 30 });
+      const spoilt = [options(), options()] as const;
+      const late = limiter.acquire(spoilt[0]).catch(({ code }) => code);
+      Object.assign(spoilt[0], { signal: others.signal, timeoutMs: 5 });
+      others.abort('of others');
+      await vi.advanceTimersByTimeAsync(29);
+      expect(limiter.queuedCount).toBe(1);
+      await vi.advanceTimersByTimeAsync(1);
+      expect(await late).toBe('ERR_ACQUIRE_TIMEOUT');
+      const aborted = limiter.acquire(spoilt[1]).catch((reason: unknown) => reason);
+      Object.assign(spoilt[1], { signal: others.signal });
+      own.abort('own');
+      expect(await aborted).toBe('own');
+    });
+
+    it('have a run begin under the signal of the call', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+      const holder = limiter.tryAcquire();
+      const { signal } = new AbortController();
+      const options = { signal };
+      const seen = limiter.run((context) => context.signal, options);
+      options.signal = AbortSignal.abort();
+      holder?.release();
+      expect(await seen).toBe(signal);
+    });
   });
 
   it('are refused in tryAcquire except for the weight: it does not wait, so there is nothing to end or order', () => {
