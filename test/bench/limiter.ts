@@ -48,10 +48,10 @@ type Cell =
 
 const PROCESSES = args.quick ? 1 : 5;
 const GROWTH_PROCESSES = args.quick ? 1 : 3;
-const TIMEOUT_MS = args.quick ? 20_000 : 120_000;
+const TIMEOUT_MS = args.quick ? 20_000 : 60_000;
 const EFFORT: Effort = args.quick
   ? { ops: 20_000, samples: 3, budgetMs: 3000 }
-  : { ops: 40_000, samples: 15, budgetMs: 30_000 };
+  : { ops: 40_000, samples: 15, budgetMs: 10_000 };
 
 function selected<T extends { readonly name: string }>(
   what: string,
