@@ -5,13 +5,14 @@
  *     npx tsx examples/host.ts ["a question" …]
  *
  * It runs against stub services on loopback, and against the real ones that the environment names, each on its own:
- * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY, E2B_API_KEY. Several keys of one service are
- * separated by commas. Health is told on PORT; after SIGTERM, what runs may take another DRAIN_MS.
+ * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY (and their _URL), E2B_API_KEY. Several keys of one
+ * service are separated by commas. Health is told on PORT; after SIGTERM, what runs may take another DRAIN_MS.
  */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type OpenAI from 'openai';
 import {
+  type ConnectContext,
   createPipelineManager,
   defineTools,
   e2bPreset,
@@ -76,11 +77,12 @@ const tools = defineTools({
   python: {
     description: 'Runs a Python program; gives what it printed.',
     ...takes('code'),
-    scope: 'shared',
-    connect: () => clients,
+    scope: 'task',
+    connect: ({ taskId = '' }: ConnectContext) => clients.sandboxesOf(taskId),
+    disconnect: (sandboxes) => sandboxes.sweep(),
     gate: gates.e2b,
     // The sandbox lives inside this one call, so the call's permit is its place.
-    call: ({ runPython }, { code }, attempt) => runPython(code, attempt.taskId ?? '', attempt),
+    call: (sandboxes, { code }, attempt) => sandboxes.runPython(code, attempt),
   },
 });
 

@@ -1,7 +1,14 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { text } from 'node:stream/consumers';
-import { type StubE2bOptions, type StubServices, startStubServices } from 'pipeline-pool/testing';
+import { Sandbox } from '@e2b/code-interpreter';
+import {
+  type LlmRequest,
+  type StubE2bOptions,
+  type StubServices,
+  startStubServices,
+} from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it } from 'vitest';
+import { connectClients } from '../../examples/host-clients.js';
 import { scriptedModel } from '../../examples/scripted-model.js';
 
 // The test runner sets a BASE_URL of its own, and a developer may have real keys: neither is meant here.
@@ -10,13 +17,18 @@ const {
   API_KEY: _key,
   MODEL: _model,
   SERPER_API_KEY: _serper,
+  SERPER_URL: _serperUrl,
   JINA_API_KEY: _jina,
+  JINA_URL: _jinaUrl,
   E2B_API_KEY: _e2b,
   ...environment
 } = process.env;
 
 const LLM_KEY = 'the-key-of-the-llm';
+const SERPER_KEYS = ['one-key-of-serper', 'another-key-of-serper'];
+const JINA_KEY = 'the-key-of-jina';
 const E2B_KEY = 'e2b_00112233445566778899';
+const KEYS = [LLM_KEY, ...SERPER_KEYS, JINA_KEY, E2B_KEY];
 
 let services: StubServices | undefined;
 let child: ChildProcess | undefined;
@@ -28,15 +40,24 @@ afterEach(async () => {
 
 /** Services of the test's own, which the host takes for real ones. */
 async function realServices(e2b: StubE2bOptions = {}) {
-  services = await startStubServices({ llm: { reply: scriptedModel, keys: [LLM_KEY] }, e2b });
+  services = await startStubServices({
+    llm: { reply: scriptedModel, keys: [LLM_KEY] },
+    serper: { keys: SERPER_KEYS },
+    jina: { keys: [JINA_KEY] },
+    e2b,
+  });
   const env = {
     BASE_URL: services.llm.baseUrl,
     API_KEY: LLM_KEY,
+    SERPER_URL: services.serper.url,
+    SERPER_API_KEY: SERPER_KEYS.join(', '),
+    JINA_URL: services.jina.url,
+    JINA_API_KEY: JINA_KEY,
     E2B_API_KEY: E2B_KEY,
     E2B_API_URL: services.e2b.url,
     E2B_SANDBOX_URL: services.e2b.url,
   };
-  return { llm: services.llm, e2b: services.e2b, env };
+  return { ...services, env };
 }
 
 function host(questions: readonly string[], env: Record<string, string> = {}) {
@@ -85,16 +106,60 @@ describe('the host application', { timeout: 60_000 }, () => {
   });
 
   it('uses the services that the environment names, with their keys, and shows the keys nowhere', async () => {
-    const { llm, e2b, env } = await realServices();
+    const { llm, serper, jina, e2b, env } = await realServices();
     const { output, errors, code } = host(['How high is the moon?'], env);
     expect(await errors).toBe('');
     expect(await code).toBe(0);
     expect(await output).toContain('task-1: Answered "How high is the moon?" from 4 findings.');
     expect(llm.stats().byKey).toMatchObject({ [LLM_KEY]: { calls: 4 } });
+    expect(serper.stats().byKey).toMatchObject({
+      [SERPER_KEYS[0]!]: { calls: 1 },
+      [SERPER_KEYS[1]!]: { calls: 1 },
+    });
+    expect(jina.stats().byKey).toMatchObject({ [JINA_KEY]: { calls: 1 } });
     expect(Object.keys(e2b.stats().byKey)).toEqual([E2B_KEY]);
     expect(e2b.calls[0]?.body).toMatchObject({ metadata: { taskId: 'task-1' } });
     expect(e2b.sandboxes).toEqual([]);
-    expect(await output).not.toMatch(new RegExp(`${LLM_KEY}|${E2B_KEY}`));
+    expect(await output).not.toMatch(new RegExp(KEYS.join('|')));
+  });
+
+  it('takes keys with blanks around them for what they are', async () => {
+    const clients = await connectClients({ SERPER_API_KEY: 'one, another ', E2B_API_KEY: E2B_KEY });
+    expect(clients.keys).toMatchObject({ serper: ['one', 'another'], e2b: [E2B_KEY] });
+    await clients.close();
+  });
+
+  it('asks again where an answer breaks off, or says 200 and tells of a failure', async () => {
+    const { llm, serper, jina, env } = await realServices();
+    serper.faultNext([
+      { type: 'reset', when: 'mid-body' },
+      { type: 'envelope', status: 500 },
+    ]);
+    jina.faultNext([
+      { type: 'reset', when: 'mid-body' },
+      { type: 'envelope', status: 500 },
+    ]);
+    const { output, errors, code } = host(['How high is the moon?'], env);
+    expect(await errors).toBe('');
+    expect(await code).toBe(0);
+    expect(await output).toContain('task-1: Answered "How high is the moon?" from 4 findings.');
+    expect([serper.stats().calls, jina.stats().calls]).toEqual([4, 3]);
+    const { messages } = llm.calls.at(-1)!.body as LlmRequest;
+    const found = messages.filter(({ role }) => role === 'tool').map(({ content }) => content);
+    expect(found[0]).toContain('"title":"How high is the moon?: result 1"');
+    expect(found[2]).toContain('What a stub read at');
+  });
+
+  it("ends its task's sandboxes where the answer to their creation was lost, and nobody else's", async () => {
+    const { e2b, env } = await realServices();
+    const theirs = await Sandbox.create({ ...e2b.connection, metadata: { taskId: 'task-1' } });
+    e2b.faultNext({ type: 'reset', when: 'mid-body' }, 'POST /v2/sandboxes');
+    const { output, errors, code } = host(['one'], env);
+    expect(await errors).toBe('');
+    expect(await code).toBe(0);
+    expect(await output).toMatch(/^task-1: Answered/m);
+    expect(e2b.stats().byRoute['POST /v2/sandboxes']?.calls).toBe(3);
+    expect(e2b.sandboxes.map(({ sandboxId }) => sandboxId)).toEqual([theirs.sandboxId]);
   });
 
   it('tells the agent what a tool could not do, and serves the others', async () => {

@@ -1,0 +1,60 @@
+import { randomUUID } from 'node:crypto';
+import { Sandbox } from '@e2b/code-interpreter';
+
+/** Where E2B is, if it is not where the SDK looks. */
+export interface E2bUrls {
+  readonly apiUrl?: string;
+  readonly sandboxUrl?: string;
+}
+
+/** The sandboxes of one task: each program has one of its own, which does not outlive its call. */
+export class TaskSandboxes {
+  readonly #urls: E2bUrls;
+  /** `run` tells them from those of another process that counts its tasks from 1 as well. */
+  readonly #metadata: Record<string, string>;
+  readonly #creations: { readonly apiKey: string; readonly sandbox: Promise<Sandbox> }[] = [];
+
+  constructor(urls: E2bUrls, taskId: string) {
+    this.#urls = urls;
+    this.#metadata = { taskId, run: randomUUID() };
+  }
+
+  async runPython(code: string, { key, signal }: { key: string; signal: AbortSignal }): Promise<string> {
+    const sandbox = await this.#create(key);
+    const end = (): Promise<unknown> =>
+      sandbox.kill().catch((error: unknown) => console.warn(`A sandbox is left to its timeout: ${error}`));
+    // `runCode` takes no signal, but it ends with its sandbox.
+    signal.addEventListener('abort', end, { once: true });
+    try {
+      signal.throwIfAborted();
+      const { logs, error } = await sandbox.runCode(code);
+      return error === undefined ? logs.stdout.join('') : error.traceback;
+    } catch (error) {
+      // Only a creation is worth another attempt; a gate does not try again what fails with an error of ours.
+      throw new Error(`The program did not end: ${error instanceof Error ? error.message : error}`);
+    } finally {
+      signal.removeEventListener('abort', end);
+      await end();
+    }
+  }
+
+  /** Ends the sandboxes that nobody knows of: a creation may fail here, by a lost answer, and be done at E2B. */
+  async sweep(): Promise<void> {
+    const failed = new Set<string>();
+    for (const { apiKey, sandbox } of this.#creations) await sandbox.catch(() => failed.add(apiKey));
+    for (const apiKey of failed) {
+      const account = { ...this.#urls, apiKey, retries: 0 };
+      const left = Sandbox.list({ ...account, query: { metadata: this.#metadata } });
+      while (left.hasNext) {
+        for (const { sandboxId } of await left.nextItems()) await Sandbox.kill(sandboxId, account);
+      }
+    }
+  }
+
+  /** Takes no signal: a creation that is cut off may leave a sandbox behind. */
+  #create(apiKey: string): Promise<Sandbox> {
+    const sandbox = Sandbox.create({ ...this.#urls, apiKey, retries: 0, metadata: this.#metadata });
+    this.#creations.push({ apiKey, sandbox });
+    return sandbox;
+  }
+}
