@@ -208,7 +208,12 @@ describe('classifyOpenAi', () => {
   });
 
   it('leaves an answer alone', async () => {
-    for (const value of [{ choices: [] }, 'text', undefined]) {
+    for (const value of [
+      { choices: [] },
+      { choices: [], code: 429, type: 'invalid_request_error' },
+      'text',
+      undefined,
+    ]) {
       await expect(classifyOpenAi({ kind: 'result', value })).resolves.toBeUndefined();
     }
     await expect(classifyOpenAi(response(200, { choices: [] }))).resolves.toBeUndefined();
