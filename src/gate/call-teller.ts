@@ -1,17 +1,21 @@
 import type { TaskIds } from '../hooks/events.js';
+import { causeOf, copyOf, MASK, type Mask } from '../internal/told-error.js';
 import type { GateCallOptions, GateSettings } from './gate-options.js';
+import type { KeyMask } from './key-mask.js';
 import type { Verdict } from './outcome.js';
 
-/** Tells of one call, as it goes on. */
+/** Tells of one call, as it goes on, without keys and without what its maker hides. */
 export class CallTeller {
-  readonly callId: number;
   readonly #settings: GateSettings;
+  readonly #callId: number;
   readonly #options: GateCallOptions;
+  readonly #mask: Mask;
 
-  constructor(settings: GateSettings, callId: number, options: GateCallOptions) {
+  constructor(settings: GateSettings, callId: number, options: GateCallOptions, keys: KeyMask) {
     this.#settings = settings;
-    this.callId = callId;
+    this.#callId = callId;
     this.#options = options;
+    this.#mask = keys.with(options[MASK]);
   }
 
   /** The fields that all of a call's events have. */
@@ -19,12 +23,22 @@ export class CallTeller {
     const { taskId, requestId, tenant, toolCallId } = this.#options;
     return {
       source: this.#settings.name,
-      callId: this.callId,
+      callId: this.#callId,
       ...(taskId === undefined ? {} : { taskId }),
       ...(requestId === undefined ? {} : { requestId }),
       ...(tenant === undefined ? {} : { tenant }),
       ...(toolCallId === undefined ? {} : { toolCallId }),
     };
+  }
+
+  /** A failure, for an event: never the client's own error, which may show anything. */
+  failure(error: unknown): unknown {
+    return copyOf(error, this.#mask);
+  }
+
+  /** A failure as the cause of an error that the maker of this call gets, and nobody else. */
+  cause(error: unknown): unknown {
+    return causeOf(error, this.#mask);
   }
 
   started(attempt: number, key: string | undefined, waitMs: number): void {

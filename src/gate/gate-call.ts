@@ -258,10 +258,10 @@ export class GateCall<T> implements WaitingCall {
   }
 
   #exhausted(forMs: number): KeysExhaustedError {
-    const { settings, lastFailure, mask } = this.#core;
+    const { settings, lastFailure } = this.#core;
     const retryAfterMs = Number.isFinite(forMs) ? forMs : undefined;
     const own = this.#met?.failure === lastFailure ? this.#met?.error : undefined;
-    const cause = own === undefined ? lastFailure?.toError() : mask.error(own);
+    const cause = own === undefined ? lastFailure?.toError() : this.teller.cause(own);
     return new KeysExhaustedError(settings.name, retryAfterMs, cause);
   }
 }

@@ -1,4 +1,5 @@
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { MASK, type Mask } from '../internal/told-error.js';
 import {
   abortSignal,
   callable,
@@ -89,6 +90,8 @@ export interface GateCallOptions {
    * of the first of them make the call; it goes on as long as anybody waits for it.
    */
   readonly cacheKey?: string;
+  /** @internal What must not be told of this call, besides keys. */
+  readonly [MASK]?: Mask | undefined;
 }
 
 /** Checked, with every default in its place. */
@@ -217,7 +220,7 @@ function checkCache(option: string, given: CacheOptions): CacheOptions {
   };
 }
 
-const CALL_OPTIONS: readonly (keyof GateCallOptions)[] = [
+const CALL_OPTIONS: readonly (keyof GateCallOptions & string)[] = [
   'signal',
   'timeoutMs',
   'priority',

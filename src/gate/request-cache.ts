@@ -1,6 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { nowMs } from '../internal/clock.js';
+import type { Mask } from '../internal/told-error.js';
 import type { CallBounds, GateOutcome } from './call-scope.js';
 
 /** What is kept of answers, and for how long. */
@@ -23,9 +24,16 @@ export class Flight implements CallBounds {
   readonly #landing: Promise<unknown>;
   readonly #onDeserted: (flight: Flight) => void;
   readonly #waiters = new Set<CallBounds>();
+  /** What must not be told of whoever makes the call, also not to those who wait with it. */
+  readonly mask: Mask | undefined;
   outcome: GateOutcome | undefined;
 
-  constructor(start: (flight: Flight) => Promise<unknown>, onDeserted: (flight: Flight) => void) {
+  constructor(
+    start: (flight: Flight) => Promise<unknown>,
+    onDeserted: (flight: Flight) => void,
+    mask: Mask | undefined,
+  ) {
+    this.mask = mask;
     this.#onDeserted = onDeserted;
     this.#landing = start(this);
     // The waiters have promises of their own.
@@ -118,21 +126,25 @@ export class RequestCache {
   }
 
   /** Starts the call for a key that has none. Only what the call itself takes for a success is kept. */
-  launch(key: string, call: (flight: Flight) => Promise<unknown>): Flight {
+  launch(key: string, mask: Mask | undefined, call: (flight: Flight) => Promise<unknown>): Flight {
     const forget = (flight: Flight): void => {
       if (this.#flights.get(key) === flight) this.#flights.delete(key);
     };
-    const flight = new Flight(async (self) => {
-      // The call begins when its first waiter has joined: until then nobody's bounds are known.
-      await undefined;
-      try {
-        const value = await call(self);
-        if (self.outcome === 'ok') this.#answers?.set(key, { value });
-        return value;
-      } finally {
-        forget(self);
-      }
-    }, forget);
+    const flight = new Flight(
+      async (self) => {
+        // The call begins when its first waiter has joined: until then nobody's bounds are known.
+        await undefined;
+        try {
+          const value = await call(self);
+          if (self.outcome === 'ok') this.#answers?.set(key, { value });
+          return value;
+        } finally {
+          forget(self);
+        }
+      },
+      forget,
+      mask,
+    );
     this.#flights.set(key, flight);
     return flight;
   }

@@ -1,6 +1,7 @@
 import { GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { nowMs } from '../internal/clock.js';
+import { MASK } from '../internal/told-error.js';
 import { callable } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
 import type { AttemptContext } from './attempt.js';
@@ -199,12 +200,13 @@ export class ServiceGate {
   #open<T>(options: GateCallOptions, work: Work<T>): OpenCall<T> {
     if (this.#closed !== undefined) throw new GateClosedError(this.name);
     const { mask, settings } = this.#core;
+    const teller = new CallTeller(settings, ++this.#calls, options, mask);
     const scope = new CallScope({
       signal: options.signal,
       timeoutMs: options.timeoutMs ?? settings.timeoutMs,
-      timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, mask.error(lastFailure)),
+      timeoutError: (ms, lastFailure) =>
+        new GateTimeoutError(this.name, 'call', ms, teller.cause(lastFailure)),
     });
-    const teller = new CallTeller(settings, ++this.#calls, options);
     const call = new GateCall(this.#core, teller, options, scope, work);
     const open: OpenCall<T> = { scope, startedMs: nowMs(), call, bounds: scope, cache: 'off' };
     this.#scopes.add(scope);
@@ -235,11 +237,12 @@ export class ServiceGate {
     else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.teller.told());
     const flight =
       under ??
-      this.#cache.launch(cacheKey, (bounds) => {
+      this.#cache.launch(cacheKey, call.options[MASK], (bounds) => {
         open.call = new GateCall(this.#core, call.teller, call.options, bounds, work);
         return this.#land(open.call);
       });
     open.bounds = flight;
+    if (flight.mask !== undefined) call.options[MASK]?.join?.(flight.mask);
     return (await flight.join(scope)) as R;
   }
 
@@ -265,7 +268,7 @@ export class ServiceGate {
       durationMs: nowMs() - startedMs,
       waitMs: call.waitMs,
       cache,
-      ...(failure === undefined ? {} : { error: this.#core.mask.error(failure.error) }),
+      ...(failure === undefined ? {} : { error: call.teller.failure(failure.error) }),
     });
   }
 }

@@ -188,7 +188,7 @@ export type OutcomeClass =
   | 'target' // the thing asked for is at fault, not the service: do not try again
   | 'stop'; // a bug or a refusal: do not try again
 
-/** What a `ServiceGate` tells. Keys are masked. */
+/** What a `ServiceGate` tells. Keys are masked, and an `error` is a copy without keys, credentials and inputs. */
 export interface GateEvents {
   /** An attempt begins. */
   'call:started': CallTold & { readonly attempt: number; readonly key?: string; readonly waitMs: number };
@@ -237,7 +237,7 @@ interface ToolTold extends Told {
   readonly toolCallId: number;
 }
 
-/** What a `ToolManager` tells. Inputs and results are left out: they are the task's own business. */
+/** What a `ToolManager` tells. Inputs and results are left out, of an `error` too: they are the task's own business. */
 export interface ToolEvents {
   'tool:started': ToolTold;
   'tool:finished': ToolTold & {

@@ -1,138 +1,163 @@
-import { inspect } from 'node:util';
+import { MASKED, withoutCredentials } from '../internal/credentials.js';
+import { formsOf, type Secret, TextMask } from '../internal/text-mask.js';
+import type { Mask } from '../internal/told-error.js';
 
-/** Stands where something was that must not be told. */
-const MASKED = '[masked]';
-/** Anything shorter is not a key, and hiding it would spoil every text. */
-const SHORTEST_KEY = 4;
-const SHORTEST_INPUT = 4;
-/** From this length on, an input is hidden in the middle of a word too. */
-const LONG_INPUT = 12;
-/** How much of one input is looked at: a sandbox may be given a whole program. */
-const MOST_INPUT_TEXTS = 1_000;
-const MOST_INPUT_OBJECTS = 10_000;
-/** What a log would show of an error: deep enough for a client's request options, and no endless bodies. */
-const AS_LOGGED = {
-  depth: 6,
-  maxArrayLength: 50,
-  maxStringLength: 10_000,
-  breakLength: Number.POSITIVE_INFINITY,
-};
+/** A key or an input of fewer characters is none that could be hidden without spoiling every text. */
+const SHORTEST = 4;
+/** How much of one input is compared: a sandbox may be given a whole program. */
+const MOST_CHARS = 200_000;
+const MOST_PARTS = 10_000;
+/** A name that somebody wrote into a program, and no data. */
+const IDENTIFIER = /^[A-Za-z_$][\w$-]{0,40}$/;
 
-/** What credentials look like, where nobody told us which ones there are. Each keeps its first group. */
-const CREDENTIALS: readonly RegExp[] = [
-  /\b((?:Bearer|Basic)\s+)(?=\S*\d)[\w.~+/=-]{8,}/gi,
-  /\b()(?:sk|pk|rk|e2b|jina|tvly|fc|gsk|hf|ghp|gho|ghs|xai|pplx)[-_](?=[\w-]*\d)[\w-]{12,}/g,
-  /\b()(?:AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)/g,
-  /((?:api[-_ ]?key|(?:access|auth|api)[-_]?token|authorization|secret|passw(?:or)?d)["']?\s*[:=]\s*["']?)[^\s"'&,;)}\]]{4,}/gi,
-  /(:\/\/[^\s/:@]*:)[^\s/@]+(?=@)/g,
-];
+/** The keys that a gate has handed to a tool. It has few, so they are kept as long as the gate. */
+class HandedOut {
+  readonly #keys = new Set<string>();
+  #forms: readonly string[] = [];
+  #mask = new TextMask([]);
 
-/** Every key that a gate has handed to a tool. A gate has few, so they are kept as long as the gate. */
-const handedOut = new WeakMap<object, Set<string>>();
+  add(key: string): void {
+    if (this.#keys.has(key)) return;
+    this.#keys.add(key);
+    // Longest first, so that no key hides only a part of a longer one.
+    this.#forms = [...this.#keys].flatMap(formsOf).sort((a, b) => b.length - a.length);
+    this.#mask = new TextMask([...this.#keys].map((text) => ({ text, label: MASKED })));
+  }
+
+  /** Without whole keys, in whichever form: a result may be long, and any other text may be meant. */
+  withoutWhole(text: string): string {
+    let told = text;
+    for (const form of this.#forms) told = told.replaceAll(form, MASKED);
+    return told;
+  }
+
+  /** Without whatever a text has of a key. */
+  without(text: string): string {
+    return this.#mask.text(text);
+  }
+}
+
+const handedOut = new WeakMap<object, HandedOut>();
+
+const keysOf = (gate: object | undefined): HandedOut | undefined =>
+  gate === undefined ? undefined : handedOut.get(gate);
 
 /** Remembers a key, so that it can be hidden wherever it turns up. */
 export function rememberKey(gate: object, key: string | undefined): void {
-  if (key === undefined || key.length < SHORTEST_KEY) return;
-  const keys = handedOut.get(gate);
-  if (keys === undefined) handedOut.set(gate, new Set([key]));
-  else keys.add(key);
+  if (key === undefined || key.length < SHORTEST) return;
+  let keys = handedOut.get(gate);
+  if (keys === undefined) {
+    keys = new HandedOut();
+    handedOut.set(gate, keys);
+  }
+  keys.add(key);
 }
 
 /** The text without the keys that `gate` has handed out. For a tool's results, where any other text may be meant. */
 export function withoutKeys(text: string, gate: object | undefined): string {
-  let told = text;
-  for (const key of keysOf(gate)) told = told.replaceAll(key, MASKED);
-  return told;
+  return keysOf(gate)?.withoutWhole(text) ?? text;
 }
 
-/** The text without the gate's keys and without anything that looks like a credential. For the texts of failures. */
+/** The text without the gate's keys and without anything that looks like a credential. For what an agent reads of failures. */
 export function withoutSecrets(text: string, gate: object | undefined): string {
-  let told = withoutKeys(text, gate);
-  for (const credential of CREDENTIALS) told = told.replace(credential, `$1${MASKED}`);
-  return told;
+  return withoutCredentials(withoutKeys(text, gate));
 }
 
-/**
- * What a tool threw, fit for logs and events: itself, or, where a log of it would show a key or a part of the call's
- * input, an error with the same name, code, status, message and stack and nothing else, all masked.
- */
-export function forLogs(thrown: unknown, gate: object | undefined, input?: unknown): unknown {
-  const inputs = textsIn(input);
-  const mask = (text: string): string => {
-    let told = withoutSecrets(text, gate);
-    for (const part of inputs) told = hideInput(told, part);
+/** Hides what must not be told of one call of a tool, or of the making of its client: keys, credentials, its input. */
+export class CallMask implements Mask {
+  readonly #gate: object | undefined;
+  readonly #input: unknown;
+  readonly #others: Mask[] = [];
+  /** Made when it is first needed, which is when something has failed. */
+  #inputs: TextMask | 'unknown' | undefined;
+
+  constructor(gate: object | undefined, input?: unknown) {
+    this.#gate = gate;
+    this.#input = input;
+  }
+
+  text(text: string): string {
+    this.#inputs ??= maskOfInput(this.#input);
+    // What cannot be compared with the input must be taken to hold it.
+    if (this.#inputs === 'unknown') return text === '' ? '' : MASKED;
+    let told = this.frame(this.#inputs.text(text));
+    for (const other of this.#others) told = other.text(told);
     return told;
-  };
-  const { name, message, stack, code, status, statusCode } = Object(thrown) as Record<string, unknown>;
-  const shown = asLogged(thrown);
-  const said = typeof message === 'string' ? message : shown;
-  if (
-    shown !== undefined &&
-    said !== undefined &&
-    mask(said) === said &&
-    byLine(shown, mask, gate) === shown
-  ) {
-    return thrown;
   }
-  const told = new Error(mask(said ?? 'a value that cannot be shown'));
-  if (typeof name === 'string') Object.defineProperty(told, 'name', { value: name, configurable: true });
-  if (typeof stack === 'string') told.stack = byLine(stack, mask, gate);
-  for (const [field, value] of Object.entries({ code, status, statusCode })) {
-    if (typeof value === 'number') Object.assign(told, { [field]: value });
-    else if (typeof value === 'string') Object.assign(told, { [field]: mask(value) });
+
+  frame(line: string): string {
+    return withoutCredentials(keysOf(this.#gate)?.without(line) ?? line);
   }
-  return told;
+
+  join(other: Mask): void {
+    if (other !== this) this.#others.push(other);
+  }
 }
 
-/** Masks all but the frames of a stack, whose file names may well be words of the input. Keys are hidden there too. */
-function byLine(text: string, mask: (text: string) => string, gate: object | undefined): string {
-  return text
-    .split('\n')
-    .map((line) => (/^\s+at /.test(line) ? withoutSecrets(line, gate) : mask(line)))
-    .join('\n');
-}
-
-/** Longest first, so that no key hides only a part of a longer one. */
-function keysOf(gate: object | undefined): readonly string[] {
-  const keys = gate === undefined ? undefined : handedOut.get(gate);
-  return keys === undefined ? [] : [...keys].sort((a, b) => b.length - a.length);
-}
-
-function asLogged(thrown: unknown): string | undefined {
-  if (typeof thrown === 'string') return thrown;
+function maskOfInput(input: unknown): TextMask | 'unknown' {
   try {
-    return inspect(thrown, AS_LOGGED);
+    const secrets = secretsIn(input);
+    return secrets === undefined ? 'unknown' : new TextMask(secrets);
   } catch {
-    // Its own way of showing itself throws: it might show anything.
-    return undefined;
+    // A revoked proxy, say.
+    return 'unknown';
   }
 }
 
-function hideInput(text: string, part: string): string {
-  if (!text.includes(part)) return text;
-  if (part.length >= LONG_INPUT) return text.replaceAll(part, MASKED);
-  const literal = part.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
-  return text.replace(new RegExp(`(?<![A-Za-z0-9])${literal}(?![A-Za-z0-9])`, 'g'), MASKED);
-}
-
-/** The lines of all texts in an input, longest first: a failing program is told of line by line. */
-function textsIn(input: unknown): readonly string[] {
-  const found = new Set<string>();
-  const seen = new Set<unknown>([input]);
-  for (const value of seen) {
-    if (found.size >= MOST_INPUT_TEXTS) break;
-    if (typeof value === 'string') {
-      for (const line of value.split('\n')) {
-        const part = line.trim();
-        if (part.length >= SHORTEST_INPUT) found.add(part);
-      }
-    } else if (typeof value === 'object' && value !== null && !ArrayBuffer.isView(value)) {
-      // A set is walked to what is added meanwhile, and holds nothing twice: no cycle, no recursion.
-      for (const field of Object.keys(value)) {
-        if (seen.size >= MOST_INPUT_OBJECTS) break;
-        seen.add((value as Record<string, unknown>)[field]);
-      }
+/** Whatever an input holds, by lines: a failing program is told of line by line. `undefined` if that is too much. */
+function secretsIn(input: unknown): readonly Secret[] | undefined {
+  const secrets = new Map<string, Secret>();
+  let chars = 0;
+  const add = (text: string): void => {
+    for (const line of text.length > MOST_CHARS ? [text] : text.split('\n')) {
+      const part = line.trim();
+      if (part.length < SHORTEST || secrets.has(part)) continue;
+      chars += part.length;
+      secrets.set(part, { text: part, label: MASKED, asWord: true });
     }
+  };
+  // A set is walked to what is added meanwhile, and holds nothing twice: no cycle, no recursion.
+  const parts = new Set<unknown>([input]);
+  for (const part of parts) {
+    if (parts.size > MOST_PARTS) return undefined;
+    if (typeof part === 'string') add(part);
+    else if (typeof part === 'number' || typeof part === 'bigint') add(String(part));
+    else if (ArrayBuffer.isView(part)) {
+      if (part.byteLength > MOST_CHARS) return undefined;
+      for (const text of bytesAsTexts(part)) add(text);
+    } else if (typeof part === 'object' && part !== null) addFields(part, parts);
   }
-  return [...found].sort((a, b) => b.length - a.length);
+  return chars > MOST_CHARS ? undefined : [...secrets.values()];
+}
+
+/** The ways in which bytes are written: as text, in JSON and by `inspect`. */
+function bytesAsTexts({ buffer, byteOffset, byteLength }: ArrayBufferView): readonly string[] {
+  const bytes = Buffer.from(buffer, byteOffset, byteLength);
+  const hex = bytes.toString('hex');
+  const json = JSON.stringify(new Uint8Array(bytes)).slice(1, -1);
+  return [
+    bytes.toString(),
+    bytes.toString('base64'),
+    hex,
+    hex.replace(/..(?=.)/g, '$& '),
+    bytes.join(),
+    json,
+  ];
+}
+
+/** Adds what an object holds, and what JSON makes of it: a date, a URL. */
+function addFields(object: object, parts: Set<unknown>): void {
+  if (object instanceof Map || object instanceof Set)
+    for (const [name, value] of object.entries()) parts.add(name).add(value);
+  for (const name of [...Object.keys(object), 'toJSON']) {
+    try {
+      const value = (object as Record<string, unknown>)[name];
+      if (name === 'toJSON' && typeof value === 'function') parts.add(value.call(object));
+      else parts.add(value);
+    } catch {
+      // What cannot be read here could not be read by the tool either.
+    }
+    if (!IDENTIFIER.test(name)) parts.add(name);
+    if (parts.size > MOST_PARTS) return;
+  }
 }

@@ -1,10 +1,11 @@
 import { ManagerClosedError, ToolFailedError, ToolTimeoutError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { boundedCall } from '../internal/bounded-call.js';
+import { copyOf } from '../internal/told-error.js';
 import { callable, options as checkOptions, durationMs, optional, refusal } from '../internal/validate.js';
 import { Connections, checkSharedClients, type SeeOff } from './connections.js';
 import { checkTool, type ToolSet } from './define-tools.js';
-import { forLogs } from './masking.js';
+import { CallMask } from './masking.js';
 import {
   type AgentPipeline,
   type FormatterContext,
@@ -157,7 +158,7 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
         const error =
           thrown instanceof ToolTimeoutError
             ? thrown
-            : new ToolFailedError(name, forLogs(thrown, tool.gate), 'disconnect');
+            : new ToolFailedError(name, copyOf(thrown, new CallMask(tool.gate)), 'disconnect');
         this.#hooks.emit('tool:disconnectFailed', { source: SOURCE, tool: name, ...ids, error });
       }
     };

@@ -3,9 +3,10 @@ import type { TaskIds } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { linkedController } from '../internal/abort-watch.js';
 import { boundedCall } from '../internal/bounded-call.js';
+import { causeOf } from '../internal/told-error.js';
 import { Connections, type NamedTool, type SeeOff, toolsOfScope } from './connections.js';
 import type { ToolSet } from './define-tools.js';
-import { forLogs } from './masking.js';
+import { CallMask } from './masking.js';
 import { TaskSession } from './task-session.js';
 import { ToolManager } from './tool-manager.js';
 
@@ -178,7 +179,7 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
 const failedAt =
   (stage: ToolStage) =>
   ({ name, tool }: NamedTool, error: unknown): Error =>
-    new ToolFailedError(name, forLogs(error, tool.gate), stage);
+    new ToolFailedError(name, causeOf(error, new CallMask(tool.gate)), stage);
 
 /** Work that only its signal bounds. */
 function boundedBy<T>(

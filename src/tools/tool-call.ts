@@ -2,8 +2,9 @@ import { ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js'
 import { type AbortWatcher, linkedController, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { nowMs } from '../internal/clock.js';
+import { causeOf, copyOf, MASK } from '../internal/told-error.js';
 import type { NamedTool } from './connections.js';
-import { forLogs, rememberKey } from './masking.js';
+import { CallMask, rememberKey } from './masking.js';
 import { isSessionEnd, type TaskSession } from './task-session.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tool-gate.js';
 
@@ -19,14 +20,19 @@ export interface ToolCallRequest {
   readonly toolCallId: number;
 }
 
-/** How a call ended. */
+/** How a call ended. `error` is for the caller; `told`, where there is one, makes of it what events tell. */
 export type ToolOutcome =
   | { readonly kind: 'ok'; readonly value: unknown }
   /** `thrown` is what the host's code threw, unmasked: for the agent, who gave the input. */
-  | { readonly kind: 'failed'; readonly error: ToolFailedError; readonly thrown: unknown }
-  | { readonly kind: 'timeout'; readonly error: ToolTimeoutError }
+  | {
+      readonly kind: 'failed';
+      readonly error: ToolFailedError;
+      readonly told: () => unknown;
+      readonly thrown: unknown;
+    }
+  | { readonly kind: 'timeout'; readonly error: ToolTimeoutError; readonly told: () => unknown }
   /** The caller aborted it, or its lease ended. */
-  | { readonly kind: 'aborted'; readonly error: unknown };
+  | { readonly kind: 'aborted'; readonly error: unknown; readonly told: () => unknown };
 
 /** Tools whose calls do the same, as a gate's cache must see it: two tools of one name may do different things. */
 const callIds = new WeakMap<object, number>();
@@ -36,7 +42,8 @@ let lastCallId = 0;
 export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
   const { wanted, input, session, timeoutMs } = request;
   const ended = either(session.signal, request.signal);
-  const work = new ToolWork(request);
+  const mask = new CallMask(wanted.tool.gate, input);
+  const work = new ToolWork(request, mask);
   let timeout: ToolTimeoutError | undefined;
   try {
     const value = await boundedCall((signal) => work.run(signal), {
@@ -49,10 +56,15 @@ export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
     });
     return { kind: 'ok', value };
   } catch (thrown) {
-    if (timeout !== undefined && thrown === timeout) return { kind: 'timeout', error: timeout };
-    if (ended.signal.aborted && thrown === ended.signal.reason) return { kind: 'aborted', error: thrown };
-    const told = forLogs(thrown, wanted.tool.gate, input);
-    return { kind: 'failed', error: new ToolFailedError(wanted.name, told, work.stage), thrown };
+    if (timeout !== undefined && thrown === timeout) {
+      return { kind: 'timeout', error: timeout, told: () => timeout };
+    }
+    if (ended.signal.aborted && thrown === ended.signal.reason) {
+      return { kind: 'aborted', error: thrown, told: () => copyOf(thrown, mask) };
+    }
+    const failure = (cause: unknown): ToolFailedError => new ToolFailedError(wanted.name, cause, work.stage);
+    const told = (): unknown => failure(copyOf(thrown, mask));
+    return { kind: 'failed', error: failure(causeOf(thrown, mask)), told, thrown };
   } finally {
     ended.unlink();
   }
@@ -61,11 +73,13 @@ export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
 /** The host's part of a call: its client, its gate, its attempts. */
 class ToolWork {
   readonly #request: ToolCallRequest;
+  readonly #mask: CallMask;
   readonly #startedMs = nowMs();
   stage: ToolStage = 'connect';
 
-  constructor(request: ToolCallRequest) {
+  constructor(request: ToolCallRequest, mask: CallMask) {
     this.#request = request;
+    this.#mask = mask;
   }
 
   async run(signal: AbortSignal): Promise<unknown> {
@@ -128,6 +142,7 @@ class ToolWork {
     return {
       signal,
       toolCallId,
+      [MASK]: this.#mask,
       // Never earlier than the call's own deadline, so that it is the call that tells of it.
       timeoutMs: Math.max(1, Math.ceil(this.#startedMs + timeoutMs - nowMs())),
       ...(priority === undefined ? {} : { priority }),

@@ -1,3 +1,5 @@
+import { MASK, type Mask } from '../internal/told-error.js';
+
 /** What a gate gives one attempt. */
 export interface ToolGateAttempt {
   readonly signal: AbortSignal;
@@ -18,6 +20,8 @@ export interface ToolGateOptions {
   readonly requestId?: string;
   readonly toolCallId?: number;
   readonly cacheKey?: string;
+  /** @internal What must not be told of this call, besides keys. */
+  readonly [MASK]?: Mask | undefined;
 }
 
 /** What a tool needs of a gate. A `ServiceGate` is one. */

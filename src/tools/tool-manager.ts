@@ -1,6 +1,7 @@
 import { ToolFailedError, ToolUnknownError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { nowMs } from '../internal/clock.js';
+import { causeOf } from '../internal/told-error.js';
 import {
   abortSignal,
   options as checkOptions,
@@ -10,7 +11,7 @@ import {
   wholeNumber,
 } from '../internal/validate.js';
 import type { AnyTool, JsonSchema, ToolClient, ToolInput, ToolResult, ToolSet } from './define-tools.js';
-import { forLogs, withoutKeys, withoutSecrets } from './masking.js';
+import { CallMask, withoutKeys, withoutSecrets } from './masking.js';
 import type { TaskSession } from './task-session.js';
 import { cutText, failureText, readInput, resultText } from './tool-answer.js';
 import { callTool, either, type ToolOutcome } from './tool-call.js';
@@ -194,7 +195,7 @@ export class ToolManager<T extends ToolSet> {
       return (await this.#session.client({ name, tool }, ended.signal)) as ToolClient<T[N]>;
     } catch (error) {
       if (ended.signal.aborted) throw ended.signal.reason;
-      throw new ToolFailedError(name, forLogs(error, tool.gate), 'connect');
+      throw new ToolFailedError(name, causeOf(error, new CallMask(tool.gate)), 'connect');
     } finally {
       ended.unlink();
     }
@@ -222,7 +223,7 @@ export class ToolManager<T extends ToolSet> {
     const session = this.#session;
     // What has ended before it began is told to nobody: it was no call.
     for (const ended of [session.signal, signal]) {
-      if (ended?.aborted) return { kind: 'aborted', error: ended.reason };
+      if (ended?.aborted) return { kind: 'aborted', error: ended.reason, told: () => undefined };
     }
     const toolCallId = this.#nextCallId();
     const { instanceId, task } = session;
@@ -243,7 +244,7 @@ export class ToolManager<T extends ToolSet> {
         ...told,
         outcome: outcome.kind,
         durationMs: nowMs() - startedMs,
-        ...(outcome.kind === 'ok' ? {} : { error: outcome.error }),
+        ...(outcome.kind === 'ok' ? {} : { error: outcome.told() }),
       });
     }
     return outcome;

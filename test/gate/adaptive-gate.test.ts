@@ -80,7 +80,11 @@ describe('an adaptive ServiceGate', () => {
 
   it.each([
     ['a tool', new ToolTimeoutError('search', 100), 'dropped'],
-    ['a request that was hardly more than the call', new RequestTimeoutError('manager', 'task', 190), 'dropped'],
+    [
+      'a request that was hardly more than the call',
+      new RequestTimeoutError('manager', 'task', 190),
+      'dropped',
+    ],
     ['a request that had run for long', new RequestTimeoutError('manager', 'task', 1_000), 'ignored'],
     ["a signal of the host's", new DOMException('too late', 'TimeoutError'), 'dropped'],
     ['a caller that had no time any more', new DOMException('enough', 'AbortError'), 'ignored'],

@@ -1,3 +1,4 @@
+import { inspect } from 'node:util';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { openAiPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
@@ -830,6 +831,18 @@ describe('the keys of a ServiceGate', () => {
       expect((other.now as { reason: Error }).reason.cause).not.toBe(mine);
     });
 
+    it('is a copy where the own error shows a key', async () => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'search', keys: [A], rate: [{ limit: 1, perMs: 60_000 }] });
+      const error = await gate
+        .run(({ key }) => Promise.reject(httpError(500, {}, `no ${key}`)), { timeoutMs: 30_000 })
+        .catch((thrown: unknown) => thrown);
+      expect(error).toMatchObject({
+        code: 'ERR_KEYS_EXHAUSTED',
+        cause: { message: 'no #1…aaaa', status: 500 },
+      });
+    });
+
     it("is another's where that came after the own one", async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.5);
       const gate = new ServiceGate({ name: 'search', keys: [A] });
@@ -872,6 +885,21 @@ describe('the keys of a ServiceGate', () => {
     });
   });
 
+  it('of a client, which the gate does not know, stay out of its events', async () => {
+    const { hooks, told } = recorder();
+    const gate = new ServiceGate({ name: 'llm', hooks });
+    const headers = { Authorization: 'Bearer sk-live-0123456789abcdef' };
+    const error = Object.assign(new Error('401 for Bearer sk-live-0123456789abcdef'), {
+      status: 401,
+      config: { headers },
+    });
+    await expect(gate.run(() => Promise.reject(error))).rejects.toBe(error);
+    expect(inspect(told, { depth: 20 })).not.toContain('sk-live');
+    expect(told.at(-1)).toMatchObject({
+      payload: { error: { message: '401 for Bearer [masked]', status: 401 } },
+    });
+  });
+
   it('never appear unmasked in events, errors of ours and figures', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(0);
     const { hooks, told } = recorder();
@@ -890,7 +918,6 @@ describe('the keys of a ServiceGate', () => {
       code: 'ERR_KEYS_EXHAUSTED',
       cause: { message: 'HTTP 401', status: 401 },
     });
-    const { inspect } = await import('node:util');
     const shown = inspect([told, exhausted, gate.stats()], { depth: 20 });
     expect(shown).not.toContain(A);
     expect(shown).not.toContain(B);

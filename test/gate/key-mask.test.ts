@@ -1,4 +1,3 @@
-import { inspect } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { KeyMask } from '../../src/gate/key-mask.js';
 
@@ -13,60 +12,26 @@ describe('KeyMask', () => {
   });
 
   it('masks every key in a text, the longest first', () => {
-    expect(mask.text(`${LONG} and short-key and ${LONG} and ${LONG}-longer`)).toBe(
-      '#1…cdef and #2 and #1…cdef and #3…nger',
+    const text = `${LONG} and short-key and ${LONG} and ${LONG}-longer`;
+    expect(mask.text(text)).toBe('#1…cdef and #2 and #1…cdef and #3…nger');
+    expect(mask.frame(`    at ${LONG}`)).toBe('    at #1…cdef');
+  });
+
+  it('leaves alone what is too short to be a key', () => {
+    expect(mask.text('abc')).toBe('abc');
+  });
+
+  it('masks what looks like a credential, whether the gate has keys or not', () => {
+    expect(new KeyMask([]).text('Authorization: Bearer sk-live-0123456789')).toBe(
+      'Authorization: [masked] [masked]',
     );
+    expect(mask.text('api_key=short-key, token ghp_9876543210fedcba')).toBe('api_key=#2, token [masked]');
   });
 
-  it('leaves an error alone that shows no key, and what is too short to be one', () => {
-    const error = new Error('abc', { cause: new Error('inner') });
-    expect(mask.error(error)).toBe(error);
-    expect(mask.error(undefined)).toBeUndefined();
-    expect(new KeyMask([]).error(new Error(LONG))).toBeInstanceOf(Error);
-  });
-
-  it.each([
-    ['its message', new Error(`bad key ${LONG}`)],
-    ['its cause', new Error('outer', { cause: new Error(LONG) })],
-    [
-      'a field deep inside',
-      Object.assign(new Error('x'), { config: { headers: { auth: [`Bearer ${LONG}`] } } }),
-    ],
-    ['a text that is thrown', `bad key ${LONG}`],
-    ['an object that is thrown', { key: LONG }],
-  ])('masks %s', (_, error) => {
-    const told = mask.error(error);
-    expect(told).not.toBe(error);
-    expect(inspect(told, { depth: 10 })).not.toContain(LONG);
-  });
-
-  it('keeps what helps: name, code, status and the stack', () => {
-    const error = Object.assign(new TypeError(`bad ${LONG}`), {
-      code: 'E_BAD',
-      status: 401,
-      statusCode: 401,
-      hint: LONG,
-    });
-    const told = mask.error(error) as Error;
-    expect(told).toMatchObject({
-      name: 'TypeError',
-      message: 'bad #1…cdef',
-      code: 'E_BAD',
-      status: 401,
-      statusCode: 401,
-    });
-    expect(told.stack).toContain('key-mask.test.ts');
-    expect(told).not.toHaveProperty('hint');
-  });
-
-  it('tells nothing of a value that cannot be shown', () => {
-    const error = new Error('quiet');
-    Object.defineProperty(error, Symbol.for('nodejs.util.inspect.custom'), {
-      value: () => {
-        throw new Error('no');
-      },
-    });
-    expect(mask.error(error)).not.toBe(error);
-    expect(mask.error(error)).toMatchObject({ message: 'quiet' });
+  it('masks what another mask hides, too', () => {
+    const both = mask.with({ text: (text) => text.replace('tides', '*'), frame: (line) => line });
+    expect(both.text('tides by short-key')).toBe('* by #2');
+    expect(both.frame('tides by short-key')).toBe('tides by #2');
+    expect(mask.with(undefined)).toBe(mask);
   });
 });

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 import { describe, expect, it } from 'vitest';
-import { forLogs, rememberKey, withoutKeys, withoutSecrets } from '../../src/tools/masking.js';
+import { CallMask, rememberKey, withoutKeys, withoutSecrets } from '../../src/tools/masking.js';
 
 const gateWith = (...keys: string[]): object => {
   const gate = {};
@@ -16,100 +16,136 @@ describe('withoutKeys', () => {
     );
   });
 
+  it('hides a key also as JSON and URLs have it', () => {
+    const gate = gateWith('a"key/of+mine');
+    expect(withoutKeys('{"key":"a\\"key/of+mine"} ?key=a%22key%2Fof%2Bmine', gate)).toBe(
+      '{"key":"[masked]"} ?key=[masked]',
+    );
+  });
+
   it('does not take one or two letters for a key', () => {
     expect(withoutKeys('a banana', gateWith('a'))).toBe('a banana');
   });
 });
 
 describe('withoutSecrets', () => {
-  it.each([
-    ['authorization: Bearer abc.def-123456', 'abc.def-123456'],
-    ['Incorrect API key provided: sk-proj-Ab12cd34Ef56gh78', 'sk-proj-Ab12cd34Ef56gh78'],
-    ['jina_0123456789abcdef0123456789abcdef is unknown', 'jina_0123456789abcdef0123456789abcdef'],
-    ['{"X-API-KEY":"0123456789abcdef0123456789abcdef01234567"}', '0123456789abcdef0123456789abcdef01234567'],
-    ['GET https://example.org/?q=x&api_key=topsecret99&page=2', 'topsecret99'],
-    ['cannot reach https://user:hunter22@example.org/', 'hunter22'],
-    ['token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl expired', 'eyJhbGciOiJIUzI1NiJ9'],
-  ])('hides what looks like a credential in: %s', (text, secret) => {
-    const told = withoutSecrets(text, undefined);
-    expect(told).not.toContain(secret);
-    expect(told).toContain('[masked]');
-  });
-
-  it.each([
-    'Unexpected token < in JSON at position 0',
-    'Basic authentication is required',
-    'no task-runner-of-the-mill-solution here',
-    'connect ECONNREFUSED 127.0.0.1:8080',
-  ])('leaves alone: %s', (text) => {
-    expect(withoutSecrets(text, undefined)).toBe(text);
+  it('hides keys, and what looks like a credential', () => {
+    expect(withoutSecrets('serper-key-1, Bearer abc.def-123456', gateWith('serper-key-1'))).toBe(
+      '[masked], Bearer [masked]',
+    );
   });
 });
 
-describe('forLogs', () => {
-  it('gives back the very error where a log of it shows nothing secret', () => {
-    const error = new Error('HTTP 500', { cause: new TypeError('fetch failed') });
-    expect(forLogs(error, gateWith('serper-key-1'), { query: 'tidal power', page: 'masking' })).toBe(error);
-    expect(forLogs('a text', undefined)).toBe('a text');
-    expect(forLogs(undefined, undefined)).toBe(undefined);
+describe('CallMask', () => {
+  const masked = (input: unknown, text: string) => new CallMask(undefined, input).text(text);
+
+  it('hides the texts of the input, line by line, but not parts of words', () => {
+    const input = { code: 'import secrets\nprint(1 / 0)', options: [{ lang: 'python', mask: 'masking' }] };
+    expect(masked(input, 'python: line 2: print(1 / 0) fails; pythonic')).toBe(
+      '[masked]: line 2: [masked] fails; pythonic',
+    );
   });
 
   it.each([
-    ['its message', Object.assign(new Error('bad key serper-key-1'), { status: 403, code: 'EKEY' })],
+    ['a number of four digits or more', { account: 12345678 }, 'no account 12345678', 'no account [masked]'],
+    ['a negative number', { delta: -1234 }, 'delta -1234', 'delta [masked]'],
+    ['a big integer', { id: 12345678901234567890n }, 'id 12345678901234567890', 'id [masked]'],
+    ['no number of three', { page: 404 }, 'HTTP 404', 'HTTP 404'],
+    ['no part of a number', { id: 1234 }, 'at 912345', 'at 912345'],
+    ['bytes', { file: Buffer.from('a letter to my bank') }, 'a letter to my bank: no', '[masked]: no'],
     [
-      'its cause',
-      Object.assign(new Error('no', { cause: new Error('serper-key-1') }), { status: 403, code: 'EKEY' }),
+      'bytes as base64',
+      new TextEncoder().encode('a letter to my bank'),
+      'YSBsZXR0ZXIgdG8gbXkgYmFuaw==',
+      '[masked]',
     ],
     [
-      "a client's request options, deep down",
-      Object.assign(new Error('no'), {
-        status: 403,
-        code: 'EKEY',
-        config: { request: { headers: { 'X-API-KEY': 'serper-key-1' } } },
-      }),
+      'a late item',
+      { rows: Array.from({ length: 300 }, (_, i) => `row number ${i}`) },
+      'row number 299',
+      '[masked]',
     ],
     [
-      'a Headers object',
-      Object.assign(new Error('no'), {
-        status: 403,
-        code: 'EKEY',
-        headers: new Headers({ k: 'serper-key-1' }),
-      }),
+      'bytes in JSON',
+      Buffer.from('a letter to my bank'),
+      JSON.stringify(Buffer.from('a letter to my bank')),
+      '{"type":"Buffer","data":[[masked]]}',
     ],
-  ])('tells of an error that shows a key in %s without it', (_, error) => {
-    const told = forLogs(error, gateWith('serper-key-1')) as Error;
-    expect(told).not.toBe(error);
-    expect(inspect(told, { depth: 20 })).not.toContain('serper-key-1');
-    expect(told).toMatchObject({ name: 'Error', status: 403, code: 'EKEY' });
-    expect(told.stack).toContain('masking.test.ts');
+    [
+      'bytes that are no Buffer',
+      new TextEncoder().encode('a letter'),
+      JSON.stringify(new TextEncoder().encode('a letter')),
+      '{[masked]}',
+    ],
+    [
+      'bytes as inspect shows them',
+      Buffer.from('a letter to my bank'),
+      inspect(Buffer.from('a letter to my bank')),
+      '<Buffer [masked]>',
+    ],
+    ['a name that is data', { 'me@example.org': true }, 'me@example.org is unknown', '[masked] is unknown'],
+    ['a date', { on: new Date(0) }, 'not on 1970-01-01T00:00:00.000Z', 'not on [masked]'],
+    ['a URL', { url: new URL('https://example.org/a') }, 'no https://example.org/a', 'no [masked]'],
+    ['a Map and a Set', new Map([['name', new Set(['a private name'])]]), 'a private name', '[masked]'],
+    [
+      'a text that was cut',
+      { q: 'what is the tide at Kiel on the day' },
+      'bad: "what is the tide at Ki…',
+      'bad: "[masked]…',
+    ],
+    ['a text in a URL', { q: 'who "is" he?' }, 'GET /?q=who%20%22is%22%20he%3F', 'GET /?q=[masked]'],
+  ])('hides %s', (_, input, text, told) => {
+    expect(masked(input, text)).toBe(told);
   });
 
-  it('hides the texts of the input, line by line, but not parts of words nor the names of source files', () => {
-    const input = { code: 'import secrets\nprint(1 / 0)', options: [{ lang: 'python', mask: 'masking' }] };
-    const error = new Error('python: line 2: print(1 / 0) fails; pythonic');
-    const told = forLogs(error, undefined, input) as Error;
-    expect(told.message).toBe('[masked]: line 2: [masked] fails; pythonic');
-    expect(told.stack).toContain('masking.test.ts');
+  it('hides keys and credentials, in the frames of a stack as well, where the input may stay', () => {
+    const mask = new CallMask(gateWith('serper-key-1'), { q: 'masking' });
+    expect(mask.text('masking by serper-key-1, Bearer abc.def-123456')).toBe(
+      '[masked] by [masked], Bearer [masked]',
+    );
+    expect(mask.frame('    at masking.ts serper-key-1')).toBe('    at masking.ts [masked]');
   });
 
-  it('tells of an error that cannot be shown by its message alone', () => {
-    const error = Object.assign(new Error('no'), {
-      [inspect.custom]: () => {
-        throw new Error('cannot');
+  it('hides a key that came after it was made', () => {
+    const gate = {};
+    const mask = new CallMask(gate, undefined);
+    expect(mask.text('serper-key-1')).toBe('serper-key-1');
+    rememberKey(gate, 'serper-key-1');
+    expect(mask.text('serper-key-1')).toBe('[masked]');
+  });
+
+  it('hides what another hides, once the two calls are one', () => {
+    const mask = new CallMask(undefined, { q: 'tides' });
+    mask.join(new CallMask(undefined, { q: 'Tides' }));
+    mask.join(mask);
+    expect(mask.text('no tides, no Tides')).toBe('no [masked], no [masked]');
+  });
+
+  it('tells nothing at all where the input is too large to be compared', () => {
+    const rows = Array.from({ length: 200_000 }, (_, i) => `row number ${i}`);
+    for (const input of [{ rows }, 'ab c'.repeat(100_000), Buffer.alloc(1_000_000)]) {
+      const mask = new CallMask(undefined, input);
+      expect(mask.text('row number 7 fails')).toBe('[masked]');
+      expect(mask.text('')).toBe('');
+      expect(mask.frame('    at masking.ts')).toBe('    at masking.ts');
+    }
+  });
+
+  it('is not stopped by an input that holds itself, nor by one that cannot be read', () => {
+    const input: Record<string, unknown> = { q: 'a private question' };
+    input.self = input;
+    Object.defineProperty(input, 'bad', {
+      enumerable: true,
+      get: () => {
+        throw new Error('no');
       },
     });
-    const told = forLogs(error, undefined) as Error;
-    expect(told).not.toBe(error);
-    expect(told.message).toBe('no');
-  });
-
-  it('is not stopped by an input that holds itself, nor by a large one', () => {
-    const input: Record<string, unknown> = {
-      rows: Array.from({ length: 200_000 }, (_, i) => `row number ${i}`),
+    input.toJSON = () => {
+      throw new Error('no');
     };
-    input.self = input;
-    expect((forLogs(new Error('row number 7 fails'), undefined, input) as Error).message).toBe(
-      '[masked] fails',
-    );
+    expect(masked(input, 'a private question fails')).toBe('[masked] fails');
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    expect(masked({ proxy }, 'anything')).toBe('[masked]');
   });
 });

@@ -1,12 +1,17 @@
 import { inspect } from 'node:util';
+import pino from 'pino';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { LeaseReleasedError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { LIFECYCLE_EVENTS } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { logTo } from '../../src/observability/log.js';
 import { defineTools, type ToolCallContext } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
 import { deferred, settled } from './doubles.js';
+
+/** What a promise is rejected with. */
+const thrownBy = (promise: Promise<unknown>) => promise.catch((error: unknown) => error);
 
 afterEach(() => {
   vi.useRealTimers();
@@ -164,8 +169,100 @@ describe('a tool behind a ServiceGate', () => {
         expect(payload).toMatchObject({ toolCallId: 1, taskId: 'a', requestId: 'r', tenant: 't' });
       }
     }
-    expect(inspect([told, error], { depth: 20 })).not.toMatch(/serper-key-number/);
-    expect(inspect([told.at(-1), error], { depth: 20 })).not.toMatch(/private/);
+    expect(inspect([told, error], { depth: 20 })).not.toMatch(/serper-key-number|private/);
+    expect(told.find(([event]) => event === 'call:finished')?.[1]).toMatchObject({
+      error: { message: '429 for #2…-two: [masked]' },
+    });
+  });
+
+  it("shows no key and no input in any log of its events, whatever its client's errors hold", async () => {
+    vi.useFakeTimers();
+    const key = 'serper-"key"/number+one';
+    const input = {
+      q: 'a "private" question\tof 50%+ of us',
+      account: 12345678,
+      file: Buffer.from('my private letter'),
+    };
+    const failures: ((given: string) => unknown)[] = [
+      (given) => new Error(`no ${given}: ${input.q}, ${input.account}, ${input.file}`),
+      (given) => new Error(JSON.stringify({ key: given, input })),
+      (given) => new Error(`GET https://x.example/?${new URLSearchParams({ key: given, q: input.q })}`),
+      (given) =>
+        new Error(
+          `GET /${encodeURIComponent(given)}/${encodeURIComponent(input.q)}: ${input.q.slice(0, 17)}…`,
+        ),
+      (given) => Object.assign(new Error('x'), { config: { headers: { 'X-API-KEY': given }, data: input } }),
+      (given) =>
+        Object.assign(new Error('x'), {
+          rawHeaders: [...Array(60).fill('x'), given],
+          body: 'x'.repeat(20_000) + input.q,
+        }),
+      (given) => Object.assign(new Error('x'), { toJSON: () => ({ given, input }) }),
+      (given) => new Error('outer', { cause: new Error(`${given} ${input.q}`, { cause: input }) }),
+      (given) => `no ${given}: ${input.q}`,
+      (given) => ({ given, input }),
+    ];
+    const lines: string[] = [];
+    const logger = pino({ level: 'trace' }, { write: (line: string) => void lines.push(line) });
+    const hooks = new LifecycleHooks();
+    const log = (payload: unknown) => {
+      const { error } = payload as { error?: unknown };
+      logger.info({ payload, err: error }, String(error));
+      lines.push(inspect(payload, { depth: 20, maxArrayLength: null, maxStringLength: null }));
+    };
+    for (const event of LIFECYCLE_EVENTS) hooks.on(event, log);
+    logTo(hooks, logger);
+    const gate = new ServiceGate({
+      name: 'serper',
+      hooks,
+      keys: [key],
+      rest: { throttledMs: 1, maxMs: 1 },
+      retry: { attempts: 2, baseMs: 1, maxMs: 1 },
+    });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        call: (_, { n }: typeof input & { n: number }, { key: given }) => {
+          const failure = failures[n]!(given);
+          throw failure instanceof Error && n % 2 === 0 ? Object.assign(failure, { status: 500 }) : failure;
+        },
+      },
+    });
+    const factory = pipelineFactory({ mainAgent: tools, hooks });
+    const { mainAgentToolManager } = await factory.create({ instanceId: 1 });
+    for (const n of failures.keys()) {
+      const error = thrownBy(mainAgentToolManager.call('search', { ...input, n }));
+      await vi.advanceTimersByTimeAsync(5_000);
+      log({ error: await error });
+    }
+    expect(lines.length).toBeGreaterThan(100);
+    expect(lines.filter((line) => /serper-(\W|%22)+key|private|12345678/.test(line))).toEqual([]);
+  });
+
+  it("hides the input of whoever made a call that was merged, in the other's errors and events too", async () => {
+    const hooks = new LifecycleHooks();
+    const told: unknown[] = [];
+    for (const event of LIFECYCLE_EVENTS) hooks.on(event, (payload) => told.push(payload));
+    const gate = new ServiceGate({ name: 'serper', hooks });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        cacheKey: ({ q }: { q: string }) => q.toLowerCase(),
+        call: (_, { q }) => Promise.reject(new Error(`refused: ${q}`)),
+      },
+    });
+    const factory = pipelineFactory({ mainAgent: tools, hooks });
+    const [a, b] = await Promise.all([factory.create({ instanceId: 1 }), factory.create({ instanceId: 2 })]);
+    const errors = await Promise.all([
+      thrownBy(a.mainAgentToolManager.call('search', { q: 'A Private Question' })),
+      thrownBy(b.mainAgentToolManager.call('search', { q: 'a private question' })),
+    ]);
+    expect(gate.stats().attempts).toBe(1);
+    for (const error of errors)
+      expect(error).toMatchObject({ message: 'Tool search failed: refused: [masked]' });
+    expect(inspect([told, errors], { depth: 20 })).not.toMatch(/private/i);
   });
 
   it("tells no task of another's input, where that one's failure is why there is no key", async () => {

@@ -561,6 +561,30 @@ describe('the events of a ToolManager', () => {
     expect(await answer).toBe('a private result by [masked]');
   });
 
+  it("never hold an object of the client's, where the caller's own error has it as its cause", async () => {
+    const hooks = new LifecycleHooks();
+    const told: unknown[] = [];
+    hooks.on('tool:finished', ({ error }) => told.push(error));
+    const { tools } = await managerOf(
+      defineTools({ fails: { connect: () => 1, call: (_, __: unknown) => Promise.reject(failure) } }),
+      { hooks },
+    );
+    const failure = Object.assign(new Error('no'), { details: { of: 'the client' }, code: 'EPIPE' });
+    const error: Error = await tools.call('fails').catch((thrown) => thrown);
+    expect(error.cause).toBe(failure);
+    expect(told).toMatchObject([
+      { code: 'ERR_TOOL_FAILED', message: error.message, cause: { code: 'EPIPE' } },
+    ]);
+    expect((told[0] as Error).cause).not.toHaveProperty('details');
+    expect(told[0]).toBeInstanceOf(ToolFailedError);
+    const control = new AbortController();
+    const aborted = tools.call('fails', undefined, { signal: control.signal }).catch(() => {});
+    control.abort(failure);
+    await aborted;
+    expect(told[1]).toMatchObject({ message: 'no', code: 'EPIPE' });
+    expect(told[1]).not.toHaveProperty('details');
+  });
+
   it('tell timeouts and aborts apart, and nothing of what never began', async () => {
     vi.useFakeTimers();
     const hooks = new LifecycleHooks();
