@@ -48,14 +48,18 @@ interface OpenCall<T> {
  *
  * @example
  * const serper = new ServiceGate({ name: 'serper', keys, rate: [{ limit: 50, perMs: 1_000 }], attemptTimeoutMs: 20_000 });
- * const response = await serper.run(
- *   ({ key, signal }) =>
- *     fetch('https://google.serper.dev/search', {
+ * const found = await serper.run(
+ *   async ({ key, signal }) => {
+ *     const response = await fetch('https://google.serper.dev/search', {
  *       method: 'POST',
  *       headers: { 'X-API-KEY': key, 'content-type': 'application/json' },
  *       body: JSON.stringify({ q: question }),
  *       signal,
- *     }),
+ *     });
+ *     const { ok, status, headers } = response;
+ *     if (!ok) throw Object.assign(new Error(await response.text()), { status, headers });
+ *     return response.json(); // within the attempt: its time, its signal and its permit end with it
+ *   },
  *   { signal, timeoutMs: 60_000 },
  * );
  */
@@ -83,7 +87,8 @@ export class ServiceGate {
   }
 
   /**
-   * Makes a call. `fn` runs once for each attempt; whatever it returns or throws is judged by `classify`.
+   * Makes a call. `fn` runs once for each attempt; whatever it returns or throws is judged by `classify`. Read the body of
+   * a `Response` in `fn`: once it is returned the call is over, and neither its signal nor its time ends the body.
    *
    * With a `cacheKey`, a kept answer or another's call under way may answer instead. Answers are shared as they are:
    * treat them as read-only, and return data, not a `Response`, whose body can be read once.
