@@ -6,7 +6,12 @@ import { AsyncContext } from '../internal/async-context.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
 import type { LimiterPermit } from './permit.js';
 
-const { 'permit:queued': QUEUED, 'permit:acquired': ACQUIRED, 'permit:rejected': REJECTED } = channels;
+const {
+  'permit:queued': QUEUED,
+  'permit:acquired': ACQUIRED,
+  'permit:rejected': REJECTED,
+  'permit:released': RELEASED,
+} = channels;
 
 type TellingLimiter = Limiter & { readonly hooks: LifecycleHooks };
 
@@ -81,7 +86,11 @@ export function tellRejected(
 
 // By channel, not by name: this stands before every wait, and three look-ups were a tenth of what a wait costs.
 const wouldBeTold = (hooks: LifecycleHooks): boolean =>
-  hooks.hasListeners || QUEUED.hasSubscribers || ACQUIRED.hasSubscribers || REJECTED.hasSubscribers;
+  hooks.hasListeners ||
+  QUEUED.hasSubscribers ||
+  ACQUIRED.hasSubscribers ||
+  REJECTED.hasSubscribers ||
+  RELEASED.hasSubscribers;
 
 /**
  * Tells how a permit waits and what comes of it, if anybody listens. What comes of it is told after the caller's own

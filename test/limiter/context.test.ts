@@ -1,10 +1,11 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { channels } from '../../src/hooks/diagnostics.js';
 import type { LimiterEvents } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { deferred, turn } from './event-loop.js';
 
 const CALLERS = 100;
 const caller = new AsyncLocalStorage<string>();
@@ -12,6 +13,19 @@ const caller = new AsyncLocalStorage<string>();
 /** Calls `job` once for each of 100 callers, each in a context of its own, and waits for all. */
 const asEach = <R>(job: (taskId: string, index: number) => Promise<R>): Promise<R[]> =>
   Promise.all(Array.from({ length: CALLERS }, (_, i) => caller.run(`task ${i}`, () => job(`task ${i}`, i))));
+
+type Listener = (payload: LimiterEvents['permit:released']) => void;
+
+let unsubscribe = () => {};
+
+/** Listens to the channel of permit:released, and to no hooks. */
+function subscribe(listener: Listener): undefined {
+  const channel = channels['permit:released'];
+  const onMessage = (message: unknown) =>
+    listener((message as { payload: LimiterEvents['permit:released'] }).payload);
+  channel.subscribe(onMessage);
+  unsubscribe = () => void channel.unsubscribe(onMessage);
+}
 
 /** Hooks that note, for each event of a request, whether its listener saw the context of that request. */
 function contextHooks() {
@@ -115,5 +129,68 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
       expect(wrong).toEqual([]);
       expect(right).toMatchObject({ 'permit:queued': 100, 'permit:rejected': 100 });
     });
+  });
+});
+
+describe.each<[string, (listener: Listener) => LifecycleHooks | undefined]>([
+  ['hooks', (listener) => new LifecycleHooks().on('permit:released', listener)],
+  ['a diagnostics channel alone', subscribe],
+])('The context in which permit:released is told, by %s,', (_, listen) => {
+  /** A limiter whose ends of permits are noted, with the context in which each is told. */
+  function listenedTo(maxConcurrent: number) {
+    const told: [taskId: string | undefined, context: string | undefined][] = [];
+    const name = `told ${Math.random()}`;
+    const listener: Listener = ({ source, taskId }) => {
+      if (source === name) told.push([taskId, caller.getStore()]);
+    };
+    return { limiter: new ConcurrencyLimiter({ maxConcurrent, name, hooks: listen(listener) }), told };
+  }
+  afterEach(() => unsubscribe());
+
+  const byAnother = (permit: Permit | undefined) => caller.run('another', () => permit?.release());
+
+  it('is that of whoever took a free permit, whoever releases it', async () => {
+    const { limiter, told } = listenedTo(3);
+    const permits = await caller.run('a', () =>
+      Promise.all([limiter.acquire(), limiter.acquire({ taskId: 'named', weight: 1 })]),
+    );
+    const tried = caller.run('b', () => limiter.tryAcquire());
+    for (const permit of [...permits, tried]) byAnother(permit);
+    expect(told).toEqual([
+      [undefined, 'a'],
+      ['named', 'a'],
+      [undefined, 'b'],
+    ]);
+  });
+
+  it('is that of whoever waited for it, whoever made room and whoever releases it', async () => {
+    const { limiter, told } = listenedTo(1);
+    const holder = caller.run('holder', () => limiter.tryAcquire());
+    const plain = caller.run('a', () => limiter.acquire());
+    const withOptions = caller.run('b', () => limiter.acquire({ taskId: 'named', priority: -1 }));
+    byAnother(holder);
+    byAnother(await plain);
+    byAnother(await withOptions);
+    expect(told).toEqual([
+      [undefined, 'holder'],
+      [undefined, 'a'],
+      ['named', 'b'],
+    ]);
+  });
+
+  it('is that of its caller when a run ends, or has its permit released early by another', async () => {
+    const { limiter, told } = listenedTo(1);
+    const end = deferred();
+    const results = ['a', 'b', 'c'].map((name, i) =>
+      caller.run(name, () =>
+        limiter.run(({ permit }) => {
+          if (i === 2) byAnother(permit);
+          return end.promise;
+        }),
+      ),
+    );
+    caller.run('another', () => end.resolve());
+    await Promise.all(results);
+    expect(told.map(([, context]) => context)).toEqual(['a', 'b', 'c']);
   });
 });
