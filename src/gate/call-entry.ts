@@ -22,8 +22,8 @@ export interface CallEntryOptions {
   readonly options: GateCallOptions;
   readonly bounds: CallBounds;
   readonly teller: CallTeller;
-  /** Makes the error of a call that no key can serve in time, but in so many milliseconds. */
-  readonly tooLate: (forMs: number) => Error;
+  /** Told how long no key can serve; may end the call by its signal. */
+  readonly onClosed: (forMs: number) => void;
 }
 
 /**
@@ -38,14 +38,14 @@ export class CallEntry {
   readonly #options: GateCallOptions;
   readonly #bounds: CallBounds;
   readonly #teller: CallTeller;
-  readonly #tooLate: (forMs: number) => Error;
+  readonly #onClosed: (forMs: number) => void;
 
-  constructor({ core, options, bounds, teller, tooLate }: CallEntryOptions) {
+  constructor({ core, options, bounds, teller, onClosed }: CallEntryOptions) {
     this.#core = core;
     this.#options = options;
     this.#bounds = bounds;
     this.#teller = teller;
-    this.#tooLate = tooLate;
+    this.#onClosed = onClosed;
   }
 
   /** Waits for everything that an attempt needs. Whoever is sent back keeps its `turn`. */
@@ -66,12 +66,12 @@ export class CallEntry {
   /** Waits out a rest of all keys, if there is one, and for a permit. */
   async #admission(turn: number): Promise<Permit | undefined> {
     const { ring, restRoom } = this.#core;
-    const { signal, deadlineMs } = this.#bounds;
+    const { signal } = this.#bounds;
     signal.throwIfAborted();
-    const now = nowMs();
-    const closedMs = ring.opensInMs(now);
+    const closedMs = ring.opensInMs(nowMs());
     if (closedMs > 0) {
-      if (now + closedMs >= deadlineMs) throw this.#tooLate(closedMs);
+      this.#onClosed(closedMs);
+      signal.throwIfAborted();
       this.#teller.throttled('cooldown', closedMs);
     } else if (restRoom.isEmpty) {
       return this.#permit();
@@ -115,12 +115,11 @@ export class CallEntry {
       weight,
       priority,
       signal: bounds.signal,
-      deadlineMs: () => bounds.deadlineMs,
+      onClosed: this.#onClosed,
       // It runs in the step of whoever made room or came next: the event belongs to the context of this caller.
       onWait: settings.hooks.hears('call:throttled')
         ? AsyncResource.bind(({ forMs, reason }) => this.#teller.throttled(reason, forMs))
         : undefined,
-      tooLate: this.#tooLate,
     });
     if (!bounds.signal.aborted) return use;
     if (use !== undefined) ring.end(use);

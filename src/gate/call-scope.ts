@@ -24,6 +24,8 @@ export interface CallBounds {
   outcome: GateOutcome | undefined;
   /** Ends the call with this reason. */
   abort(reason: unknown): void;
+  /** Ends it for everybody who cannot wait for so long, counted on the monotonic clock. */
+  turnAway(untilMs: number, reason: () => unknown): void;
 }
 
 /** The bounds that one caller sets. */
@@ -63,6 +65,10 @@ export class CallScope implements CallBounds, AbortWatcher {
   abort(reason: unknown): void {
     this.end();
     this.#controller.abort(reason);
+  }
+
+  turnAway(untilMs: number, reason: () => unknown): void {
+    if (untilMs >= this.deadlineMs) this.abort(reason());
   }
 
   onAbort(reason: unknown): void {

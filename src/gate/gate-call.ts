@@ -70,8 +70,8 @@ export class GateCall<T> implements WaitingCall {
     this.options = options;
     this.#bounds = bounds;
     this.#work = work;
-    const tooLate = (forMs: number): Error => this.#exhausted(forMs);
-    this.#entry = new CallEntry({ core, options, bounds, teller, tooLate });
+    const onClosed = (forMs: number): void => this.onClosed(forMs);
+    this.#entry = new CallEntry({ core, options, bounds, teller, onClosed });
   }
 
   /** Tries until it is done. The attempt that comes with the result still holds its permit: `end` it. */
@@ -114,9 +114,9 @@ export class GateCall<T> implements WaitingCall {
       this.#bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : verdict.class;
   }
 
-  /** While it waits: no key can serve for so many milliseconds. */
+  /** While it waits: no key can serve for so many milliseconds. Who cannot wait for so long is told at once. */
   onClosed(forMs: number): void {
-    if (nowMs() + forMs >= this.#bounds.deadlineMs) this.#bounds.abort(this.#exhausted(forMs));
+    this.#bounds.turnAway(nowMs() + forMs, () => this.#exhausted(forMs));
   }
 
   /** Waits for everything that an attempt needs. */
@@ -245,7 +245,9 @@ export class GateCall<T> implements WaitingCall {
     this.teller.retried(this.attempts, this.key, verdict, delayMs);
     if (delayMs === 0) return;
     const fromMs = nowMs();
-    this.teller.throttled(core.ring.opensInMs(fromMs) > 0 ? 'cooldown' : 'backoff', delayMs);
+    const closedMs = core.ring.opensInMs(fromMs);
+    if (closedMs > 0) this.onClosed(closedMs);
+    this.teller.throttled(closedMs > 0 ? 'cooldown' : 'backoff', delayMs);
     core.waiting.add(this);
     core.backingOff++;
     try {

@@ -55,6 +55,11 @@ export class Flight implements CallBounds {
     for (const waiter of this.#waiters) waiter.lastFailure = failure;
   }
 
+  turnAway(untilMs: number, reason: () => unknown): void {
+    // The last to be turned away ends the call.
+    for (const waiter of [...this.#waiters]) waiter.turnAway(untilMs, reason);
+  }
+
   abort(reason: unknown): void {
     this.#onDeserted(this);
     this.#controller.abort(reason);

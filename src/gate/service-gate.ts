@@ -240,6 +240,8 @@ export class ServiceGate {
     open.cache = under === undefined ? 'miss' : 'shared';
     if (under !== undefined) this.#tellHit(call, true);
     else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.teller.told());
+    // A listener may have ended it: a call that nobody waits for has no end.
+    scope.signal.throwIfAborted();
     const flight =
       under ??
       this.#cache.launch(cacheKey, call.options[MASK], (bounds) => {

@@ -11,12 +11,10 @@ export interface StartRequest {
   /** Higher goes first; a whole number. */
   readonly priority: number;
   readonly signal: AbortSignal;
-  /** When the call must be over, on the monotonic clock; it may move on while it waits. */
-  readonly deadlineMs: () => number;
+  /** Told how long nothing can start, whenever this one is first and that is looked at; may abort the signal. */
+  readonly onClosed: (forMs: number) => void;
   /** Told once, when this one is first in line and has to wait. */
   readonly onWait: ((room: NoRoom) => void) | undefined;
-  /** Makes the error of one who cannot start within its deadline, but in so many milliseconds. */
-  readonly tooLate: (forMs: number) => Error;
 }
 
 class Ticket implements AbortWatcher {
@@ -104,7 +102,7 @@ export class Turnstile {
   }
 
   /**
-   * Waits for a start; `undefined` if all keys rest now. Rejects with the signal's reason, or with what `tooLate` makes.
+   * Waits for a start; `undefined` if all keys rest now. Rejects with the signal's reason.
    */
   enter(request: StartRequest): Promise<KeyUse | undefined> {
     if (request.signal.aborted) return Promise.reject(request.signal.reason);
@@ -144,7 +142,7 @@ export class Turnstile {
 
   #offer(first: Turn): void {
     const { ticket } = first;
-    const { weight, deadlineMs, onWait, tooLate } = ticket.request;
+    const { weight, onClosed, onWait } = ticket.request;
     const now = nowMs();
     const answer = this.#ring.take(weight, now);
     if (this.#first !== first) {
@@ -161,11 +159,8 @@ export class Turnstile {
       this.#sendBack();
       return;
     }
-    if (now + answer.forMs >= deadlineMs()) {
-      ticket.refuse(tooLate(answer.forMs));
-      this.leave(ticket);
-      return;
-    }
+    onClosed(answer.forMs);
+    if (ticket.settled) return;
     clearTimeout(this.#timer);
     // A timer may fire a moment early: it looks again, and finds what is left.
     this.#timer = setTimeout(() => this.#offer(first), Math.min(Math.ceil(answer.forMs), MAX_TIMER_MS));

@@ -145,6 +145,19 @@ describe('the cache of a ServiceGate', () => {
       expect(gate.stats().cache).toMatchObject({ inFlight: 0, misses: 0 });
     });
 
+    it('makes none for a caller who leaves when it is told that there is no answer', async () => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'search', hooks });
+      const control = new AbortController();
+      hooks.on('cache:miss', () => control.abort('enough'));
+      const code = vi.fn();
+      await expect(gate.run(code, { cacheKey: 'k', signal: control.signal })).rejects.toBe('enough');
+      await settle();
+      expect(code).not.toHaveBeenCalled();
+      expect(gate.stats()).toMatchObject({ attempts: 0, running: 0, cache: { inFlight: 0 } });
+      expect(of('call:finished')).toMatchObject([{ outcome: 'aborted' }]);
+    });
+
     it('does so without a cache, too, and keeps nothing then', async () => {
       const gate = new ServiceGate({ name: 'search' });
       const code = vi.fn(async () => 1);
@@ -236,6 +249,51 @@ describe('the cache of a ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(200);
       expect(long.now).toMatchObject({ is: 'rejected', reason: { scope: 'call', timeoutMs: 300 } });
       expect(seen!.aborted).toBe(true);
+    });
+
+    it.each([
+      ['already rests', 0],
+      ['goes to rest while the call waits for its permit', 1],
+      ['goes to rest by the attempt of that very call', 2],
+    ])(
+      'tells a waiter at once that cannot be served in time, where the key %s, and goes on for the others',
+      async (_, when) => {
+        vi.spyOn(Math, 'random').mockReturnValue(0);
+        const { gate, of } = cached({ maxConcurrent: 1, keys: ['the-only-key'] });
+        const refused = () => Promise.reject(httpError(429, { 'retry-after': '10' }));
+        const first = deferred<never>();
+        if (when === 0) await gate.run(refused, { timeoutMs: 1 }).catch(() => {});
+        if (when === 1) follow(gate.run(() => first.promise, { timeoutMs: 5_000 }));
+        await settle();
+        let attempts = 0;
+        const code = () => (when === 2 && attempts++ === 0 ? refused() : Promise.resolve('page'));
+        const hasty = [1_000, 9_000].map((timeoutMs) => follow(gate.run(code, { cacheKey: 'k', timeoutMs })));
+        const patient = [20_000, undefined].map((timeoutMs) =>
+          follow(gate.run(code, { cacheKey: 'k', ...(timeoutMs && { timeoutMs }) })),
+        );
+        await settle();
+        if (when === 1) first.reject(httpError(429, { 'retry-after': '10' }));
+        await settle();
+        for (const call of hasty) {
+          expect(call.now).toMatchObject({ reason: { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: 10_000 } });
+        }
+        expect(patient.map((call) => call.now.is)).toEqual(['pending', 'pending']);
+        await vi.advanceTimersByTimeAsync(10_000);
+        for (const call of patient) expect(call.now).toEqual({ is: 'fulfilled', value: 'page' });
+        expect(of('call:finished').filter(({ outcome }) => outcome === 'rejected')).toHaveLength(2);
+        expect(vi.getTimerCount()).toBe(0);
+      },
+    );
+
+    it('is told at once where no waiter can be served in time', async () => {
+      const { gate } = cached({ rate: [{ limit: 1, perMs: 60_000 }] });
+      await gate.run(() => 1);
+      const code = vi.fn();
+      const calls = [1_000, 5_000].map((timeoutMs) => follow(gate.run(code, { cacheKey: 'k', timeoutMs })));
+      await settle();
+      for (const call of calls) expect(call.now).toMatchObject({ reason: { code: 'ERR_KEYS_EXHAUSTED' } });
+      expect(gate.stats()).toMatchObject({ waitingForStart: 0, cache: { inFlight: 0 } });
+      expect(vi.getTimerCount()).toBe(0);
     });
 
     it('tells each waiter whose time is up of the last failure', async () => {
