@@ -1,4 +1,4 @@
-import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { MASK, type Mask } from '../internal/told-error.js';
 import {
   abortSignal,
@@ -141,10 +141,7 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
   if (limiter !== undefined && typeof limiter?.acquire !== 'function') {
     throw new TypeError(refusal('limiter', 'a Limiter', limiter));
   }
-  // By what it can do, not by its class: the host may have the other copy of this package, ESM or CommonJS.
-  if (given.hooks !== undefined && typeof given.hooks?.hears !== 'function') {
-    throw new TypeError(refusal('hooks', 'a LifecycleHooks', given.hooks));
-  }
+  if (given.hooks !== undefined) checkHooks(given.hooks);
   const rate = checkWindows('rate', given.rate ?? []);
   const sharedRate = checkWindows('sharedRate', given.sharedRate ?? []);
   const keys = given.keys === undefined ? [{ key: '', rate }] : checkKeys(given.keys, rate);

@@ -67,7 +67,7 @@ export interface Tool<Client, Input, Result> {
   weight?(input: Input): number;
   /** Milliseconds that a whole call may take: making the client, waiting in the gate and retries. @default 300000 */
   readonly timeoutMs?: number;
-  /** Reads what a model gave as input. What it throws is the agent's answer. Only `answer` asks it. */
+  /** Reads what a model gave as input, at once. What it throws is the agent's answer. Only `answer` asks it. */
   parse?(input: unknown): Input;
   /** Tells the model what the tool is for. */
   readonly description?: string;

@@ -1,5 +1,5 @@
 import { ManagerClosedError, ToolFailedError, ToolTimeoutError } from '../errors.js';
-import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { boundedCall } from '../internal/bounded-call.js';
 import { copyOf } from '../internal/told-error.js';
 import { callable, options as checkOptions, durationMs, optional, refusal } from '../internal/validate.js';
@@ -191,9 +191,7 @@ function checkFactoryOptions(given: PipelineFactoryOptions<ToolSet, SubAgents, u
   const { mainAgent, subAgents = {}, outputFormatter, disconnectTimeoutMs, hooks } = given;
   optional('outputFormatter', outputFormatter, callable);
   optional('disconnectTimeoutMs', disconnectTimeoutMs, (option, value) => durationMs(option, value, 1));
-  if (hooks !== undefined && !(hooks instanceof LifecycleHooks)) {
-    throw new TypeError(refusal('hooks', 'LifecycleHooks', hooks));
-  }
+  if (hooks !== undefined) checkHooks(hooks);
   const expected = 'an object of tools by name, from defineTools';
   if (!isRecord(mainAgent)) throw new TypeError(refusal('mainAgent', expected, mainAgent));
   if (!isRecord(subAgents)) {

@@ -161,7 +161,7 @@ export class ToolManager<T extends ToolSet> {
     let read: unknown;
     try {
       read = readInput(input);
-      if (tool.parse !== undefined) read = tool.parse(read);
+      if (tool.parse !== undefined) read = parsed(name, tool.parse(read));
     } catch (error) {
       return withReason(`The input of tool ${name} cannot be used`, error);
     }
@@ -255,6 +255,13 @@ export class ToolManager<T extends ToolSet> {
     if (tool === undefined) throw new ToolUnknownError(name, Object.keys(this.#tools));
     return tool;
   }
+}
+
+/** What `parse` gave. A promise would be taken for the input, and its rejection would be nobody's. */
+function parsed(name: string, given: unknown): unknown {
+  if (typeof (given as PromiseLike<unknown> | null | undefined)?.then !== 'function') return given;
+  Promise.resolve(given).catch(() => {});
+  throw new TypeError(`Expected \`${name}.parse\` to give the input itself, got a promise`);
 }
 
 function checkCallOptions(given: ToolCallOptions): ToolCallOptions {

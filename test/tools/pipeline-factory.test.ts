@@ -480,6 +480,20 @@ describe('the end of a lease', () => {
     await expect(hangs).rejects.toThrow('time is up');
   });
 
+  it('takes hooks of another copy of this package', async () => {
+    const told: unknown[] = [];
+    const hooks = {
+      hears: () => true,
+      emit: (event: string) => void told.push(event),
+    } as unknown as LifecycleHooks;
+    const tools = defineTools({ clock: { connect: () => 1, call: () => 1 } });
+    const factory = pipelineFactory({ mainAgent: tools, hooks });
+    expect(factory.hooks).toBe(hooks);
+    const { mainAgentToolManager } = await factory.create({ instanceId: 1 });
+    await mainAgentToolManager.call('clock');
+    expect(told).toEqual(['tool:started', 'tool:finished']);
+  });
+
   it('tells a task, its request and its tenant to the hooks', async () => {
     const hooks = new LifecycleHooks();
     const told: unknown[] = [];

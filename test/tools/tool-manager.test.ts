@@ -440,6 +440,19 @@ describe('ToolManager.answer', () => {
     expect(await tools.answer('large')).toHaveLength(200);
   });
 
+  it.each([
+    ['rejects', () => Promise.reject(new Error('not valid'))],
+    ['is kept', () => Promise.resolve({ q: 1 })],
+  ])('does not call the tool where its `parse` gives a promise, which %s', async (_, parse) => {
+    const call = vi.fn();
+    const { tools } = await managerOf(defineTools({ search: { connect: () => 1, parse, call } }));
+    expect(await tools.answer('search', '{}')).toBe(
+      'The input of tool search cannot be used: Expected `search.parse` to give the input itself, got a promise',
+    );
+    await settled();
+    expect(call).not.toHaveBeenCalled();
+  });
+
   it('answers that the time is up', async () => {
     vi.useFakeTimers();
     const { tools } = await managerOf(
