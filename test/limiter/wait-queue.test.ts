@@ -2,11 +2,12 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { QueueNode } from '../../src/limiter/level.js';
 import { WaitQueue } from '../../src/limiter/wait-queue.js';
+import { turn } from './event-loop.js';
 
 class Guest extends QueueNode {
   constructor(
     readonly name: string,
-    readonly priority?: number,
+    readonly priority = 0,
     readonly tenant?: string,
   ) {
     super();
@@ -87,10 +88,173 @@ describe('WaitQueue', () => {
     fc.assert(property);
   });
 
+  it('keeps nothing of a priority or a tenant that nobody waits with any more', async () => {
+    const queue = new WaitQueue<Guest>();
+    const lanes: WeakRef<object>[] = [];
+    const levels: WeakRef<object>[] = [];
+    for (let i = 1; i <= 100; i++) {
+      for (const guest of [new Guest('by priority', i), new Guest('by tenant', 0, `tenant ${i}`)]) {
+        queue.push(guest, guest.priority, guest.tenant);
+        if (guest.priority > 0) levels.push(new WeakRef(guest.lane!.level));
+        else lanes.push(new WeakRef(guest.lane!));
+      }
+    }
+    drain(queue);
+    await turn();
+    globalThis.gc?.();
+    const kept = (refs: WeakRef<object>[]) => refs.filter((ref) => ref.deref() !== undefined).length;
+    expect(kept(levels)).toBeLessThan(3);
+    expect(kept(lanes)).toBeLessThan(3);
+    expect(queue.size).toBe(0);
+  });
+
   it('keeps 1,000 priorities apart', () => {
     const guests = Array.from({ length: 1000 }, (_, i) => new Guest(`${i}`, (i * 37) % 1000));
     const queue = queueOf(...guests);
     const order = drain(queue).map((name) => guests[Number(name)]?.priority);
     expect(order).toEqual(Array.from({ length: 1000 }, (_, i) => 999 - i));
+  });
+});
+
+describe('WaitQueue with many priorities and tenants', () => {
+  /** What the queue promises, said plainly: all priorities are looked through, and each tenant's turn is in a list. */
+  class Reference {
+    guests: Guest[] = [];
+    readonly #turns = new Map<number, (string | undefined)[]>();
+
+    push(guest: Guest): void {
+      this.guests.push(guest);
+      const turns = this.#turns.get(guest.priority) ?? [];
+      if (!turns.includes(guest.tenant)) turns.push(guest.tenant);
+      this.#turns.set(guest.priority, turns);
+    }
+
+    get next(): Guest | undefined {
+      const priority = Math.max(...this.guests.map((guest) => guest.priority));
+      const tenant = this.#turns.get(priority)?.[0];
+      return this.guests.find((guest) => guest.priority === priority && guest.tenant === tenant);
+    }
+
+    shift(): Guest | undefined {
+      const { next } = this;
+      if (next === undefined) return undefined;
+      const turns = this.#turns.get(next.priority)!;
+      turns.push(turns.shift());
+      this.remove(next);
+      return next;
+    }
+
+    remove(gone: Guest): void {
+      this.guests = this.guests.filter((guest) => guest !== gone);
+      const { priority, tenant } = gone;
+      if (this.guests.some((guest) => guest.priority === priority && guest.tenant === tenant)) return;
+      const turns = this.#turns.get(priority) ?? [];
+      this.#turns.set(
+        priority,
+        turns.filter((one) => one !== tenant),
+      );
+    }
+
+    clone(): Reference {
+      const copy = new Reference();
+      copy.guests = [...this.guests];
+      for (const [priority, turns] of this.#turns) copy.#turns.set(priority, [...turns]);
+      return copy;
+    }
+  }
+
+  const anyPriority = fc.oneof(
+    fc.integer({ min: -30, max: 30 }),
+    fc.integer({ min: Number.MIN_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER }),
+    fc.constant(0),
+  );
+  const tenant = fc.option(fc.constantFrom('a', 'b', 'c', 'd'), { nil: undefined });
+  const stepOf = (priority: fc.Arbitrary<number>) =>
+    fc.oneof(
+      {
+        weight: 5,
+        arbitrary: fc.record({ do: fc.constant('push' as const), priority, tenant }),
+      },
+      { weight: 2, arbitrary: fc.record({ do: fc.constant('take' as const) }) },
+      { weight: 1, arbitrary: fc.record({ do: fc.constant('shift' as const) }) },
+      { weight: 2, arbitrary: fc.record({ do: fc.constant('remove' as const), index: fc.nat() }) },
+    );
+  const stepsOf = (priority: fc.Arbitrary<number>, maxLength: number) =>
+    fc.array(stepOf(priority), { maxLength, size: 'max' });
+  type Step = ReturnType<typeof stepOf> extends fc.Arbitrary<infer S> ? S : never;
+
+  /** Takes a queue and the reference through the same steps. */
+  function takeThrough(
+    given: readonly Step[],
+    after: (queue: WaitQueue<Guest>, reference: Reference) => void,
+  ) {
+    const queue = new WaitQueue<Guest>();
+    const reference = new Reference();
+    given.forEach((one, i) => {
+      if (one.do === 'push') {
+        const guest = new Guest(`${i}`, one.priority, one.tenant);
+        queue.push(guest, guest.priority, guest.tenant);
+        reference.push(guest);
+      } else if (one.do === 'remove') {
+        const guest = reference.guests[one.index % Math.max(1, reference.guests.length)];
+        if (guest === undefined) return;
+        expect(queue.remove(guest)).toBe(true);
+        reference.remove(guest);
+      } else {
+        const next = queue.peek();
+        expect(next).toBe(reference.shift());
+        if (one.do === 'shift') expect(queue.shift()).toBe(next);
+        else if (next !== undefined) queue.take(next);
+      }
+      after(queue, reference);
+    });
+    return { queue, reference };
+  }
+
+  /** How many are told to be taken before a newcomer, and how many are. */
+  function aheadOf(given: readonly Step[], priority: number, tenant: string | undefined) {
+    const { queue, reference } = takeThrough(given, () => {});
+    const told = queue.aheadOf(priority, tenant);
+    const newcomer = new Guest('newcomer', priority, tenant);
+    reference.push(newcomer);
+    const lanes = new Set(
+      reference.guests.filter((guest) => guest.priority === priority).map((guest) => guest.tenant),
+    );
+    let real = 0;
+    while (reference.shift() !== newcomer) real++;
+    return { told, real, others: lanes.size - 1 };
+  }
+
+  it('takes, lists and counts as the reference does, whatever comes and leaves in between', () => {
+    const property = fc.property(stepsOf(anyPriority, 200), (given) => {
+      const { queue, reference } = takeThrough(given, (queue, reference) => {
+        const { next, guests } = reference;
+        expect([queue.size, queue.peek(), queue.topPriority]).toEqual([guests.length, next, next?.priority]);
+      });
+      const order: unknown[] = [];
+      while (reference.guests.length > 0) order.push(reference.shift());
+      expect([...queue]).toEqual(order);
+      expect(order.map(() => queue.shift())).toEqual(order);
+      expect([queue.size, queue.peek(), queue.topPriority]).toEqual([0, undefined, undefined]);
+    });
+    fc.assert(property, { numRuns: 150 });
+  });
+
+  it('says how many are taken before one more, or at most one too many for each other tenant', () => {
+    const few = fc.integer({ min: 0, max: 1 });
+    const property = fc.property(stepsOf(few, 60), few, tenant, (given, priority, tenant) => {
+      const { told, real, others } = aheadOf(given, priority, tenant);
+      expect(told).toBeGreaterThanOrEqual(real);
+      expect(told).toBeLessThanOrEqual(real + others);
+    });
+    fc.assert(property, { numRuns: 1_500 });
+  });
+
+  it('says exactly how many are taken before the first of a tenant, whatever the priority', () => {
+    const property = fc.property(stepsOf(anyPriority, 100), anyPriority, (given, priority) => {
+      const { told, real } = aheadOf(given, priority, 'newcomer');
+      expect(told).toBe(real);
+    });
+    fc.assert(property, { numRuns: 300 });
   });
 });
