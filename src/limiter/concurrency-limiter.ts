@@ -209,11 +209,13 @@ export class ConcurrencyLimiter implements Limiter {
     this.#drainRate.end();
     this.#pauseTimer = timer;
     if (this.#waiting.size === 0) timer?.unref();
+    else timer?.ref();
   }
 
   /** Ends a `pause`. */
   resume(): void {
     this.#paused = false;
+    this.#pauseTimer?.unref();
     this.#pauseTimer = undefined;
     this.#admit();
     if (!this.#hasRoom) this.#fill();
@@ -406,6 +408,7 @@ export class ConcurrencyLimiter implements Limiter {
       this.#rejected++;
       next.fail('closed', new LimiterClosedError(this.name));
     }
+    this.#pauseTimer?.unref();
     this.#admit();
     this.#undrive?.();
   }
