@@ -1,7 +1,8 @@
 /**
  * Benchmarks of the limiter against its peers.
  *
- *     tsx test/bench/limiter.ts [--quick] [--only ours,p-queue] [--rows run-free,growth] [--json FILE] [--svg FILE]
+ *     tsx test/bench/limiter.ts [--quick] [--only ours,p-queue] [--rows run-free,growth] [--processes 5]
+ *       [--timeout SECONDS] [--json FILE] [--svg FILE]
  *
  * A process for each library, workload and repetition, one at a time, the libraries in turns, so that a busy moment of
  * the machine meets all of them. CPU time of all threads; nothing collects garbage but V8, in its own time. A figure is
@@ -32,6 +33,8 @@ import { plotSvg } from './plot.js';
 const { values: args } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
+    processes: { type: 'string' },
+    timeout: { type: 'string' },
     only: { type: 'string' },
     rows: { type: 'string' },
     json: { type: 'string', default: join(ROOT, '.cache/bench-limiter.json') },
@@ -46,9 +49,9 @@ type Cell =
   | { readonly kind: 'late'; readonly afterMs: number }
   | { readonly kind: 'failed'; readonly error: string };
 
-const PROCESSES = args.quick ? 1 : 5;
-const GROWTH_PROCESSES = args.quick ? 1 : 3;
-const TIMEOUT_MS = args.quick ? 20_000 : 60_000;
+const PROCESSES = Number(args.processes ?? (args.quick ? 1 : 5));
+const GROWTH_PROCESSES = Math.min(PROCESSES, 3);
+const TIMEOUT_MS = 1_000 * Number(args.timeout ?? (args.quick ? 20 : 60));
 const EFFORT: Effort = args.quick
   ? { ops: 20_000, samples: 3, budgetMs: 3000 }
   : { ops: 40_000, samples: 15, budgetMs: 10_000 };
