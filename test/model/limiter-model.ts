@@ -38,11 +38,25 @@ export class LimiterModel {
   constructor(
     public maxConcurrent: number,
     public maxQueue: number,
+    readonly queueTimeoutMs?: number,
   ) {}
+
+  /** What the limiter must count. */
+  stats() {
+    return {
+      maxConcurrent: this.maxConcurrent,
+      active: this.active,
+      queued: this.waiting.length,
+      acquired: this.acquired,
+      rejected: this.rejected,
+      paused: this.paused,
+      closed: this.state !== 'open',
+    };
+  }
 
   /** Another one in the same state, of which nothing has been told yet. */
   clone(): LimiterModel {
-    const copy = new LimiterModel(this.maxConcurrent, this.maxQueue);
+    const copy = new LimiterModel(this.maxConcurrent, this.maxQueue, this.queueTimeoutMs);
     copy.active = this.active;
     copy.paused = this.paused;
     copy.state = this.state;
@@ -55,7 +69,7 @@ export class LimiterModel {
 
   /** Asks for a permit, waiting for it if need be. Says whether it has it at once. */
   request(request: ModelRequest): boolean {
-    const { id, weight, priority, tenant, signal, timeoutMs } = request;
+    const { id, weight, priority, tenant, signal, timeoutMs = this.queueTimeoutMs } = request;
     // Wrong options are no request at all: they do not count as turned away.
     if (weight > this.maxConcurrent) this.outcomes.set(id, 'too heavy');
     else if (signal !== undefined && this.#aborted.has(signal)) this.#reject(id, 'aborted');
@@ -84,6 +98,13 @@ export class LimiterModel {
     this.#admit();
   }
 
+  /** A run whose signal aborted between the grant and the start: it does not begin, and its permit comes back. */
+  takeBackUnbegun(id: number, weight: number): void {
+    this.outcomes.set(id, 'aborted');
+    this.grantedAfterWaiting.splice(this.grantedAfterWaiting.indexOf(id), 1);
+    this.release(weight);
+  }
+
   abort(signal: number): void {
     this.#aborted.add(signal);
     for (const waiter of this.waiting.filter((one) => one.signal === signal)) {
@@ -93,8 +114,10 @@ export class LimiterModel {
     this.#admit();
   }
 
+  /** A new signal in place of this one: those who wait with the old one can no longer be aborted. */
   renew(signal: number): void {
     this.#aborted.delete(signal);
+    this.waiting = this.waiting.map((one) => (one.signal === signal ? { ...one, signal: undefined } : one));
   }
 
   advance(ms: number): void {

@@ -1,0 +1,348 @@
+import { getEventListeners } from 'node:events';
+import type fc from 'fast-check';
+import { expect, vi } from 'vitest';
+import { PipelinePoolError } from '../../src/errors.js';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { AcquireOptions, Permit, RunContext } from '../../src/limiter/limiter.js';
+import { turn } from '../limiter/event-loop.js';
+import { LimiterModel, type ModelOutcome, type ModelRequest } from './limiter-model.js';
+
+/** How many signals requests share. */
+export const SIGNALS = 2;
+
+/** What a request asks for. */
+export type Asked = Partial<Omit<ModelRequest, 'id'>>;
+
+/** How a run goes. */
+export interface Going {
+  /** Its work answers, fails, or throws at once. */
+  readonly ends: 'answered' | 'failed' | 'thrown';
+  /** Whether the work ends when its signal aborts. */
+  readonly heeds: boolean;
+  /** Whether the work gives its permit back as it begins. */
+  readonly early: boolean;
+}
+
+/** One step. Indices are taken modulo what there is at that moment. */
+export type Step =
+  | { readonly do: 'acquire'; readonly asked: Asked }
+  | { readonly do: 'run'; readonly asked: Asked; readonly going: Going }
+  | { readonly do: 'tryAcquire'; readonly weight: number }
+  | { readonly do: 'release' | 'releaseAgain'; readonly index: number }
+  | { readonly do: 'abort' | 'scheduleAbort' | 'renew'; readonly signal: number }
+  | { readonly do: 'waitOne' | 'pause' | 'resume' }
+  | { readonly do: 'advance'; readonly ms: number }
+  | { readonly do: 'resize'; readonly to: number }
+  | { readonly do: 'settle'; readonly microtasks: number }
+  | { readonly do: 'close'; readonly drain: boolean };
+
+/** How the limiter is built. */
+export interface Setting {
+  readonly maxConcurrent: number;
+  readonly maxQueue: number;
+  readonly queueTimeoutMs: number | undefined;
+  readonly heard: boolean;
+}
+
+/** A run that has not ended. */
+interface Running {
+  readonly controller: AbortController | undefined;
+  readonly weight: number;
+  hasBegun: boolean;
+}
+
+/**
+ * A limiter and its model, taken through the same steps. The ends of runs, and the aborts that are scheduled, come in the
+ * order that the scheduler chooses, and the model is told in the very microtask, ahead of the limiter.
+ */
+export class Pair {
+  readonly limiter: ConcurrencyLimiter;
+  readonly model: LimiterModel;
+  readonly #scheduler: fc.Scheduler;
+  readonly #signals = Array.from({ length: SIGNALS }, () => new AbortController());
+  /** Every signal there ever was. */
+  readonly #allSignals = new Set<AbortSignal>();
+  readonly #permits = new Map<number, Permit>();
+  readonly #spent: Permit[] = [];
+  readonly #running = new Map<number, Running>();
+  /** Runs whose signal aborted between the grant and the start: their permits come back some microtasks later. */
+  readonly #unbegun: [id: number, weight: number][] = [];
+  readonly #outcomes = new Map<number, ModelOutcome | string>();
+  readonly #grantedAfterWaiting: number[] = [];
+  readonly #closes: Promise<unknown>[] = [];
+  #requests = 0;
+
+  constructor({ maxConcurrent, maxQueue, queueTimeoutMs, heard }: Setting, scheduler: fc.Scheduler) {
+    const hooks = new LifecycleHooks();
+    if (heard) {
+      const fail = () => {
+        throw new Error('a listener that fails');
+      };
+      for (const event of ['queued', 'acquired', 'released', 'rejected'] as const)
+        hooks.on(`permit:${event}`, fail);
+    }
+    const bound = Number.isFinite(maxQueue) ? { maxQueue } : {};
+    this.limiter = new ConcurrencyLimiter({ maxConcurrent, hooks, queueTimeoutMs, ...bound });
+    this.model = new LimiterModel(maxConcurrent, maxQueue, queueTimeoutMs);
+    this.#scheduler = scheduler;
+  }
+
+  /** Takes both through a step; where it lets microtasks pass, gives the promise of its end. */
+  take(step: Step): Promise<void> | undefined {
+    const passing = this.#take(step);
+    if (passing !== undefined) return passing.then(() => this.#check());
+    return this.#check();
+  }
+
+  #take(step: Step): Promise<void> | undefined {
+    const { limiter, model } = this;
+    switch (step.do) {
+      case 'acquire':
+        this.#acquire(step.asked);
+        break;
+      case 'run':
+        this.#run(step.asked, step.going);
+        break;
+      case 'tryAcquire':
+        this.#tryAcquire(step.weight);
+        break;
+      case 'release': {
+        const held = at([...this.#permits], step.index);
+        if (held !== undefined) this.#release(held);
+        break;
+      }
+      case 'releaseAgain':
+        at(this.#spent, step.index)?.release();
+        break;
+      case 'abort':
+        this.#abort(step.signal);
+        // What is unbegun is held at this moment.
+        this.#checkCounts();
+        break;
+      case 'scheduleAbort':
+        void this.#schedule(`abort of ${step.signal}`).then(() => this.#abort(step.signal));
+        break;
+      case 'waitOne':
+        return this.#scheduler.count() > 0 ? this.#scheduler.waitOne() : undefined;
+      case 'renew':
+        this.#signals[step.signal] = new AbortController();
+        model.renew(step.signal);
+        break;
+      case 'advance':
+        vi.advanceTimersByTime(step.ms);
+        model.advance(step.ms);
+        break;
+      case 'resize':
+        limiter.maxConcurrent = step.to;
+        model.resize(step.to);
+        break;
+      case 'pause':
+        limiter.pause();
+        model.pause();
+        break;
+      case 'resume':
+        limiter.resume();
+        model.resume();
+        break;
+      case 'settle':
+        return microtasks(step.microtasks);
+      case 'close':
+        this.#closes.push(limiter.close({ drain: step.drain }));
+        model.close(step.drain);
+        break;
+    }
+    return undefined;
+  }
+
+  /** Checks, once what is unbegun has been given back. */
+  #check(): Promise<void> | undefined {
+    if (this.#unbegun.length > 0) return this.#takeBackUnbegun();
+    this.#checkCounts();
+    return undefined;
+  }
+
+  /** What must hold after every step. */
+  #checkCounts(): void {
+    const { limiter, model } = this;
+    expect(limiter.stats()).toEqual(model.stats());
+    // Whoever was granted resumes in the order of the grants, though maybe not yet.
+    expect(this.#grantedAfterWaiting).toEqual(
+      model.grantedAfterWaiting.slice(0, this.#grantedAfterWaiting.length),
+    );
+  }
+
+  async #takeBackUnbegun(): Promise<void> {
+    await turn();
+    for (const [id, weight] of this.#unbegun.splice(0)) this.model.takeBackUnbegun(id, weight);
+    this.#checkCounts();
+  }
+
+  /** What must hold once everybody has heard what became of it. */
+  async checkOutcomes(): Promise<void> {
+    await turn();
+    this.#checkCounts();
+    expect(this.#grantedAfterWaiting).toEqual(this.model.grantedAfterWaiting);
+    expect(this.#outcomes).toEqual(this.model.outcomes);
+  }
+
+  /** Gives everything back, and sees that it is all there. */
+  async bringToRest(): Promise<void> {
+    const { limiter, model } = this;
+    await this.take({ do: 'resume' });
+    await this.checkOutcomes();
+    while (this.#permits.size + this.#scheduler.count() > 0) {
+      for (const held of [...this.#permits]) this.#release(held);
+      await this.take({ do: 'waitOne' });
+      await this.checkOutcomes();
+    }
+    await Promise.all([limiter.onIdle(), ...this.#closes]);
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    expect(vi.getTimerCount()).toBe(0);
+    for (const signal of this.#allSignals) expect(getEventListeners(signal, 'abort')).toHaveLength(0);
+    if (model.state === 'open') {
+      limiter.tryAcquire({ weight: limiter.maxConcurrent })?.release();
+      expect(limiter.stats().acquired).toBe(model.acquired + 1);
+    }
+  }
+
+  #schedule(label: string): Promise<unknown> {
+    return this.#scheduler.schedule(Promise.resolve(), label);
+  }
+
+  #abort(index: number): void {
+    const controller = this.#signals[index];
+    for (const [id, run] of this.#running) {
+      if (run.controller !== controller || run.hasBegun || this.model.outcomes.get(id) !== 'granted')
+        continue;
+      this.#unbegun.push([id, run.weight]);
+      this.#running.delete(id);
+    }
+    controller?.abort('left');
+    this.model.abort(index);
+  }
+
+  #acquire(asked: Asked): void {
+    const { request, options } = this.#prepare(asked);
+    const granted = this.#tellModel(request);
+    this.limiter.acquire(options).then(
+      (permit) => {
+        this.#permits.set(request.id, permit);
+        granted();
+      },
+      (error: unknown) => this.#outcomes.set(request.id, outcomeOf(error)),
+    );
+  }
+
+  #run(asked: Asked, going: Going): void {
+    const { request, options } = this.#prepare(asked);
+    const { id, weight } = request;
+    const granted = this.#tellModel(request);
+    const run: Running = { controller: this.#signals[request.signal ?? -1], weight, hasBegun: false };
+    this.#running.set(id, run);
+    const work = (context: RunContext) => {
+      run.hasBegun = true;
+      granted();
+      return this.#work(id, weight, going, context);
+    };
+    this.limiter
+      .run(work, options)
+      .catch((error: unknown) => {
+        // What the work itself fails with is no outcome of the request.
+        if (!run.hasBegun) this.#outcomes.set(id, outcomeOf(error));
+      })
+      .finally(() => this.#running.delete(id));
+  }
+
+  #work(id: number, weight: number, { ends, heeds, early }: Going, { signal, permit }: RunContext): unknown {
+    if (early) {
+      this.model.release(weight);
+      permit.release('dropped');
+    }
+    const isOver = (): void => {
+      if (!early) this.model.release(weight);
+    };
+    if (ends === 'thrown') {
+      isOver();
+      throw new Error('thrown');
+    }
+    const end = new Promise<void>((resolve, reject) => {
+      const onAbort = () => reject(signal?.reason);
+      if (heeds) signal?.addEventListener('abort', onAbort);
+      void this.#schedule(`end of ${id}`).then(() => {
+        signal?.removeEventListener('abort', onAbort);
+        if (ends === 'failed') reject(new Error('failed'));
+        else resolve();
+      });
+    });
+    // Ahead of the limiter's own.
+    end.then(isOver, isOver);
+    return end;
+  }
+
+  #prepare(asked: Asked): { request: ModelRequest; options: AcquireOptions | undefined } {
+    const { weight, priority, tenant, signal, timeoutMs } = asked;
+    const controller = signal === undefined ? undefined : this.#signals[signal];
+    if (controller !== undefined) this.#allSignals.add(controller.signal);
+    const request = {
+      id: this.#requests++,
+      weight: weight ?? 1,
+      priority: priority ?? 0,
+      tenant,
+      signal,
+      timeoutMs,
+    };
+    const plain = Object.values(asked).every((value) => value === undefined);
+    return {
+      request,
+      options: plain ? undefined : { weight, priority, tenant, timeoutMs, signal: controller?.signal },
+    };
+  }
+
+  /** Asks the model, and gives what is to be called when the limiter has granted the same. */
+  #tellModel(request: ModelRequest): () => void {
+    const atOnce = this.model.request(request);
+    return () => {
+      this.#outcomes.set(request.id, 'granted');
+      if (!atOnce) this.#grantedAfterWaiting.push(request.id);
+    };
+  }
+
+  #tryAcquire(weight: number): void {
+    if (weight > this.model.maxConcurrent) {
+      expect(() => this.limiter.tryAcquire({ weight })).toThrow(RangeError);
+      return;
+    }
+    const permit = this.limiter.tryAcquire(weight === 1 ? undefined : { weight });
+    const { request } = this.#prepare({ weight });
+    expect(permit !== undefined).toBe(this.model.tryRequest(request));
+    if (permit === undefined) return;
+    this.#permits.set(request.id, permit);
+    this.#outcomes.set(request.id, 'granted');
+  }
+
+  #release([id, permit]: [number, Permit]): void {
+    this.#permits.delete(id);
+    this.#spent.push(permit);
+    permit.release();
+    this.model.release(permit.weight);
+  }
+}
+
+async function microtasks(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) await undefined;
+}
+
+const at = <T>(list: readonly T[], index: number): T | undefined => list[index % Math.max(1, list.length)];
+
+const CODES: Readonly<Record<string, ModelOutcome>> = {
+  ERR_ACQUIRE_TIMEOUT: 'timeout',
+  ERR_LIMITER_CLOSED: 'closed',
+  ERR_QUEUE_FULL: 'queue-full',
+};
+
+function outcomeOf(error: unknown): ModelOutcome | string {
+  if (error === 'left') return 'aborted';
+  if (error instanceof RangeError) return 'too heavy';
+  return error instanceof PipelinePoolError ? (CODES[error.code] ?? error.code) : String(error);
+}
