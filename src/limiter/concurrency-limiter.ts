@@ -430,7 +430,7 @@ export class ConcurrencyLimiter implements Limiter {
   #free(permit: LimiterPermit, outcome: PermitOutcome): void {
     this.#active -= permit.weight;
     if (!this.#hasRoom) {
-      this.#drainRate.note(permit.weight);
+      this.#drainRate.note(permit.weight, this.#active, this.#maxConcurrent);
       this.#admit();
     } else if (this.#active === 0) this.#idle.check();
     if (this.hooks.hasListeners || RELEASED.hasSubscribers) tellReleased(this, permit, outcome);

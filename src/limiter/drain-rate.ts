@@ -7,7 +7,8 @@ const UNKNOWN_MS = 1_000;
 
 /**
  * How fast a limit gives room back while it is reached: the gaps between releases and the weight they bring, the older
- * ones counting less and less. Time in which a newcomer would have been let in at once does not count.
+ * ones counting less and less. Time in which a newcomer would have been let in at once does not count. Where a shrunken
+ * limit is held more than once over, releases come so many times as fast; the gaps are noted as they were without that.
  *
  * Costs a look at the turn's clock for each change while saturated, and nothing otherwise.
  */
@@ -28,18 +29,18 @@ export class DrainRate {
     this.#lastMs = turnMs();
   }
 
-  /** A permit of this weight came back. Does nothing unless the limit was reached. */
-  note(weight: number): void {
+  /** A permit of this weight came back, and so much is still held. Does nothing unless the limit was reached. */
+  note(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): void {
     if (!this.#saturated) return;
     this.#weight += weight;
     this.#releases++;
     const now = turnMs();
-    if (now !== this.#lastMs) this.#advance(now);
+    if (now !== this.#lastMs) this.#advance(now, (held + weight) / limit);
   }
 
   /** Time has passed since the last release. (In one turn none does, and most releases share their turn with others.) */
-  #advance(now: number): void {
-    const gap = now - this.#lastMs;
+  #advance(now: number, timesHeld: number): void {
+    const gap = (now - this.#lastMs) * Math.max(1, timesHeld);
     this.#lastMs = now;
     this.#elapsedMs += gap;
     this.#squares += gap * gap;
@@ -69,17 +70,21 @@ export class DrainRate {
 
   /**
    * Milliseconds until this much weight will have come back: the rest of the present gap, and what is left of the
-   * weight at the mean rate.
+   * weight at the mean rate; what is held beyond the limit comes back faster, and is part of the weight.
    */
-  msFor(weight: number): number {
+  msFor(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): number {
     const silentMs = this.#saturated ? turnMs() - this.#lastMs : 0;
     if (!this.isKnown) return Math.max(UNKNOWN_MS, silentMs);
+    const timesHeld = Math.max(1, held / limit);
     // The gap that somebody arrives in is longer than the mean gap, as long gaps are more of the time. (Where ten
     // releases come together every ten seconds, the mean gap is one second, and nobody ever arrives in such a one.)
-    const gapMs = this.#squares / this.#elapsedMs;
+    const gapMs = this.#squares / this.#elapsedMs / timesHeld;
     // Past the time when it should have ended, the longer it has been silent the longer it will be.
     const restOfGapMs = Math.max(Math.abs(gapMs - silentMs), gapMs / 4);
-    const weightAfterwards = Math.max(0, weight - this.#weight / this.#releases);
-    return restOfGapMs + (weightAfterwards * this.#elapsedMs) / this.#weight;
+    const afterwards = Math.max(0, weight - this.#weight / this.#releases);
+    const beyond = Math.min(afterwards, Math.max(0, held - limit));
+    // Constant work keeps this pace until all of it is back, other work slows down: in between lies neither far off.
+    const asIfUsual = afterwards - beyond + beyond / timesHeld;
+    return restOfGapMs + (asIfUsual * this.#elapsedMs) / this.#weight;
   }
 }

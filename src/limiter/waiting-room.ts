@@ -134,7 +134,10 @@ export class WaitingRoom {
     const missing = ahead * this.#weight + weight + activeCount - maxConcurrent;
     const blockedMs = this.#blockedMs;
     // Behind a Retry-After there may be room enough.
-    const drainMs = blockedMs > 0 && missing <= 0 ? 0 : this.#drainRate.msFor(Math.max(weight, missing));
+    const drainMs =
+      blockedMs > 0 && missing <= 0
+        ? 0
+        : this.#drainRate.msFor(Math.max(weight, missing), activeCount, maxConcurrent);
     return Math.ceil(blockedMs + drainMs);
   }
 

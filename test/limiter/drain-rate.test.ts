@@ -102,6 +102,22 @@ describe('DrainRate', () => {
     expect(rate.msFor(5)).toBe(500);
   });
 
+  it('has what is held beyond a shrunken limit come back so many times as fast', async () => {
+    const rate = await paced(10, 200);
+    expect(rate.msFor(1, 4, 1)).toBe(50);
+    expect(rate.msFor(4, 4, 1)).toBe(200);
+    expect(rate.msFor(6, 4, 1)).toBe(600);
+  });
+
+  it('keeps its pace while more than the limit is held', async () => {
+    const rate = await paced(10, 200);
+    for (let held = 9; held >= 0; held--) {
+      await pass(200 / (held + 1));
+      rate.note(1, held, 1);
+    }
+    expect(rate.msFor(5)).toBeCloseTo(1_000, 3);
+  });
+
   it('follows a change of pace within two rounds of its memory', async () => {
     const rate = await paced(200, 10);
     expect(rate.msFor(10)).toBe(100);

@@ -175,6 +175,14 @@ const OF_THOSE_BEHIND_MANY: Record<string, Load> = {
     resized: { atMs: 100_000, to: 16 },
     looksAt: (_, atMs) => atMs > 100_000 && atMs < 104_000,
   },
+  'of constant work, whose limit has fallen from 64 to 16': {
+    maxConcurrent: 64,
+    maxQueue: 40,
+    arrivals: every(60, 145_000),
+    holdMs: constant(8_000),
+    resized: { atMs: 100_000, to: 16 },
+    looksAt: (_, atMs) => atMs > 100_000 && atMs < 124_000,
+  },
   'whose limit has risen from 16 to 32': {
     maxConcurrent: 16,
     maxQueue: 100,
@@ -182,6 +190,18 @@ const OF_THOSE_BEHIND_MANY: Record<string, Load> = {
     holdMs: exponential(8_000),
     resized: { atMs: 100_000, to: 32 },
     looksAt: (_, atMs) => atMs > 100_000 && atMs < 120_000,
+  },
+};
+
+/** Constant work gives room back at an even pace until all that began before has ended; other work does not. */
+const OF_CONSTANT_WORK_AFTER_A_SHRINK: Record<string, Load> = {
+  'of constant work, whose limit has just fallen from 64 to 16, before a short line': {
+    maxConcurrent: 64,
+    maxQueue: 5,
+    arrivals: every(60, 125_000),
+    holdMs: constant(8_000),
+    resized: { atMs: 100_000, to: 16 },
+    looksAt: (_, atMs) => atMs > 100_000 && atMs < 104_000,
   },
 };
 
@@ -216,7 +236,7 @@ describe('retryAfterMs', () => {
     },
   );
 
-  it.each(Object.entries(OF_THOSE_WHO_PASS_OTHERS))(
+  it.each(Object.entries({ ...OF_THOSE_WHO_PASS_OTHERS, ...OF_CONSTANT_WORK_AFTER_A_SHRINK }))(
     'is on average within a factor of two of the real wait, on a load %s',
     async (_, load) => {
       const turnedAway = await play(load);
