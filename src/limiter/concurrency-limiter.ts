@@ -21,7 +21,14 @@ import {
   checkLimiterOptions,
   ownOptions,
 } from './limiter-options.js';
-import { LimiterPermit, type PermitExtras, type PermitIssuer } from './permit.js';
+import {
+  type Granted,
+  type LimiterPermit,
+  type PermitExtras,
+  type PermitIssuer,
+  ReadyPermit,
+  WaitingPermit,
+} from './permit.js';
 import {
   figuresOf,
   reasonOf,
@@ -149,7 +156,7 @@ export class ConcurrencyLimiter implements Limiter {
   acquire(options?: AcquireOptions): Promise<Permit> {
     // Small enough to be inlined where it is called; what is rare is elsewhere.
     if (options === undefined && this.#hasRoom) return Promise.resolve(this.#take(1, undefined));
-    return Promise.resolve(this.#request(options, undefined));
+    return Promise.resolve(this.#request(options, undefined)) as Promise<Permit>;
   }
 
   /** A permit, if there is one for the taking and nobody waits for it. */
@@ -172,7 +179,7 @@ export class ConcurrencyLimiter implements Limiter {
     if (typeof fn !== 'function') return Promise.reject(notAFunction(fn));
     if (options === undefined && this.#hasRoom) return this.#runner.run(this.#take(1, undefined), fn);
     const permit = this.#request(options, fn);
-    if (permit instanceof LimiterPermit) return this.#runner.run(permit, fn);
+    if (permit instanceof ReadyPermit) return this.#runner.run(permit, fn);
     return permit.then(this.#begin) as Promise<R>;
   }
 
@@ -266,8 +273,8 @@ export class ConcurrencyLimiter implements Limiter {
     return !this.#paused && (this.#active + weight <= this.#maxConcurrent || this.#active === 0);
   }
 
-  #take(weight: number, extras: PermitExtras | undefined): LimiterPermit {
-    const permit = new LimiterPermit(this.#issuer, weight, 'held', extras);
+  #take(weight: number, extras: PermitExtras | undefined): ReadyPermit {
+    const permit = new ReadyPermit(this.#issuer, weight, extras);
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#fill();
     if (this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers)
@@ -293,22 +300,15 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   /** Begins a `run` that had to wait: one function for all of them, and the caller's context from its own `then`. */
-  readonly #begin = (permit: LimiterPermit): Promise<unknown> => {
-    const work = permit.work as Work<unknown>;
-    permit.work = undefined;
-    return this.#runner.run(permit, work);
-  };
+  readonly #begin = (ticket: Granted): Promise<unknown> => this.#runner.runNext(ticket as number);
 
   /** Any request: a permit where one is free, else the promise of one. */
-  #request(
-    options: AcquireOptions | undefined,
-    work: LimiterPermit['work'],
-  ): LimiterPermit | Promise<LimiterPermit> {
+  #request(options: AcquireOptions | undefined, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     if (options !== undefined) return this.#requestWith(options, work);
     return this.#isFree(1, 0) ? this.#take(1, undefined) : this.#wait(1, undefined, work);
   }
 
-  #requestWith(options: AcquireOptions, work: LimiterPermit['work']): LimiterPermit | Promise<LimiterPermit> {
+  #requestWith(options: AcquireOptions, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     try {
       checkAcquireOptions(options, this.#heaviest);
     } catch (error) {
@@ -321,17 +321,12 @@ export class ConcurrencyLimiter implements Limiter {
     return this.#isFree(weight, priority) ? this.#take(weight, extras) : this.#wait(weight, extras, work);
   }
 
-  #wait(
-    weight: number,
-    extras: PermitExtras | undefined,
-    work: LimiterPermit['work'],
-  ): Promise<LimiterPermit> {
+  #wait(weight: number, extras: PermitExtras | undefined, work: WaitingPermit['work']): Promise<Granted> {
     if (extras !== undefined || !this.#refusesNobody) {
       const objection = this.#objection() ?? this.#waiting.objection(weight, extras);
       if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
     }
-    const permit = new LimiterPermit(this.#issuer, weight, 'waiting', extras);
-    permit.work = work;
+    const permit = new WaitingPermit(this.#issuer, weight, extras, work);
     const granted = this.#waiting.enter(permit);
     if (this.#hasRoom) this.#fill();
     this.#pauseTimer?.ref();
@@ -370,7 +365,7 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   /** Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same. */
-  #passOver(permit: LimiterPermit, signal: AbortSignal): void {
+  #passOver(permit: WaitingPermit, signal: AbortSignal): void {
     this.#waiting.remove(permit);
     this.#rejected++;
     permit.fail('aborted', signal.reason);
@@ -385,7 +380,7 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   /** A waiter leaves with nothing: whoever could go on without it does. */
-  #giveUp(permit: LimiterPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
+  #giveUp(permit: WaitingPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
     if (!this.#waiting.remove(permit)) return;
     this.#rejected++;
     const error = reason === 'timeout' ? new AcquireTimeoutError(figuresOf(this, permit.waitMs)) : cause;

@@ -4,7 +4,7 @@ import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { AsyncContext } from '../internal/async-context.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
-import type { LimiterPermit } from './permit.js';
+import type { Granted, LimiterPermit } from './permit.js';
 
 const {
   'permit:queued': QUEUED,
@@ -99,23 +99,23 @@ const wouldBeTold = (hooks: LifecycleHooks): boolean =>
 export function tellWaiting(
   limiter: TellingLimiter,
   permit: LimiterPermit,
-  granted: Promise<LimiterPermit>,
-): Promise<LimiterPermit> {
+  granted: Promise<Granted>,
+): Promise<Granted> {
   return wouldBeTold(limiter.hooks) ? tellWaitingHeard(limiter, permit, granted) : granted;
 }
 
 function tellWaitingHeard(
   limiter: TellingLimiter,
   permit: LimiterPermit,
-  granted: Promise<LimiterPermit>,
-): Promise<LimiterPermit> {
+  granted: Promise<Granted>,
+): Promise<Granted> {
   if (limiter.hooks.hears('permit:queued')) {
     limiter.hooks.emit('permit:queued', told(limiter, permit.weight, permit.extras));
   }
   return granted.then(
-    (held) => {
-      tellAcquired(limiter, held);
-      return held;
+    (ticket) => {
+      tellAcquired(limiter, permit);
+      return ticket;
     },
     (error: unknown) => {
       tellRejected(limiter, permit.state as PermitRejection, error, permit.waitMs, permit.extras);

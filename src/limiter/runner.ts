@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { RunContext } from './limiter.js';
-import type { LimiterPermit, PermitIssuer } from './permit.js';
+import type { LimiterPermit, PermitIssuer, WaitingPermit } from './permit.js';
 
 /** What a host hands to `run`. */
 export type Work<R> = (context: RunContext) => R | PromiseLike<R>;
@@ -41,28 +41,38 @@ export class Runner {
     return at !== undefined;
   }
 
-  run<R>(permit: LimiterPermit, work: Work<R>): Promise<R> {
+  /** Runs what has waited; `ticket` is what its promise brought. */
+  runNext(ticket: number): Promise<unknown> {
+    const end = ends[ticket] as RunEnd;
+    const permit = end.permit as WaitingPermit;
+    const work = permit.work as Work<unknown>;
+    permit.work = undefined;
+    return this.run(permit, work, end);
+  }
+
+  run<R>(permit: LimiterPermit, work: Work<R>, waited?: RunEnd): Promise<R> {
     const signal = permit.extras?.signal;
     // The grant came before the abort, but nothing has begun yet.
-    if (signal?.aborted) {
-      permit.release('ignored');
-      return Promise.reject(signal.reason);
-    }
+    if (signal?.aborted) return fail(permit, waited, signal.reason);
     const context = { signal, permit };
     try {
       const given = this.#detectNested ? runInside(permit, work, context) : work(context);
       let answer: Promise<R> = Promise.resolve(given as PromiseLike<R>);
       // One with a `then` of its own might call back twice, and an end serves another run by then.
       if (answer.then !== Promise.prototype.then) answer = new Promise((resolve) => resolve(given));
-      const end = spareEnd ?? new RunEnd();
-      spareEnd = end.next;
-      end.permit = permit;
+      const end = waited ?? endOf(permit);
       return answer.then(end.onResult as (result: R) => R, end.onError);
     } catch (error) {
-      permit.release('ignored');
-      return Promise.reject(error);
+      return fail(permit, waited, error);
     }
   }
+}
+
+/** The end of a run that has not begun, or not got far enough to have anything to wait for. */
+function fail(permit: LimiterPermit, waited: RunEnd | undefined, error: unknown): Promise<never> {
+  waited?.takePermit();
+  permit.release('ignored');
+  return Promise.reject(error);
 }
 
 function runInside<R>(permit: LimiterPermit, work: Work<R>, context: RunContext): R | PromiseLike<R> {
@@ -79,18 +89,19 @@ function runInside<R>(permit: LimiterPermit, work: Work<R>, context: RunContext)
 class RunEnd {
   permit: LimiterPermit | undefined = undefined;
   next: RunEnd | undefined = undefined;
+  readonly ticket = ends.push(this) - 1;
 
   readonly onResult = (result: unknown): unknown => {
-    this.#takePermit().release();
+    this.takePermit().release();
     return result;
   };
 
   readonly onError = (error: unknown): never => {
-    this.#takePermit().release('ignored');
+    this.takePermit().release('ignored');
     throw error;
   };
 
-  #takePermit(): LimiterPermit {
+  takePermit(): LimiterPermit {
     const permit = this.permit as LimiterPermit;
     this.permit = undefined;
     this.next = spareEnd;
@@ -99,5 +110,17 @@ class RunEnd {
   }
 }
 
+/** All there are, by their tickets. */
+const ends: RunEnd[] = [];
 /** Those that no run has now. */
 let spareEnd: RunEnd | undefined;
+
+function endOf(permit: LimiterPermit): RunEnd {
+  const end = spareEnd ?? new RunEnd();
+  spareEnd = end.next;
+  end.permit = permit;
+  return end;
+}
+
+/** What the promise of a waiting run brings: a number, since V8 asks every object that a promise brings for a `then`. */
+export const ticketOf = (permit: LimiterPermit): number => endOf(permit).ticket;

@@ -5,7 +5,7 @@ import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { DrainRate } from './drain-rate.js';
 import type { Limiter } from './limiter.js';
 import type { ConcurrencyLimiterOptions } from './limiter-options.js';
-import type { LimiterPermit, PermitExtras } from './permit.js';
+import type { Granted, PermitExtras, WaitingPermit } from './permit.js';
 import { figuresOf } from './permit-events.js';
 import { WaitQueue } from './wait-queue.js';
 
@@ -35,8 +35,8 @@ export class WaitingRoom {
   readonly #refuseUnmeetable: boolean;
   /** Whether nothing bounds the waiting of one that asks for no bounds itself. */
   readonly isUnbounded: boolean;
-  readonly #onTimeout: (permit: LimiterPermit) => void;
-  readonly #queue = new WaitQueue<LimiterPermit>();
+  readonly #onTimeout: (permit: WaitingPermit) => void;
+  readonly #queue = new WaitQueue<WaitingPermit>();
   #weight = 0;
 
   /** `onTimeout` is told of a permit whose time is up; it is still in here then. */
@@ -44,7 +44,7 @@ export class WaitingRoom {
     limiter: Limiter,
     { maxQueue = Number.POSITIVE_INFINITY, queueTimeoutMs, refuseUnmeetable = false, adaptive }: WaitingRules,
     drainRate: DrainRate,
-    onTimeout: (permit: LimiterPermit) => void,
+    onTimeout: (permit: WaitingPermit) => void,
   ) {
     this.#limiter = limiter;
     this.#drainRate = drainRate;
@@ -68,7 +68,7 @@ export class WaitingRoom {
   }
 
   /** Who is next. */
-  get next(): LimiterPermit | undefined {
+  get next(): WaitingPermit | undefined {
     return this.#queue.peek();
   }
 
@@ -91,9 +91,9 @@ export class WaitingRoom {
   }
 
   /** Lets a permit wait; its signal must not be aborted yet. The promise settles as the permit is granted or failed. */
-  enter(permit: LimiterPermit): Promise<LimiterPermit> {
+  enter(permit: WaitingPermit): Promise<Granted> {
     permit.clockMs = wholeTurnMs();
-    const granted = new Promise<LimiterPermit>((resolve) => {
+    const granted = new Promise<Granted>((resolve) => {
       permit.settle = resolve;
     });
     if (permit.extras === undefined && this.isUnbounded) this.#queue.push(permit);
@@ -102,7 +102,7 @@ export class WaitingRoom {
     return granted;
   }
 
-  #enterBounded(permit: LimiterPermit): void {
+  #enterBounded(permit: WaitingPermit): void {
     permit.extras ??= {};
     const { extras } = permit;
     const { timeoutMs = this.#queueTimeoutMs, signal, priority = 0, tenant } = extras;
@@ -112,13 +112,13 @@ export class WaitingRoom {
   }
 
   /** Takes out who is next, as `next` has just told. */
-  take(next: LimiterPermit): void {
+  take(next: WaitingPermit): void {
     this.#queue.take(next);
     this.#takeLeave(next);
   }
 
   /** Takes out a permit, wherever it stands. Gives false for one that has left already. */
-  remove(permit: LimiterPermit): boolean {
+  remove(permit: WaitingPermit): boolean {
     if (!this.#queue.remove(permit)) return false;
     this.#takeLeave(permit);
     return true;
@@ -145,7 +145,7 @@ export class WaitingRoom {
     return this.#adaptive?.blockedForMs ?? 0;
   }
 
-  #takeLeave(permit: LimiterPermit): void {
+  #takeLeave(permit: WaitingPermit): void {
     this.#weight -= permit.weight;
     permit.clockMs = (wholeTurnMs() - permit.clockMs) | 0;
     if (permit.extras !== undefined) unbind(permit, permit.extras);
@@ -153,7 +153,7 @@ export class WaitingRoom {
 }
 
 /** Takes along what bounded its waiting. */
-function unbind(permit: LimiterPermit, { timer, signal }: PermitExtras): void {
+function unbind(permit: WaitingPermit, { timer, signal }: PermitExtras): void {
   if (timer !== undefined) clearTimeout(timer);
   if (signal !== undefined) unwatchAbort(signal, permit);
 }

@@ -6,35 +6,45 @@ export const cpuNs = (): number => {
   return (user + system) * 1000;
 };
 
-const OPS = 100_000;
-const WARM_UPS = 6;
-const SAMPLES = 9;
+/** Long enough for the clock, and short enough for a collection of its own garbage, or one at most. */
+const SLICE = 40_000;
+const SLICES = 5;
+const WARM_UPS = 20;
 
 /** Does nothing, as what is limited and pooled does in a benchmark. */
 export const nothing = async (): Promise<void> => {};
 
-async function sampleNs(): Promise<number> {
+async function sliceNs(): Promise<number> {
   const begin = cpuNs();
-  for (let i = 0; i < OPS; i++) await nothing();
-  return (cpuNs() - begin) / OPS;
+  for (let i = 0; i < SLICE; i++) await nothing();
+  return (cpuNs() - begin) / SLICE;
 }
 
-async function medianNs(): Promise<number> {
-  const samples: number[] = [];
-  for (let i = -WARM_UPS; i < SAMPLES; i++) {
-    const ns = await sampleNs();
-    if (i >= 0) samples.push(ns);
-  }
-  return samples.sort((a, b) => a - b)[SAMPLES >> 1] as number;
+/** Has it compiled, before anything else is. */
+export async function warmUpBare(): Promise<void> {
+  for (let i = 0; i < WARM_UPS; i++) await sliceNs();
 }
-
-let measured: Promise<number> | undefined;
 
 /**
- * Nanoseconds of CPU time that it takes in this process. Measured once, before anything else: between other work it would
- * pay for the collection of what that has left behind, three times its own cost behind some libraries.
+ * Nanoseconds of CPU time that it takes now: machines have faster and slower moments, which last for a second or more. The
+ * median of slices, since the first ones pay for the collection of what other work has left behind, up to thirty times
+ * their own cost behind some libraries.
  */
-export const bareNs = (): Promise<number> => {
-  measured ??= medianNs();
-  return measured;
-};
+export async function bareNs(): Promise<number> {
+  const slices: number[] = [];
+  for (let i = 0; i < SLICES; i++) slices.push(await sliceNs());
+  return slices.sort((a, b) => a - b)[SLICES >> 1] as number;
+}
+
+/** CPU time of some work, in nanoseconds for each of so many operations, beside the bare await before and after it. */
+export async function besideBare(
+  ops: number,
+  work: () => Promise<void>,
+): Promise<{ readonly ns: number; readonly bareNs: number }> {
+  const before = await bareNs();
+  await new Promise((resolve) => setImmediate(resolve));
+  const begin = cpuNs();
+  await work();
+  const ns = (cpuNs() - begin) / ops;
+  return { ns, bareNs: (before + (await bareNs())) / 2 };
+}

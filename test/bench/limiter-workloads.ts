@@ -1,4 +1,4 @@
-import { bareNs, cpuNs, nothing } from './bare.js';
+import { besideBare, cpuNs, nothing, warmUpBare } from './bare.js';
 import { type Contender, type Job, LIMIT, type Skill, type Subject } from './contenders.js';
 
 /** How much of a workload one process does. */
@@ -41,12 +41,8 @@ const forEver: Job = () => new Promise(() => {});
 const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 async function againstBare(ops: number, work: () => Promise<void>): Promise<Sample> {
-  const bare = await bareNs();
-  await endOfTurn();
-  const begin = cpuNs();
-  await work();
-  const ns = (cpuNs() - begin) / ops;
-  return { value: ns / bare, parts: { ns, bareNs: bare } };
+  const { ns, bareNs } = await besideBare(ops, work);
+  return { value: ns / bareNs, parts: { ns, bareNs } };
 }
 
 /** A limiter with nothing free, and nothing that will be. */
@@ -260,6 +256,7 @@ export async function takeSamples(
   workload: Workload,
   effort: Effort,
 ): Promise<readonly Sample[]> {
+  await warmUpBare();
   const make = await contender.load();
   if (workload.once) return [await workload.sample(make, effort)];
 

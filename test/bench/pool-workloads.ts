@@ -1,4 +1,4 @@
-import { bareNs, cpuNs } from './bare.js';
+import { besideBare, warmUpBare } from './bare.js';
 import { type PoolContender, type PoolSubject, SIZE } from './pool-contenders.js';
 
 /** One measurement: nanoseconds of CPU time an operation, beside those of a bare await; or bytes. */
@@ -23,11 +23,8 @@ export interface PoolWorkload {
 const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 async function timed(ops: number, work: () => Promise<void>): Promise<PoolSample> {
-  const bare = await bareNs();
-  await endOfTurn();
-  const begin = cpuNs();
-  await work();
-  return { value: (cpuNs() - begin) / ops, bareNs: bare };
+  const { ns, bareNs } = await besideBare(ops, work);
+  return { value: ns, bareNs };
 }
 
 const thousands = (n: number): string => n.toLocaleString('en');
@@ -122,8 +119,8 @@ export async function takePoolSamples(
   contender: PoolContender,
   workload: PoolWorkload,
 ): Promise<readonly PoolSample[]> {
+  await warmUpBare();
   const make = await contender.load();
-  await bareNs();
   const samples: PoolSample[] = [];
   const warmUps = workload.unit === 'bytes' ? 0 : WARM_UPS;
   for (let i = -warmUps; i < workload.samples; i++) {
