@@ -1,5 +1,5 @@
 import type { TaskIds } from '../hooks/events.js';
-import { causeOf, copyOf, MASK, type Mask } from '../internal/told-error.js';
+import { causeOf, copyOf, MASK, type Mask, rememberMask } from '../internal/told-error.js';
 import type { GateCallOptions, GateSettings } from './gate-options.js';
 import type { KeyMask } from './key-mask.js';
 import type { Verdict } from './outcome.js';
@@ -34,6 +34,11 @@ export class CallTeller {
   /** A failure, for an event: never the client's own error, which may show anything. */
   failure(error: unknown): unknown {
     return copyOf(error, this.#mask);
+  }
+
+  /** Its maker gets a failure as it was thrown. Events beyond the gate that tell of it hide what this call's do. */
+  mark(error: unknown): void {
+    rememberMask(error, this.#mask);
   }
 
   /** A failure as the cause of an error that the maker of this call gets, and nobody else. */

@@ -114,6 +114,12 @@ export class GateCall<T> implements WaitingCall {
       this.#bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : verdict.class;
   }
 
+  /** Learns that a stream was aborted after its first item. Only a time that was up says anything of the service. */
+  abortLater(attempt: Attempt): void {
+    const verdict = this.#verdictOfAbort(attempt);
+    if (verdict === TIMED_OUT) attempt.judge(verdict);
+  }
+
   /** While it waits: no key can serve for so many milliseconds. Who cannot wait for so long is told at once. */
   onClosed(forMs: number): void {
     this.#bounds.turnAway(nowMs() + forMs, () => this.#exhausted(forMs));
@@ -200,7 +206,10 @@ export class GateCall<T> implements WaitingCall {
   #note(tried: Tried<T>): void {
     const { verdict } = tried;
     const error = 'error' in tried ? tried.error : undefined;
-    if (error !== undefined) this.#bounds.lastFailure = error;
+    if (error !== undefined) {
+      this.#bounds.lastFailure = error;
+      this.teller.mark(error);
+    }
     // A bug of the host, or a page that is not there, is no reason why a key is not.
     if (!isOfService(verdict)) return;
     const failure = new MetFailure(verdict, error);

@@ -99,6 +99,8 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
     const state = this.#state;
     if (state.is !== 'open') return;
     this.#state = { is: 'failed', reason };
+    // Whoever waits for no item has spent the time himself.
+    if (state.pulling) state.begun.call.abortLater(state.attempt);
     this.#drop(state, { error: reason });
   }
 

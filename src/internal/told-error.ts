@@ -61,6 +61,30 @@ export function causeOf(thrown: unknown, mask: Mask): unknown {
   return isClean(thrown, mask) ? thrown : copyOf(thrown, mask);
 }
 
+/** How what a client threw is masked, wherever the host lets it get to. Weak: a mask holds the input of its call. */
+const masks = new WeakMap<object, Mask>();
+
+/** Has whatever tells of this error hide what this mask hides. */
+export function rememberMask(thrown: unknown, mask: Mask): void {
+  if (isObject(thrown)) masks.set(thrown, mask);
+}
+
+/**
+ * What events tell of an error that the host's own code let go on: the very thing, unless it, or one of its causes, came
+ * through a gate. Then it is told as the cause of an error is.
+ */
+export function toldOf(thrown: unknown): unknown {
+  let link = thrown;
+  for (let depth = 0; depth <= DEEPEST_CAUSE && isObject(link); depth++) {
+    const mask = masks.get(link);
+    if (mask !== undefined) return causeOf(thrown, mask);
+    link = read(link, 'cause');
+  }
+  return thrown;
+}
+
+const isObject = (value: unknown): value is object => typeof value === 'object' && value !== null;
+
 function copyOfObject(thrown: object, mask: Mask, depth: number): Error {
   const message = read(thrown, 'message');
   const told = new Error(typeof message === 'string' ? toldText(message, mask) : 'a value without a message');

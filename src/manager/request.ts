@@ -4,6 +4,7 @@ import type { LifecycleEvents, ManagerEvents, RequestOutcome } from '../hooks/ev
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import { nowMs } from '../internal/clock.js';
+import { toldOf } from '../internal/told-error.js';
 import { abortSignal, options as checkOptions, durationMs, text, wholeNumber } from '../internal/validate.js';
 import type { Limiter } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
@@ -261,7 +262,8 @@ export class ManagedRequest<T> implements AbortWatcher {
       requestId: this.requestId,
       tenant: this.#options.tenant,
     };
-    hooks.emit(event, { ...ids, ...more } as unknown as LifecycleEvents[E]);
+    const told = 'error' in more ? { ...more, error: toldOf(more.error) } : more;
+    hooks.emit(event, { ...ids, ...told } as unknown as LifecycleEvents[E]);
   }
 }
 

@@ -2,6 +2,7 @@ import type { PoolFigures, QueueFigures } from '../errors.js';
 import type { DestroyReason, LeaseRejection, LifecycleEvents, RevocationReason } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { turnMs } from '../internal/clock.js';
+import { toldOf } from '../internal/told-error.js';
 import type { Instance } from './instance.js';
 import type { LeaseOptions } from './pool-options.js';
 import type { Roster } from './roster.js';
@@ -48,7 +49,12 @@ export class PoolTeller<T> {
     details: Pick<LifecycleEvents['instance:createFailed'], 'error' | 'createMs' | 'failures' | 'retryInMs'>,
   ): void {
     if (!this.hooks.hears('instance:createFailed')) return;
-    this.hooks.emit('instance:createFailed', { ...this.#told(undefined), instanceId, ...details });
+    this.hooks.emit('instance:createFailed', {
+      ...this.#told(undefined),
+      instanceId,
+      ...details,
+      error: toldOf(details.error),
+    });
   }
 
   /** `failure` is what the callback threw, where it threw. */
@@ -59,7 +65,8 @@ export class PoolTeller<T> {
     options?: LeaseOptions,
   ): void {
     if (!this.hooks.hears('instance:unhealthy')) return;
-    this.hooks.emit('instance:unhealthy', { ...this.#told(options), instanceId, stage, ...failure });
+    const told = failure && { error: toldOf(failure.error) };
+    this.hooks.emit('instance:unhealthy', { ...this.#told(options), instanceId, stage, ...told });
   }
 
   destroyed(instance: Instance<T>, reason: DestroyReason, destroyMs: number): void {
@@ -83,7 +90,7 @@ export class PoolTeller<T> {
       instanceId,
       reason,
       destroyMs,
-      error,
+      error: toldOf(error),
     });
   }
 
@@ -109,7 +116,7 @@ export class PoolTeller<T> {
 
   rejected(options: LeaseOptions | undefined, reason: LeaseRejection, waitMs: number, error: unknown): void {
     if (!this.hooks.hears('lease:rejected')) return;
-    this.hooks.emit('lease:rejected', { ...this.#told(options), reason, waitMs, error });
+    this.hooks.emit('lease:rejected', { ...this.#told(options), reason, waitMs, error: toldOf(error) });
   }
 
   leaked(

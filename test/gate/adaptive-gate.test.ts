@@ -159,6 +159,47 @@ describe('an adaptive ServiceGate', () => {
     expect(limitOf(gate)).toBe(2);
   });
 
+  it.each([
+    ['waited for an item', (stream: AsyncIterator<number>) => follow(stream.next()), ['ok', 'dropped']],
+    ['did something else', () => {}, ['ok']],
+  ])(
+    'takes the timeout of a stream for one of the service where its reader %s',
+    async (_, read, outcomes) => {
+      const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
+      const samples = vi.spyOn(gate.adaptive!, 'onSample');
+      const stream = gate.stream(
+        async function* () {
+          yield 1;
+          await new Promise(() => {});
+        },
+        { timeoutMs: 100 },
+      );
+      await stream.next();
+      read(stream);
+      await vi.advanceTimersByTimeAsync(100);
+      expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(outcomes);
+    },
+  );
+
+  it('learns nothing from a reader that leaves a stream while it waits for an item', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
+    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const control = new AbortController();
+    const stream = gate.stream(
+      async function* () {
+        yield 1;
+        await new Promise(() => {});
+      },
+      { signal: control.signal },
+    );
+    await stream.next();
+    follow(stream.next());
+    await vi.advanceTimersByTimeAsync(100);
+    control.abort();
+    await settle();
+    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok']);
+  });
+
   it('follows a gauge that the host feeds it', async () => {
     const adaptive = new AdaptiveLimit({ initial: 20 });
     const gate = new ServiceGate({ name: 'llm', adaptive });
