@@ -12,7 +12,7 @@ interface Attempt {
 }
 
 /** A part of an answer's body, or an error that a gate can judge: services say 200, too, where they failed. */
-async function partOf<T>(part: string, service: string, response: Response): Promise<T> {
+export async function partOf<T>(part: string, service: string, response: Response): Promise<T> {
   const reading = response.json() as Promise<Readonly<Record<string, unknown>>>;
   // A refusal may have any body. An answer that breaks off is none, and must not be kept for one.
   const body = await (response.ok ? reading : reading.catch(() => undefined));

@@ -3,6 +3,7 @@ import OpenAI from 'openai';
 import { longFetch } from 'pipeline-pool';
 import type { StubServices } from 'pipeline-pool/testing';
 import { Agent, fetch as undiciFetch } from 'undici';
+import { partOf } from '../host-clients.js';
 
 /** What a gate gives an attempt, as far as a client needs it. */
 interface Attempt {
@@ -54,13 +55,13 @@ export function connectClients({ llm, serper, jina, e2b, model }: ServiceSetting
       const headers = { 'x-api-key': key, 'content-type': 'application/json' };
       const body = JSON.stringify({ q: query });
       const response = await fetch(`${serper.url}/search`, { method: 'POST', headers, body, signal });
-      return ((await bodyOf('Serper', response)) as { organic: { link: string }[] }).organic;
+      return partOf('organic', 'Serper', response);
     },
 
     async read(url: string, { key, signal }: Attempt): Promise<string> {
       const headers = { authorization: `Bearer ${key}`, accept: 'application/json' };
       const response = await fetch(`${jina.url}/${url}`, { headers, signal });
-      return ((await bodyOf('Jina', response)) as { data: { content: string } }).data.content;
+      return (await partOf<{ content: string }>('data', 'Jina', response)).content;
     },
 
     /** A creation that was cut off half-way could live on, unknown to anybody: it is let finish, and taken back. */
@@ -75,11 +76,3 @@ export function connectClients({ llm, serper, jina, e2b, model }: ServiceSetting
 }
 
 export type Clients = ReturnType<typeof connectClients>;
-
-/** The body of an answer, or an error that a gate can judge. */
-async function bodyOf(service: string, response: Response): Promise<unknown> {
-  if (response.ok) return response.json();
-  await response.body?.cancel();
-  const { status, headers } = response;
-  throw Object.assign(new Error(`${service} answered ${status}`), { status, headers });
-}
