@@ -3,20 +3,20 @@ import type OpenAI from 'openai';
 import {
   createPipelineManager,
   defineTools,
+  type LifecycleEvents,
   LifecycleHooks,
   PRESETS,
   pipelineFactory,
   type ToolManager,
   type ToolSet,
 } from 'pipeline-pool';
-import { gatesFor, TightServices } from './tight-services.js';
+import { gatesFor, type Margins, type Pace, TightServices } from './tight-services.js';
 
 export interface LoadOptions {
   readonly requests: number;
-  /** 1 is the pace of real services. */
-  readonly timeScale: number;
-  /** How much longer the gates' windows are than the services'; `undefined` for no gates. */
-  readonly slackMs?: number;
+  readonly pace: Pace;
+  /** With gates, whose windows are so much longer than the services'; left out, there are none. */
+  readonly margins?: Margins;
   readonly sdkRetries?: boolean;
   /** Where everything is told. */
   readonly hooks?: LifecycleHooks;
@@ -29,13 +29,18 @@ export interface LoadOptions {
  */
 export async function runLoad({
   requests,
-  timeScale,
-  slackMs,
+  pace,
+  margins,
   sdkRetries = false,
   hooks = new LifecycleHooks(),
 }: LoadOptions) {
-  await using services = await TightServices.start(timeScale, sdkRetries);
-  const gates = slackMs === undefined ? undefined : gatesFor(timeScale, slackMs, hooks);
+  await using services = await TightServices.start(pace, sdkRetries);
+  const gates = margins === undefined ? undefined : gatesFor(pace, margins, hooks);
+  const held = { serper: 0, jina: 0, e2b: 0 };
+  const count = ({ source, reason }: LifecycleEvents['call:throttled']): void => {
+    if (reason === 'rate' && source in held) held[source as keyof typeof held]++;
+  };
+  hooks.on('call:throttled', count);
 
   const research = defineTools({
     search: {
@@ -122,20 +127,22 @@ export async function runLoad({
   };
   await manager.shutdown();
   await factory.close();
+  hooks.off('call:throttled', count);
 
   const answers = settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
   const errors = settled.flatMap((one) => (one.status === 'rejected' ? [one.reason as unknown] : []));
   const gaveUp = answers.filter(hasGivenUp);
   return {
     requests,
-    timeScale,
     totalMs,
     answered: answers.length - gaveUp.length,
     gaveUp: gaveUp.length,
     failed: errors.length,
     /** Why, where not all were answered. */
     reasons: [...new Set([...gaveUp, ...errors.map(String)])],
-    services: services.counts(slackMs),
+    services: await services.saw(),
+    /** How many calls had to wait for a window of each gate. */
+    held,
     /** What manager, limiter, pool and gates still hold when the last instance is back. */
     atRest,
   };
