@@ -57,6 +57,104 @@ describe('The order of a ConcurrencyLimiter', () => {
     expect(order).toEqual(['a', 'b', 'c', 'd']);
   });
 
+  it.each([
+    ['nobody listens', () => {}],
+    [
+      'somebody comes to listen meanwhile',
+      (limiter: ConcurrencyLimiter) => limiter.hooks.on('permit:acquired', () => {}),
+    ],
+  ])(
+    'gives every waiting run its own permit and work, where several begin at once and %s',
+    async (_, meanwhile) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 10 });
+      const other = new ConcurrencyLimiter({ maxConcurrent: 10 });
+      const holders = [await limiter.acquire({ weight: 10 }), await other.acquire({ weight: 10 })];
+      const given: [string, number][] = [];
+      const gone = new AbortController();
+      const runOf = (of: ConcurrencyLimiter, weight: number, name: string, options?: AcquireOptions) =>
+        of.run(
+          ({ permit }) => {
+            given.push([name, permit.weight]);
+            return name;
+          },
+          { weight, ...options },
+        );
+      const answers = [runOf(limiter, 1, 'a1'), runOf(other, 2, 'b2'), runOf(limiter, 3, 'a3')];
+      const left = runOf(limiter, 4, 'left', { signal: gone.signal });
+      meanwhile(limiter);
+      answers.push(runOf(limiter, 5, 'a5'), runOf(other, 6, 'b6'));
+      const acquired = limiter.acquire();
+      for (const holder of holders) holder.release();
+      // Granted, and not begun yet: it is the caller's signal that the run heeds.
+      gone.abort(new Error('left'));
+      await expect(left).rejects.toThrow('left');
+      expect(await Promise.all(answers)).toEqual(['a1', 'b2', 'a3', 'a5', 'b6']);
+      expect(Object.fromEntries(given)).toEqual({ a1: 1, b2: 2, a3: 3, a5: 5, b6: 6 });
+      (await acquired).release();
+      await Promise.all([limiter.onIdle(), other.onIdle()]);
+      expect([limiter.activeCount, other.activeCount]).toEqual([0, 0]);
+    },
+  );
+
+  it('lets the ends of runs serve the next ones, also of runs that never began', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    for (let round = 0; round < 3; round++) {
+      const holder = await limiter.acquire();
+      const control = new AbortController();
+      const runs = ['a', 'b', 'c'].map((name) => limiter.run(() => `${name}${round}`));
+      const throws = limiter.run(() => {
+        throw new Error(`thrown ${round}`);
+      });
+      const aborted = limiter.run(() => 'never', { signal: control.signal });
+      const last = limiter.run(async () => `last ${round}`);
+      holder.release();
+      const settled = Promise.allSettled([...runs, throws, aborted, last]);
+      control.abort('gone');
+      expect((await settled).map((one) => ('value' in one ? one.value : String(one.reason)))).toEqual([
+        `a${round}`,
+        `b${round}`,
+        `c${round}`,
+        `Error: thrown ${round}`,
+        'gone',
+        `last ${round}`,
+      ]);
+      expect(limiter.activeCount).toBe(0);
+    }
+  });
+
+  it('keeps nothing of runs that are over, whether they waited, failed or never began', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    const round = async () => {
+      const holder = await limiter.acquire();
+      const control = new AbortController();
+      const settled = Promise.allSettled([
+        limiter.run(() => 'fine'),
+        limiter.run(() => Promise.reject(new Error('failed'))),
+        limiter.run(() => {
+          throw new Error('thrown');
+        }),
+        limiter.run(() => 'never', { signal: control.signal }),
+        limiter.run(() => 'fine'),
+      ]);
+      limiter.maxConcurrent = 10;
+      holder.release();
+      control.abort();
+      await settled;
+      limiter.maxConcurrent = 1;
+      await limiter.run(() => 'free');
+    };
+    const heldBytes = async () => {
+      for (let i = 0; i < 500; i++) await round();
+      gc!();
+      return process.memoryUsage().heapUsed;
+    };
+    await heldBytes();
+    const before = await heldBytes();
+    for (let i = 0; i < 10; i++) await heldBytes();
+    // One end that is lost in each round, with its two functions and its place, would be ten times as much.
+    expect((await heldBytes()) - before).toBeLessThan(500_000);
+  });
+
   it('hands over to the next waiter before release returns', async () => {
     const { limiter, order, ask } = setUp(1);
     const holder = await limiter.acquire();
