@@ -92,12 +92,25 @@ export class CallMask implements Mask {
   join(other: Mask): void {
     if (other !== this) this.#others.push(other);
   }
+
+  /** For the agent, who gave the input: a text without what only those gave whose calls were merged with this one. */
+  textForAgent(text: string): string {
+    let told = text;
+    for (const other of this.#others) {
+      const theirs = other instanceof CallMask ? maskOfInput(other.#input, this.#input) : other;
+      told = theirs === 'unknown' ? MASKED : theirs.text(told);
+    }
+    return told;
+  }
 }
 
-function maskOfInput(input: unknown): TextMask | 'unknown' {
+/** Hides an input, except what is in another as well. */
+function maskOfInput(input: unknown, except?: unknown): TextMask | 'unknown' {
   try {
     const secrets = secretsIn(input);
-    return secrets === undefined ? 'unknown' : new TextMask(secrets);
+    if (secrets === undefined) return 'unknown';
+    const known = new Set(secretsIn(except)?.map(({ text }) => text));
+    return new TextMask(secrets.filter(({ text }) => !known.has(text)));
   } catch {
     // A revoked proxy, say.
     return 'unknown';

@@ -6,6 +6,7 @@ import { causeOf, copyOf, MASK } from '../internal/told-error.js';
 import type { NamedTool } from './connections.js';
 import { CallMask, rememberKey } from './masking.js';
 import { isSessionEnd, type TaskSession } from './task-session.js';
+import { failureText } from './tool-answer.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tool-gate.js';
 
 /** One call, checked and ready to be made. */
@@ -23,12 +24,12 @@ export interface ToolCallRequest {
 /** How a call ended. `error` is for the caller; `told`, where there is one, makes of it what events tell. */
 export type ToolOutcome =
   | { readonly kind: 'ok'; readonly value: unknown }
-  /** `thrown` is what the host's code threw, unmasked: for the agent, who gave the input. */
+  /** `reason` says what the host's code threw, for the agent, who gave the input: only what others gave is masked. */
   | {
       readonly kind: 'failed';
       readonly error: ToolFailedError;
       readonly told: () => unknown;
-      readonly thrown: unknown;
+      readonly reason: () => string;
     }
   | { readonly kind: 'timeout'; readonly error: ToolTimeoutError; readonly told: () => unknown }
   /** The caller aborted it, or its lease ended. */
@@ -64,7 +65,8 @@ export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
     }
     const failure = (cause: unknown): ToolFailedError => new ToolFailedError(wanted.name, cause, work.stage);
     const told = (): unknown => failure(copyOf(thrown, mask));
-    return { kind: 'failed', error: failure(causeOf(thrown, mask)), told, thrown };
+    const reason = (): string => mask.textForAgent(failureText(thrown));
+    return { kind: 'failed', error: failure(causeOf(thrown, mask)), told, reason };
   } finally {
     ended.unlink();
   }

@@ -155,15 +155,15 @@ export class ToolManager<T extends ToolSet> {
       return new ToolUnknownError(name, Object.keys(this.#tools)).message;
     const tool = this.#tool(name);
     const most = tool.maxAnswerChars ?? DEFAULT_ANSWER_CHARS;
-    const withReason = (what: string, thrown: unknown): string =>
-      cutText(`${what}: ${withoutSecrets(failureText(thrown), tool.gate)}`, most);
+    const withReason = (what: string, reason: string): string =>
+      cutText(`${what}: ${withoutSecrets(reason, tool.gate)}`, most);
 
     let read: unknown;
     try {
       read = readInput(input);
       if (tool.parse !== undefined) read = parsed(name, tool.parse(read));
     } catch (error) {
-      return withReason(`The input of tool ${name} cannot be used`, error);
+      return withReason(`The input of tool ${name} cannot be used`, failureText(error));
     }
     const outcome = await this.#run(name, tool, read, options);
     switch (outcome.kind) {
@@ -172,7 +172,7 @@ export class ToolManager<T extends ToolSet> {
       case 'timeout':
         return `${outcome.error.message} and was stopped.`;
       case 'failed':
-        return withReason(`Tool ${name} failed`, outcome.thrown);
+        return withReason(`Tool ${name} failed`, outcome.reason());
       case 'aborted':
         throw outcome.error;
     }

@@ -265,6 +265,32 @@ describe('a tool behind a ServiceGate', () => {
     expect(inspect([told, errors], { depth: 20 })).not.toMatch(/private/i);
   });
 
+  it("answers the agent of a merged call with its own input, and without another's", async () => {
+    const gate = new ServiceGate({ name: 'serper' });
+    const tools = defineTools({
+      search: {
+        connect: () => 1,
+        gate,
+        cacheKey: ({ q }: { q: string; user: string }) => q,
+        call: (_, { q, user }) => Promise.reject(new Error(`refused: ${q}, asked by ${user}`)),
+      },
+    });
+    const factory = pipelineFactory({ mainAgent: tools });
+    const agents = await Promise.all([1, 2, 3].map((instanceId) => factory.create({ instanceId })));
+    const users = ['somebody@example.com', 'another@example.com', 'somebody@example.com'];
+    const answers = await Promise.all(
+      agents.map(({ mainAgentToolManager }, i) =>
+        mainAgentToolManager.answer('search', { q: 'tides', user: users[i] }),
+      ),
+    );
+    expect(gate.stats().attempts).toBe(1);
+    expect(answers).toEqual([
+      'Tool search failed: refused: tides, asked by somebody@example.com',
+      'Tool search failed: refused: tides, asked by [masked]',
+      'Tool search failed: refused: tides, asked by somebody@example.com',
+    ]);
+  });
+
   it("tells no task of another's input, where that one's failure is why there is no key", async () => {
     const gate = new ServiceGate({ name: 'serper', keys: ['serper-key-number-one'] });
     const tools = defineTools({
