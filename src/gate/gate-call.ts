@@ -125,6 +125,13 @@ export class GateCall<T> implements WaitingCall {
     this.#bounds.turnAway(nowMs() + forMs, () => this.#exhausted(forMs));
   }
 
+  /** Somebody has joined it, and may have less time than the others: if it waits, does it wait for too long? */
+  recheck(): void {
+    if (!this.#core.waiting.has(this)) return;
+    const closedMs = this.#core.ring.opensInMs(nowMs());
+    if (closedMs > 0) this.onClosed(closedMs);
+  }
+
   /** Waits for everything that an attempt needs. */
   async #enter(turn: number): Promise<Attempt> {
     const core = this.#core;

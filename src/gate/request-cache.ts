@@ -27,6 +27,8 @@ export class Flight implements CallBounds {
   /** What must not be told of whoever makes the call, also not to those who wait with it. */
   readonly mask: Mask | undefined;
   outcome: GateOutcome | undefined;
+  /** Somebody waits with the others from now on. */
+  onJoin: () => void = () => {};
 
   constructor(
     start: (flight: Flight) => Promise<unknown>,
@@ -70,7 +72,7 @@ export class Flight implements CallBounds {
     const { signal } = waiter;
     if (signal.aborted) return Promise.reject(signal.reason);
     this.#waiters.add(waiter);
-    return new Promise((resolve, reject) => {
+    const landing = new Promise((resolve, reject) => {
       const watcher: AbortWatcher = {
         onAbort: (reason) => {
           reject(reason);
@@ -94,6 +96,8 @@ export class Flight implements CallBounds {
         },
       );
     });
+    this.onJoin();
+    return landing;
   }
 }
 

@@ -245,8 +245,10 @@ export class ServiceGate {
     const flight =
       under ??
       this.#cache.launch(cacheKey, call.options[MASK], (bounds) => {
-        open.call = new GateCall(this.#core, call.teller, call.options, bounds, work);
-        return this.#land(open.call);
+        const made = new GateCall(this.#core, call.teller, call.options, bounds, work);
+        open.call = made;
+        bounds.onJoin = () => made.recheck();
+        return this.#land(made);
       });
     open.bounds = flight;
     if (flight.mask !== undefined) call.options[MASK]?.join?.(flight.mask);

@@ -285,6 +285,35 @@ describe('the cache of a ServiceGate', () => {
       },
     );
 
+    it('tells one at once that joins while all keys rest for longer than it has time', async () => {
+      const { gate } = cached({ keys: ['the-only-key'] });
+      follow(gate.run(() => Promise.reject(httpError(429, { 'retry-after': '10' })), { timeoutMs: 1 }));
+      await settle();
+      const code = vi.fn(() => 'page');
+      const patient = follow(gate.run(code, { cacheKey: 'k' }));
+      await vi.advanceTimersByTimeAsync(4_000);
+      const hasty = follow(gate.run(code, { cacheKey: 'k', timeoutMs: 5_000 }));
+      const fit = follow(gate.run(code, { cacheKey: 'k', timeoutMs: 7_000 }));
+      await settle();
+      expect(hasty.now).toMatchObject({ reason: { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: 6_000 } });
+      await vi.advanceTimersByTimeAsync(6_000);
+      for (const call of [patient, fit]) expect(call.now).toEqual({ is: 'fulfilled', value: 'page' });
+      expect(code).toHaveBeenCalledTimes(1);
+    });
+
+    it('lets one join that has little time where the attempt is under way, whatever has become of the key', async () => {
+      const { gate } = cached({ keys: ['the-only-key'] });
+      const page = deferred<string>();
+      const early = follow(gate.run(() => page.promise, { cacheKey: 'k' }));
+      follow(gate.run(() => Promise.reject(httpError(429, { 'retry-after': '10' })), { timeoutMs: 1 }));
+      await settle();
+      const hasty = follow(gate.run(() => 'never', { cacheKey: 'k', timeoutMs: 5_000 }));
+      await settle();
+      page.resolve('page');
+      await settle();
+      for (const call of [early, hasty]) expect(call.now).toEqual({ is: 'fulfilled', value: 'page' });
+    });
+
     it('is told at once where no waiter can be served in time', async () => {
       const { gate } = cached({ rate: [{ limit: 1, perMs: 60_000 }] });
       await gate.run(() => 1);
