@@ -95,9 +95,10 @@ export async function classifyOpenAi(observed: Observed): Promise<Judgement | un
   // A stream has a chunk at least for the role. Where an error came under 200 instead, the SDK finds no event in it.
   if (observed.kind === 'no-item') return { class: 'wait' };
   const { body, headers, status } = await contentOf(observed);
-  const error = fields(body.error ?? body);
+  const inBody = body.error ?? errorOfEvent(body);
+  const error = fields(inBody ?? body);
   // The server's own words: the SDK has them on its error, and none where it failed itself.
-  const told = (observed.kind === 'error' ? fields(observed.error).error : undefined) ?? body.error;
+  const told = (observed.kind === 'error' ? fields(observed.error).error : undefined) ?? inBody;
   const wasTold = typeof told === 'object' && told !== null;
   const failed = status ?? (wasTold ? statusIn(error) : undefined);
   if (isSpentCode(error.code) || isSpentCode(error.type)) return known('key-spent', failed);
@@ -108,6 +109,11 @@ export async function classifyOpenAi(observed: Observed): Promise<Judgement | un
   // A lost key is another matter: the advice is not about the next one.
   const isAdvised = judged.class === 'wait' || judged.class === 'other-key';
   return isFinal && isAdvised ? { ...judged, retry: false } : judged;
+}
+
+/** What an event of the Responses API tells of a failure. Its SDK gives such an event as it gives any other. */
+function errorOfEvent({ type, response, ...rest }: Fields): unknown {
+  return type === 'response.failed' ? fields(response).error : type === 'error' ? rest : undefined;
 }
 
 /** The status that an error names by a number, or by a word of OpenAI's. */

@@ -191,6 +191,25 @@ describe('classifyOpenAi', () => {
     },
   );
 
+  it.each<[string, object, Judgement]>([
+    [
+      'a full minute',
+      { code: 'rate_limit_exceeded', message: 'slow down' },
+      { class: 'other-key', status: 429 },
+    ],
+    ['a used-up quota', { code: 'insufficient_quota' }, { class: 'key-spent' }],
+    ['a failure of the server', { code: 'server_error', message: 'sorry' }, { class: 'wait' }],
+  ])('reads an event of the Responses API that tells of %s', async (_, told, judged) => {
+    for (const value of [
+      { type: 'error', ...told, param: null, sequence_number: 1 },
+      { type: 'response.failed', response: { status: 'failed', error: told } },
+    ]) {
+      await expect(classifyOpenAi({ kind: 'first-item', value })).resolves.toEqual(judged);
+    }
+    const begun = { type: 'response.created', response: { status: 'in_progress', error: null } };
+    await expect(classifyOpenAi({ kind: 'first-item', value: begun })).resolves.toBeUndefined();
+  });
+
   it('takes the time from the headers that came before such an error', async () => {
     const error = await thrownFor(
       { error: { code: 'rate_limit_exceeded' } },
