@@ -31,8 +31,8 @@ export interface Machine {
 /** Coarse, since each tick wakes the process; a stall shows as well. */
 const RESOLUTION_MS = 20;
 const NS_PER_MS = 1e6;
-/** V8 counts the room for new objects to its limit, three semi-spaces of 16 MB. What stays does not stay there. */
-const YOUNG_BYTES = 48 * 1024 ** 2;
+/** V8 counts the room for new objects to its limit, three semi-spaces. What stays does not stay there. */
+const YOUNG_BYTES = 3 * (Number.parseInt(process.versions.v8, 10) < 13 ? 16 : 64) * 1024 ** 2;
 
 /**
  * The process that this runs in.
