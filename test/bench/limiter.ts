@@ -8,7 +8,7 @@
  * the machine meets all of them. CPU time of all threads; nothing collects garbage but V8, in its own time. A figure is
  * the median of the processes, each of which is the median of its samples, and next to it lie the lowest and the highest.
  *
- * All of it takes about three quarters of an hour on a quiet machine, `--quick` some minutes. The table goes to standard
+ * All of it takes about an hour on a quiet machine, `--quick` some minutes. The table goes to standard
  * output, everything measured to the JSON file.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
