@@ -15,7 +15,7 @@ export type HoldState =
   | { readonly kind: 'preparing'; readonly call: HostCall<unknown> }
   | { readonly kind: 'held' }
   | HoldEnd
-  | { readonly kind: 'rejected'; readonly reason: LeaseRejection };
+  | { readonly kind: 'rejected'; readonly reason: LeaseRejection; readonly waitMs: number };
 
 /** `done` settles when the instance is back or gone. */
 export type HoldEnd =
@@ -59,13 +59,11 @@ export class HoldExtras<T> {
  * lease that was dropped can be found by the garbage collector.
  */
 export class Hold<T> extends QueueNode implements AbortWatcher {
-  readonly kind = 'leased';
   state = WAITING;
   /** There from the grant on. */
   instance!: Instance<T>;
   /** While waiting, when it began; then, when it was granted. Whole milliseconds of the turn's clock. */
   sinceMs = 0;
-  waitMs = 0;
   /** Counts up: who came first. */
   arrival = 0;
   /** Settles the promise of `acquire`; a rejected promise fails it, which spares a second function. */
@@ -75,6 +73,11 @@ export class Hold<T> extends QueueNode implements AbortWatcher {
   constructor(extras: HoldExtras<T> | undefined) {
     super();
     this.extras = extras;
+  }
+
+  /** As a state of its instance. No field: a hundred thousand waiters would have one each. */
+  get kind(): 'leased' {
+    return 'leased';
   }
 
   get options(): LeaseOptions | undefined {
@@ -138,10 +141,12 @@ export interface LeaseIssuer<T> {
 export class PoolLease<T> implements Lease<T> {
   readonly #hold: Hold<T>;
   readonly #issuer: LeaseIssuer<T>;
+  readonly waitMs: number;
 
-  constructor(hold: Hold<T>, issuer: LeaseIssuer<T>) {
+  constructor(hold: Hold<T>, issuer: LeaseIssuer<T>, waitMs: number) {
     this.#hold = hold;
     this.#issuer = issuer;
+    this.waitMs = waitMs;
   }
 
   get pipeline(): T {
@@ -156,10 +161,6 @@ export class PoolLease<T> implements Lease<T> {
 
   get taskId(): string | undefined {
     return this.#hold.options?.taskId;
-  }
-
-  get waitMs(): number {
-    return this.#hold.waitMs;
   }
 
   get signal(): AbortSignal {

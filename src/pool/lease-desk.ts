@@ -61,13 +61,13 @@ export class LeaseDesk<T> implements LeaseIssuer<T> {
   grant(instance: Instance<T>, hold: Hold<T>): Lease<T> {
     const now = clockMs();
     // One that never waited has no beginning.
-    if (hold.arrival !== 0) hold.waitMs = (now - hold.sinceMs) | 0;
+    const waitMs = hold.arrival === 0 ? 0 : (now - hold.sinceMs) | 0;
     hold.sinceMs = now;
     hold.state = HELD;
     hold.instance = instance;
     this.#roster.move(instance, hold);
     this.acquired++;
-    const lease = new PoolLease(hold, this);
+    const lease = new PoolLease(hold, this, waitMs);
     if (this.#isWatched) this.#watch(hold, lease);
     if (++instance.uses >= this.#settings.maxUses) this.#roster.doom(instance, 'uses');
     return lease;

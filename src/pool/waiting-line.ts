@@ -148,8 +148,7 @@ export class WaitingLine<T> {
     else if (extras.claimed.claims.remove(waiter)) this.#claiming--;
     if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
-    waiter.waitMs = waiter.elapsedMs;
-    waiter.state = { kind: 'rejected', reason };
+    waiter.state = { kind: 'rejected', reason, waitMs: waiter.elapsedMs };
     waiter.settle?.(Promise.reject(error));
     waiter.settle = undefined;
     this.#left();
@@ -196,12 +195,12 @@ export class WaitingLine<T> {
     if (waiter.state.kind === 'waiting') teller.queued(options);
     return served.then(
       (lease) => {
-        teller.acquired(lease.instanceId, options, waiter.waitMs);
+        teller.acquired(lease.instanceId, options, lease.waitMs);
         return lease;
       },
       (error: unknown) => {
         if (waiter.state.kind === 'rejected') {
-          teller.rejected(options, waiter.state.reason, waiter.waitMs, error);
+          teller.rejected(options, waiter.state.reason, waiter.state.waitMs, error);
         }
         throw error;
       },
