@@ -35,7 +35,7 @@ export class DrainRate {
     this.#weight += weight;
     this.#releases++;
     const now = turnMs();
-    if (now !== this.#lastMs) this.#advance(now, (held + weight) / limit);
+    if (now !== this.#lastMs) this.#advance(now, (held + weight) / Math.max(limit, weight));
   }
 
   /** Time has passed since the last release. (In one turn none does, and most releases share their turn with others.) */
@@ -75,14 +75,17 @@ export class DrainRate {
   msFor(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): number {
     const silentMs = this.#saturated ? turnMs() - this.#lastMs : 0;
     if (!this.isKnown) return Math.max(UNKNOWN_MS, silentMs);
-    const timesHeld = Math.max(1, held / limit);
+    const meanWeight = this.#weight / this.#releases;
+    // One that is heavier than the limit runs alone: that is no excess.
+    const usual = Math.max(limit, meanWeight);
+    const timesHeld = Math.max(1, held / usual);
     // The gap that somebody arrives in is longer than the mean gap, as long gaps are more of the time. (Where ten
     // releases come together every ten seconds, the mean gap is one second, and nobody ever arrives in such a one.)
     const gapMs = this.#squares / this.#elapsedMs / timesHeld;
     // Past the time when it should have ended, the longer it has been silent the longer it will be.
     const restOfGapMs = Math.max(Math.abs(gapMs - silentMs), gapMs / 4);
-    const afterwards = Math.max(0, weight - this.#weight / this.#releases);
-    const beyond = Math.min(afterwards, Math.max(0, held - limit));
+    const afterwards = Math.max(0, weight - meanWeight);
+    const beyond = Math.min(afterwards, Math.max(0, held - usual));
     // Constant work keeps this pace until all of it is back, other work slows down: in between lies neither far off.
     const asIfUsual = afterwards - beyond + beyond / timesHeld;
     return restOfGapMs + (asIfUsual * this.#elapsedMs) / this.#weight;

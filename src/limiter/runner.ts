@@ -43,7 +43,8 @@ export class Runner {
 
   /** Runs what has waited; `ticket` is what its promise brought. */
   runNext(ticket: number): Promise<unknown> {
-    const end = ends[ticket] as RunEnd;
+    const end = begins[ticket] as RunEnd;
+    begins[ticket] = undefined;
     const permit = end.permit as WaitingPermit;
     const work = permit.work as Work<unknown>;
     permit.work = undefined;
@@ -89,20 +90,22 @@ function runInside<R>(permit: LimiterPermit, work: Work<R>, context: RunContext)
 class RunEnd {
   permit: LimiterPermit | undefined = undefined;
   next: RunEnd | undefined = undefined;
-  readonly ticket = ends.push(this) - 1;
+  readonly ticket = begins.push(undefined) - 1;
 
   readonly onResult = (result: unknown): unknown => {
-    this.takePermit().release();
+    this.takePermit()?.release();
     return result;
   };
 
   readonly onError = (error: unknown): never => {
-    this.takePermit().release('ignored');
+    this.takePermit()?.release('ignored');
     throw error;
   };
 
-  takePermit(): LimiterPermit {
-    const permit = this.permit as LimiterPermit;
+  takePermit(): LimiterPermit | undefined {
+    const { permit } = this;
+    // A promise that hides a `then` of its own has called back before.
+    if (permit === undefined) return undefined;
     this.permit = undefined;
     this.next = spareEnd;
     spareEnd = this;
@@ -110,8 +113,11 @@ class RunEnd {
   }
 }
 
-/** All there are, by their tickets. */
-const ends: RunEnd[] = [];
+/**
+ * The ends of runs that are granted and have not begun, by their tickets. Of a run that has begun nothing is kept here: one
+ * that never ends goes with its limiter when both are dropped.
+ */
+const begins: (RunEnd | undefined)[] = [];
 /** Those that no run has now. */
 let spareEnd: RunEnd | undefined;
 
@@ -123,4 +129,8 @@ function endOf(permit: LimiterPermit): RunEnd {
 }
 
 /** What the promise of a waiting run brings: a number, since V8 asks every object that a promise brings for a `then`. */
-export const ticketOf = (permit: LimiterPermit): number => endOf(permit).ticket;
+export function ticketOf(permit: LimiterPermit): number {
+  const end = endOf(permit);
+  begins[end.ticket] = end;
+  return end.ticket;
+}

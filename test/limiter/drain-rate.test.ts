@@ -118,6 +118,17 @@ describe('DrainRate', () => {
     expect(rate.msFor(5)).toBeCloseTo(1_000, 3);
   });
 
+  it('takes what is heavier than the limit, and so runs alone, for no excess', async () => {
+    const rate = new DrainRate();
+    rate.begin();
+    for (let i = 0; i < 10; i++) {
+      await pass(100);
+      rate.note(8, 0, 2);
+    }
+    expect(rate.msFor(8, 8, 2)).toBe(100);
+    expect(rate.msFor(24, 8, 2)).toBe(300);
+  });
+
   it('follows a change of pace within two rounds of its memory', async () => {
     const rate = await paced(200, 10);
     expect(rate.msFor(10)).toBe(100);

@@ -155,6 +155,29 @@ describe('The order of a ConcurrencyLimiter', () => {
     expect((await heldBytes()) - before).toBeLessThan(500_000);
   });
 
+  it('goes with whoever has dropped it, also while a run never ends', async () => {
+    const hangIn = async (limiter: ConcurrencyLimiter) => {
+      const holder = await limiter.acquire();
+      void limiter.run(() => new Promise(() => {}));
+      void limiter.run(() => 'never begun');
+      holder.release();
+      await turn();
+    };
+    const dropped = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+        await hangIn(limiter);
+        return new WeakRef(limiter);
+      }),
+    );
+    await turn();
+    gc!();
+    await turn();
+    gc!();
+    // The last one may still be on the stack.
+    expect(dropped.filter((limiter) => limiter.deref() !== undefined).length).toBeLessThanOrEqual(1);
+  });
+
   it('hands over to the next waiter before release returns', async () => {
     const { limiter, order, ask } = setUp(1);
     const holder = await limiter.acquire();

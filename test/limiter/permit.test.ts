@@ -161,6 +161,22 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
+  it('lets no promise end the runs of others, by a `then` of its own that shows itself at the second look only', async () => {
+    const limiter = limiterOf(1);
+    let looks = 0;
+    const twice = (onResult: () => void) => {
+      onResult();
+      queueMicrotask(onResult);
+      return Promise.resolve('fine');
+    };
+    const get = () => (looks++ === 0 ? Promise.prototype.then : twice);
+    const odd = Object.defineProperty(Promise.resolve('fine'), 'then', { get });
+    expect(await limiter.run(() => odd)).toBe('fine');
+    const others = ['a', 'b', 'c'].map((name) => limiter.run(() => name));
+    expect(await Promise.all(others)).toEqual(['a', 'b', 'c']);
+    expect(limiter.activeCount).toBe(0);
+  });
+
   it('gives the permit back once to a promise that calls back twice, also when another run has begun meanwhile', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     let callBack: (() => void) | undefined;
