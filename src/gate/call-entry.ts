@@ -68,7 +68,8 @@ export class CallEntry {
     const { ring, restRoom } = this.#core;
     const { signal } = this.#bounds;
     signal.throwIfAborted();
-    const closedMs = ring.opensInMs(nowMs());
+    const { priority = 0, weight = 1 } = this.#options;
+    const closedMs = ring.opensInMs(nowMs(), weight);
     if (closedMs > 0) {
       this.#onClosed(closedMs);
       signal.throwIfAborted();
@@ -76,8 +77,7 @@ export class CallEntry {
     } else if (restRoom.isEmpty) {
       return this.#permit();
     }
-    const { priority = 0 } = this.#options;
-    return restRoom.enter({ priority, turn, signal }, () => this.#permit());
+    return restRoom.enter({ weight, priority, turn, signal }, () => this.#permit());
   }
 
   async #permit(): Promise<Permit | undefined> {

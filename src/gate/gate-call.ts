@@ -70,7 +70,7 @@ export class GateCall<T> implements WaitingCall {
     this.options = options;
     this.#bounds = bounds;
     this.#work = work;
-    const onClosed = (forMs: number): void => this.onClosed(forMs);
+    const onClosed = (forMs: number): void => this.#turnAway(forMs);
     this.#entry = new CallEntry({ core, options, bounds, teller, onClosed });
   }
 
@@ -90,8 +90,9 @@ export class GateCall<T> implements WaitingCall {
       }
       const tried = await this.#try(attempt);
       const { verdict } = tried;
-      if (!losesKey(verdict) || free-- <= 0) counted++;
-      const delayMs = signal.aborted ? undefined : this.#retryInMs(verdict, counted);
+      const isFree = losesKey(verdict) && free-- > 0;
+      if (!isFree) counted++;
+      const delayMs = signal.aborted ? undefined : this.#retryInMs(verdict, counted, isFree);
       if ('value' in tried && delayMs === undefined && !signal.aborted) {
         this.#bounds.outcome = verdict.class;
         return { value: tried.value, attempt };
@@ -120,16 +121,21 @@ export class GateCall<T> implements WaitingCall {
     if (verdict === TIMED_OUT) attempt.judge(verdict);
   }
 
+  /** Keys rest, or somebody has joined it who may have less time than the others: if it waits, does it for too long? */
+  recheck(): void {
+    if (!this.#core.waiting.has(this)) return;
+    const closedMs = this.#closedMs();
+    if (closedMs > 0) this.#turnAway(closedMs);
+  }
+
   /** While it waits: no key can serve for so many milliseconds. Who cannot wait for so long is told at once. */
-  onClosed(forMs: number): void {
+  #turnAway(forMs: number): void {
     this.#bounds.turnAway(nowMs() + forMs, () => this.#exhausted(forMs));
   }
 
-  /** Somebody has joined it, and may have less time than the others: if it waits, does it wait for too long? */
-  recheck(): void {
-    if (!this.#core.waiting.has(this)) return;
-    const closedMs = this.#core.ring.opensInMs(nowMs());
-    if (closedMs > 0) this.onClosed(closedMs);
+  /** For how long all keys rest that could take it. */
+  #closedMs(): number {
+    return this.#core.ring.opensInMs(nowMs(), this.options.weight);
   }
 
   /** Waits for everything that an attempt needs. */
@@ -241,29 +247,28 @@ export class GateCall<T> implements WaitingCall {
     return attempt.ageMs > allowedMs / 2 ? TIMED_OUT : STOP;
   }
 
-  /** Milliseconds until the next attempt may ask for its permit; `undefined` if there will be none. */
-  #retryInMs(verdict: Verdict, counted: number): number | undefined {
-    const { settings, ring } = this.#core;
+  /** Milliseconds of its own back-off, to which a rest of the keys may be added; `undefined` if there will be no other attempt. */
+  #retryInMs(verdict: Verdict, counted: number, isFree: boolean): number | undefined {
+    const { settings } = this.#core;
     const { retry, keyed } = settings;
     if (!verdict.retry) return undefined;
     if (counted >= retry.attempts || (losesKey(verdict) && !keyed)) return undefined;
     const now = nowMs();
     const ownMs = verdict.class === 'wait' ? backoffMs(retry, counted) : 0;
-    const delayMs = Math.max(ownMs, ring.opensInMs(now));
-    if (now + delayMs >= this.#bounds.deadlineMs) return undefined;
-    return losesKey(verdict) || (retry.budget?.tryTake(now) ?? true) ? delayMs : undefined;
+    if (now + Math.max(ownMs, this.#closedMs()) >= this.#bounds.deadlineMs) return undefined;
+    return isFree || (retry.budget?.tryTake(now) ?? true) ? ownMs : undefined;
   }
 
-  /** Waits before the next attempt, holding nothing. */
+  /** Waits before the next attempt, holding nothing. A rest of the keys is waited out where it may end early. */
   async #backOff(verdict: Verdict, delayMs: number): Promise<void> {
     const core = this.#core;
     core.retries++;
-    this.teller.retried(this.attempts, this.key, verdict, delayMs);
+    const closedMs = this.#closedMs();
+    this.teller.retried(this.attempts, this.key, verdict, Math.max(delayMs, closedMs));
     if (delayMs === 0) return;
     const fromMs = nowMs();
-    const closedMs = core.ring.opensInMs(fromMs);
-    if (closedMs > 0) this.onClosed(closedMs);
-    this.teller.throttled(closedMs > 0 ? 'cooldown' : 'backoff', delayMs);
+    if (closedMs > 0) this.#turnAway(closedMs);
+    this.teller.throttled('backoff', delayMs);
     core.waiting.add(this);
     core.backingOff++;
     try {

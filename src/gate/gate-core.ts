@@ -15,8 +15,8 @@ export const GRACE_MS = 5_000;
 
 /** A call that waits for a permit, a start or a back-off to end. */
 export interface WaitingCall {
-  /** No key can serve for so many milliseconds. */
-  onClosed(forMs: number): void;
+  /** Keys rest: does it wait for too long? */
+  recheck(): void;
 }
 
 /** What all calls of one gate share. */
@@ -62,8 +62,8 @@ export class GateCore {
       this.turnstile.look();
       this.restRoom.look();
     };
-    this.ring.onClosed = (forMs) => {
-      for (const call of this.waiting) call.onClosed(forMs);
+    this.ring.onRest = () => {
+      for (const call of this.waiting) call.recheck();
     };
   }
 

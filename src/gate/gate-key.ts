@@ -1,5 +1,5 @@
 import type { Charge, RateWindow } from './rate-window.js';
-import { WindowLedger } from './rate-window.js';
+import { heaviest, WindowLedger } from './rate-window.js';
 
 /**
  * What one key can do at the moment.
@@ -57,6 +57,8 @@ export class GateKey {
   readonly key: string;
   readonly label: string;
   readonly windows: readonly WindowLedger[];
+  /** A heavier call is none for this key. */
+  readonly maxWeight: number;
   readonly #rests: Rests;
   readonly #onReady: (key: GateKey) => void;
   #state: KeyState = { is: 'ready' };
@@ -79,6 +81,7 @@ export class GateKey {
     this.key = key;
     this.label = label;
     this.windows = rate.map((window) => new WindowLedger(window));
+    this.maxWeight = heaviest(rate);
     this.#rests = rests;
     this.#onReady = onReady;
   }

@@ -16,7 +16,7 @@ import type { Limiter } from '../limiter/limiter.js';
 import type { Rests } from './gate-key.js';
 import type { KeySpec } from './key-ring.js';
 import type { Classifier } from './outcome.js';
-import { checkWindows, type RateWindow } from './rate-window.js';
+import { checkWindows, heaviest, type RateWindow } from './rate-window.js';
 import type { CacheOptions } from './request-cache.js';
 import { type RetryOptions, type RetryPolicy, retryPolicy } from './retry.js';
 
@@ -162,17 +162,12 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     timeoutMs: optional('timeoutMs', given.timeoutMs, (o, v) => durationMs(o, v, 1)),
     cache: optional('cache', given.cache, checkCache),
     classify: optional('classify', given.classify, callable),
-    maxWeight: Math.min(lightest(sharedRate), Math.max(...keys.map((key) => lightest(key.rate)))),
+    maxWeight: Math.min(heaviest(sharedRate), Math.max(...keys.map((key) => heaviest(key.rate)))),
   };
 }
 
 const isAdaptive = (value: AdaptiveLimit | AdaptiveLimitOptions): value is AdaptiveLimit =>
   typeof (value as AdaptiveLimit)?.onSample === 'function';
-
-/** What fits into the smallest of the windows that count weight. */
-function lightest(rate: readonly RateWindow[]): number {
-  return Math.min(Number.MAX_SAFE_INTEGER, ...rate.filter((w) => w.unit === 'weight').map((w) => w.limit));
-}
 
 /** Never shows what it refuses: it might be a key. */
 function checkKeys(given: readonly GateKeyOption[], rate: readonly RateWindow[]): readonly KeySpec[] {

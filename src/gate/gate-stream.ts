@@ -204,7 +204,12 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortWatcher {
     attempt.end();
     begun.finish();
     try {
-      await boundedCall(() => ended, { timeoutMs: GRACE_MS, timeoutError: () => left });
+      const { signal } = begun.call.options;
+      await boundedCall(() => ended, {
+        timeoutMs: GRACE_MS,
+        timeoutError: () => left,
+        ...(signal === undefined ? {} : { signal }),
+      });
     } catch (error) {
       if (error !== left) throw error;
     } finally {

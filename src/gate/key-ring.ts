@@ -64,8 +64,8 @@ export class KeyRing {
   readonly #all: readonly GateKey[];
   /** Something changed that may let a start through sooner than was said. */
   onRoom: () => void = () => {};
-  /** No key can serve for so many milliseconds. */
-  onClosed: (forMs: number) => void = () => {};
+  /** All keys rest, or all that could take some call. */
+  onRest: () => void = () => {};
 
   constructor({ source, hooks, mask, keys, sharedRate, rests, keyed }: KeyRingOptions) {
     this.#source = source;
@@ -143,23 +143,37 @@ export class KeyRing {
         else key.wentWell(use);
         break;
     }
-    const closedMs = this.opensInMs(nowMs);
-    if (closedMs > 0) this.onClosed(closedMs);
+    if (key.restMs(nowMs) > 0) this.onRest();
     this.onRoom();
   }
 
   /** The use is over. One that never began gives back what it had reserved. */
   end(use: KeyUse): void {
-    if (use.beganMs === undefined) for (const [ledger, charge] of use.charges) ledger.cancel(charge);
+    for (const [ledger, charge] of use.charges) {
+      if (use.beganMs === undefined) ledger.cancel(charge);
+      else ledger.finish(charge);
+    }
     use.key.end(use);
     this.onRoom();
   }
 
-  /** Milliseconds until the first key is out of its rest; 0 when one is, `Infinity` when none will be. */
-  opensInMs(nowMs: number): number {
+  /**
+   * Milliseconds until the first key that could take such a weight is out of its rest; 0 when one is, `Infinity` when none
+   * will be.
+   */
+  opensInMs(nowMs: number, weight = 0): number {
     let soonest = Number.POSITIVE_INFINITY;
-    for (const key of this.#keys) soonest = Math.min(soonest, key.restMs(nowMs));
+    for (const key of this.#keys) if (weight <= key.maxWeight) soonest = Math.min(soonest, key.restMs(nowMs));
     return soonest;
+  }
+
+  /** Milliseconds for which it is certain that such a call cannot start. Probes, corrections and ends may change the rest. */
+  surelyClosedMs(weight: number, nowMs: number): number {
+    const sure = (windows: readonly WindowLedger[]): number =>
+      Math.max(0, ...windows.map((window) => window.surelyFor(weight, nowMs)));
+    const sharedMs = sure(this.#shared);
+    const keysMs = this.#keys.map((key) => Math.max(key.restMs(nowMs), sure(key.windows)));
+    return Math.max(sharedMs, Math.min(...keysMs));
   }
 
   /** Puts a key back to use; whether there is such a key. */

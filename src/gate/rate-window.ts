@@ -19,6 +19,8 @@ export interface Charge {
   /** When it began; until then it is reserved, and counts without end. */
   beganMs: number | undefined;
   over: boolean;
+  /** Nothing corrects it any more: the attempt is over. */
+  final: boolean;
 }
 
 /**
@@ -65,6 +67,31 @@ export class WindowLedger {
     return this.perMs;
   }
 
+  /**
+   * The same, as far as it is certain: what is reserved may never begin, and what an attempt under way was taken to weigh
+   * may yet be corrected.
+   */
+  surelyFor(weight: number, nowMs: number): number {
+    const amount = this.#amountOf(weight);
+    if (amount === 0) return 0;
+    if (amount > this.limit) return Number.POSITIVE_INFINITY;
+    this.#forget(nowMs);
+    const isCertain = ({ final }: Charge): boolean => final || this.#perCall;
+    let certain = this.#counted;
+    if (!this.#perCall)
+      for (let i = this.#first; i < this.#begun.length; i++)
+        if (!isCertain(this.#begun[i] as Charge)) certain -= (this.#begun[i] as Charge).amount;
+    let excess = certain + amount - this.limit;
+    if (excess <= 0) return 0;
+    for (let i = this.#first; i < this.#begun.length; i++) {
+      const charge = this.#begun[i] as Charge;
+      if (!isCertain(charge)) continue;
+      excess -= charge.amount;
+      if (excess <= 0) return (charge.beganMs as number) + this.perMs - nowMs;
+    }
+    return 0;
+  }
+
   /** How much of the window is free, from 0 to 1. */
   free(nowMs: number): number {
     this.#forget(nowMs);
@@ -72,7 +99,7 @@ export class WindowLedger {
   }
 
   reserve(weight: number): Charge {
-    const charge: Charge = { amount: this.#amountOf(weight), beganMs: undefined, over: false };
+    const charge: Charge = { amount: this.#amountOf(weight), beganMs: undefined, over: false, final: false };
     this.#reserved += charge.amount;
     return charge;
   }
@@ -84,6 +111,11 @@ export class WindowLedger {
     this.#counted += charge.amount;
     charge.beganMs = nowMs;
     this.#begun.push(charge);
+  }
+
+  /** The work is over. */
+  finish(charge: Charge): void {
+    charge.final = true;
   }
 
   /** The work will not begin. */
@@ -121,6 +153,11 @@ export class WindowLedger {
       this.#first = 0;
     }
   }
+}
+
+/** What fits into the smallest of the windows that count weight. */
+export function heaviest(rate: readonly RateWindow[]): number {
+  return Math.min(Number.MAX_SAFE_INTEGER, ...rate.filter((w) => w.unit === 'weight').map((w) => w.limit));
 }
 
 /** Refuses a list of windows that is none. */

@@ -5,6 +5,7 @@ import type { KeyRing } from './key-ring.js';
 
 /** Who waits. */
 export interface Guest {
+  readonly weight: number;
   /** Higher goes first; a whole number. */
   readonly priority: number;
   /** When it first asked, as a number that grows: of one priority, lower goes first. */
@@ -17,11 +18,11 @@ interface Seat extends Guest {
 }
 
 /**
- * Where calls wait while all keys rest, holding nothing.
+ * Where calls wait while all keys rest that could take them, holding nothing.
  *
  * Invariants:
- * - When a key is out of its rest, all go on, in the order of their priorities and turns, and nobody who comes meanwhile
- *   goes before them.
+ * - When a key is out of its rest, all go on that it could take, in the order of their priorities and turns, and nobody
+ *   who comes meanwhile goes before them.
  * - Who aborts is out in that step.
  * - It waits on one timer, and on none where nobody is here.
  */
@@ -46,7 +47,7 @@ export class RestRoom {
     return this.#seats.size === 0 && this.#leaving === 0;
   }
 
-  /** Waits until some key is out of its rest, and then does `next` in its turn. Rejects with the signal's reason. */
+  /** Waits until some key that could take it is out of its rest, and then does `next` in its turn. Rejects with the signal's reason. */
   async enter<R>(guest: Guest, next: () => R | PromiseLike<R>): Promise<R> {
     await this.#sit(guest);
     this.#leaving--;
@@ -56,17 +57,22 @@ export class RestRoom {
   /** Looks whether some key is out of its rest: something has changed. */
   look(): void {
     if (this.#seats.size === 0) return;
-    const forMs = this.#ring.opensInMs(nowMs());
-    // A listener of `key:restored` may have let everybody go under us.
-    if (this.#seats.size === 0) return;
-    clearTimeout(this.#timer);
-    if (forMs > 0) {
-      // A timer may fire a moment early: it looks again, and finds what is left.
-      this.#timer = setTimeout(() => this.look(), Math.min(Math.ceil(forMs), MAX_TIMER_MS));
-      return;
+    const now = nowMs();
+    const open: Seat[] = [];
+    let soonestMs = Number.POSITIVE_INFINITY;
+    for (const seat of [...this.#seats]) {
+      const forMs = this.#ring.opensInMs(now, seat.weight);
+      if (forMs > 0) soonestMs = Math.min(soonestMs, forMs);
+      else open.push(seat);
     }
-    const seats = [...this.#seats].sort((a, b) => b.priority - a.priority || a.turn - b.turn);
-    this.#seats.clear();
+    // A listener of `key:restored` may have let some go under us.
+    const seats = open.filter((seat) => this.#seats.delete(seat));
+    clearTimeout(this.#timer);
+    if (this.#seats.size > 0) {
+      // A timer may fire a moment early: it looks again, and finds what is left.
+      this.#timer = setTimeout(() => this.look(), Math.min(Math.ceil(soonestMs), MAX_TIMER_MS));
+    }
+    seats.sort((a, b) => b.priority - a.priority || a.turn - b.turn);
     this.#leaving += seats.length;
     for (const { leave } of seats) leave();
   }

@@ -11,7 +11,7 @@ export interface StartRequest {
   /** Higher goes first; a whole number. */
   readonly priority: number;
   readonly signal: AbortSignal;
-  /** Told how long nothing can start, whenever this one is first and that is looked at; may abort the signal. */
+  /** Told how long it certainly cannot start, whenever this one is first and that is looked at; may abort the signal. */
   readonly onClosed: (forMs: number) => void;
   /** Told once, when this one is first in line and has to wait. */
   readonly onWait: ((room: NoRoom) => void) | undefined;
@@ -155,11 +155,12 @@ export class Turnstile {
       this.leave(ticket);
       return;
     }
-    if (this.#ring.opensInMs(now) > 0) {
-      this.#sendBack();
+    if (this.#ring.opensInMs(now, weight) > 0) {
+      this.#sendBack(now);
       return;
     }
-    onClosed(answer.forMs);
+    const closedMs = this.#ring.surelyClosedMs(weight, now);
+    if (closedMs > 0) onClosed(closedMs);
     if (ticket.settled) return;
     clearTimeout(this.#timer);
     // A timer may fire a moment early: it looks again, and finds what is left.
@@ -170,9 +171,10 @@ export class Turnstile {
     }
   }
 
-  /** All keys rest. Nobody waits that out here, where each holds a permit. */
-  #sendBack(): void {
+  /** All keys rest, or all that could take a call. Nobody waits that out here, where each holds a permit. */
+  #sendBack(nowMs: number): void {
     for (const ticket of this.#tickets) {
+      if (this.#ring.opensInMs(nowMs, ticket.request.weight) === 0) continue;
       ticket.sendBack();
       this.leave(ticket);
     }
