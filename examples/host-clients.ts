@@ -26,7 +26,9 @@ export async function partOf<T>(part: string, service: string, response: Respons
  * The clients of a host application, made by itself from its own settings: for the real services that the environment
  * names, each on its own, and for stubs with the limits of the smallest plans for the rest.
  */
-export async function connectClients(env: NodeJS.ProcessEnv) {
+export async function connectClients(given: NodeJS.ProcessEnv) {
+  // One that is empty is not set: compose files have such.
+  const env = Object.fromEntries(Object.entries(given).filter(([, value]) => value));
   const stubs = await startStubServices({
     llm: { reply: scriptedModel, latencyMs: 150, maxNumSeqs: 8 },
     serper: { latencyMs: 200, rate: { limit: 50, perMs: 1_000 } },
@@ -37,7 +39,7 @@ export async function connectClients(env: NodeJS.ProcessEnv) {
   const { SERPER_URL = SERPER_API_KEY === undefined ? stubs.serper.url : 'https://google.serper.dev' } = env;
   const { JINA_URL = JINA_API_KEY === undefined ? stubs.jina.url : 'https://r.jina.ai' } = env;
   const e2bUrls = E2B_API_KEY === undefined ? { apiUrl: stubs.e2b.url, sandboxUrl: stubs.e2b.url } : {};
-  const keysOf = (named: string): readonly string[] => named.split(',').map((key) => key.trim());
+  const keysOf = (named: string): readonly string[] => named.split(',').flatMap((key) => key.trim() || []);
 
   // The gates decide what is tried again, so the clients must not; and a long thought must outlast Node's own fetch.
   const openai = new OpenAI({

@@ -23,7 +23,9 @@ export interface ServiceSettings {
 /** The real services that the environment names, each on its own; stubs for the rest. */
 export function serviceSettings(env: NodeJS.ProcessEnv, stubs: StubServices): ServiceSettings {
   const { BASE_URL, API_KEY = 'stub', MODEL = 'default' } = env;
-  const keysOf = (named: string | undefined): readonly string[] | undefined => named?.split(',');
+  // One that is empty is not set.
+  const keysOf = (named: string | undefined): readonly string[] | undefined =>
+    named ? named.split(',').flatMap((key) => key.trim() || []) : undefined;
   const serper = keysOf(env.SERPER_API_KEY);
   const jina = keysOf(env.JINA_API_KEY);
   const e2b = keysOf(env.E2B_API_KEY);

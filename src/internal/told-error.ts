@@ -63,24 +63,67 @@ export function causeOf(thrown: unknown, mask: Mask): unknown {
 
 /** How what a client threw is masked, wherever the host lets it get to. Weak: a mask holds the input of its call. */
 const masks = new WeakMap<object, Mask>();
+/** The same of texts and the like, of which only the last are known. */
+const masksOfPrimitives = new Map<unknown, Mask>();
+const MOST_PRIMITIVES = 100;
+/** How much of what was thrown is searched for an error that came through a gate. */
+const MOST_SEARCHED = 200;
+/** Where errors keep others, hidden from `Object.keys`. */
+const HIDDEN_ERRORS = ['cause', 'errors', 'error', 'suppressed'] as const;
 
 /** Has whatever tells of this error hide what this mask hides. */
 export function rememberMask(thrown: unknown, mask: Mask): void {
-  if (isObject(thrown)) masks.set(thrown, mask);
+  if (isObject(thrown)) {
+    masks.set(thrown, mask);
+    return;
+  }
+  masksOfPrimitives.delete(thrown);
+  masksOfPrimitives.set(thrown, mask);
+  if (masksOfPrimitives.size > MOST_PRIMITIVES) {
+    for (const oldest of masksOfPrimitives.keys()) {
+      masksOfPrimitives.delete(oldest);
+      break;
+    }
+  }
 }
 
 /**
- * What events tell of an error that the host's own code let go on: the very thing, unless it, or one of its causes, came
+ * What events tell of an error that the host's own code let go on: the very thing, unless it, or something in it, came
  * through a gate. Then it is told as the cause of an error is.
  */
 export function toldOf(thrown: unknown): unknown {
-  let link = thrown;
-  for (let depth = 0; depth <= DEEPEST_CAUSE && isObject(link); depth++) {
-    const mask = masks.get(link);
-    if (mask !== undefined) return causeOf(thrown, mask);
-    link = read(link, 'cause');
+  // Most requests end without any.
+  if (thrown === undefined) return undefined;
+  const found = [...masksIn(thrown)];
+  if (found.length === 0) return thrown;
+  const through = (text: string, hide: (mask: Mask, text: string) => string): string =>
+    found.reduce((told, mask) => hide(mask, told), text);
+  return causeOf(thrown, {
+    text: (text) => through(text, (mask, told) => mask.text(told)),
+    frame: (line) => through(line, (mask, told) => mask.frame(told)),
+  });
+}
+
+/** The masks of everything in there that came through a gate: of causes, of an AggregateError's errors, of fields. */
+function masksIn(thrown: unknown): ReadonlySet<Mask> {
+  const found = new Set<Mask>();
+  // A set is walked to what is added meanwhile, and holds nothing twice: no cycle, no recursion.
+  const parts = new Set<unknown>([thrown]);
+  for (const part of parts) {
+    const mask = isObject(part) ? masks.get(part) : masksOfPrimitives.get(part);
+    if (mask !== undefined) found.add(mask);
+    if (!isObject(part) || types.isProxy(part)) continue;
+    for (const value of valuesOf(part)) if (parts.size < MOST_SEARCHED) parts.add(value);
   }
-  return thrown;
+  return found;
+}
+
+function* valuesOf(object: object): Generator<unknown, void, undefined> {
+  for (const field of HIDDEN_ERRORS) yield read(object, field);
+  for (const field of Object.keys(object).slice(0, MOST_SEARCHED)) {
+    const own = Object.getOwnPropertyDescriptor(object, field);
+    if (own !== undefined && 'value' in own) yield own.value;
+  }
 }
 
 const isObject = (value: unknown): value is object => typeof value === 'object' && value !== null;

@@ -30,12 +30,21 @@ export function resultText(result: unknown): string {
     return JSON.stringify(result, jsonValue) ?? inspect(result);
   } catch {
     // A cycle, or a `toJSON` that throws.
-    return inspect(result, { depth: 4, maxArrayLength: 100, maxStringLength: 10_000 });
+    return inspect(result, { depth: 4, maxArrayLength: 100, maxStringLength: 10_000, customInspect: false });
   }
 }
 
 /** Why something failed, in one line: its message, and its causes' where they say more. */
 export function failureText(thrown: unknown): string {
+  try {
+    return chainText(thrown);
+  } catch {
+    // A getter that throws, a revoked proxy.
+    return 'a reason that cannot be read';
+  }
+}
+
+function chainText(thrown: unknown): string {
   const told: string[] = [];
   let link: unknown = thrown;
   for (let i = 0; i <= MOST_CAUSES && link !== undefined && link !== null; i++) {

@@ -37,6 +37,18 @@ describe('what a request tells of an error that came through a gate', () => {
       gate.run(clientFails).catch((cause: Error) => {
         throw new Error(`No search: ${cause.message}`, { cause });
       }),
+    'in an AggregateError': (gate) => Promise.any([gate.run(clientFails), gate.run(clientFails)]),
+    'in a field': (gate) =>
+      gate.run(clientFails).catch((original: Error) => {
+        throw Object.assign(new Error('No search: the query is not'), { details: { original } });
+      }),
+    'as a cause six deep': (gate) =>
+      gate.run(clientFails).catch((cause: Error) => {
+        let error = cause;
+        for (let i = 0; i < 6; i++)
+          error = new Error(`No search, the query is not: ${cause.message}`, { cause: error });
+        throw error;
+      }),
     'from a stream': async (gate) => {
       for await (const _ of gate.stream(async function* () {
         yield 1;
@@ -55,7 +67,18 @@ describe('what a request tells of an error that came through a gate', () => {
     expect(finished).toMatchObject([{ outcome: 'failed', error: expect.any(Error) }]);
     expect(inspect(finished, { depth: 10, showHidden: true })).not.toContain(KEY);
     expect(String((finished[0]!.error as Error).stack)).not.toContain(KEY);
-    expect(lines.join()).toContain('the query is not');
+    expect(lines.join()).toMatch(/the query is not|All promises were rejected/);
+    expect(lines.join()).not.toContain(KEY);
+    await manager.shutdown();
+  });
+
+  it('shows no key of a text that was thrown', async () => {
+    const { hooks, gate, lines } = setUp();
+    const errors: unknown[] = [];
+    hooks.on('request:finished', ({ error }) => void errors.push(error));
+    const manager = managerWith(hooks);
+    await manager.run('task', () => gate.run(() => Promise.reject(`refused: ${KEY}`))).catch(() => {});
+    expect(errors).toEqual([expect.stringMatching(/^refused: #1/)]);
     expect(lines.join()).not.toContain(KEY);
     await manager.shutdown();
   });

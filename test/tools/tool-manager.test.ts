@@ -453,6 +453,33 @@ describe('ToolManager.answer', () => {
     expect(call).not.toHaveBeenCalled();
   });
 
+  it('answers also where what was thrown, or given, cannot be read', async () => {
+    const throwing = {
+      get message() {
+        throw new Error('of the getter');
+      },
+    };
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    const cyclic: Record<PropertyKey, unknown> = {
+      [inspect.custom]: () => {
+        throw new Error('of the view');
+      },
+    };
+    cyclic.self = cyclic;
+    const rejects = (thrown: unknown) => ({ connect: () => 1, call: () => Promise.reject(thrown) });
+    const { tools } = await managerOf(
+      defineTools({
+        getter: rejects(throwing),
+        proxy: rejects(proxy),
+        cycle: { connect: () => 1, call: () => cyclic },
+      }),
+    );
+    expect(await tools.answer('getter')).toBe('Tool getter failed: a reason that cannot be read');
+    expect(await tools.answer('proxy')).toBe('Tool proxy failed: a reason that cannot be read');
+    expect(await tools.answer('cycle')).toContain('Circular');
+  });
+
   it('answers that the time is up', async () => {
     vi.useFakeTimers();
     const { tools } = await managerOf(
