@@ -83,13 +83,30 @@ function parseReset(value: string): number | undefined {
   return Math.max(0, moment - Date.now());
 }
 
-/** Where services tell what is left of their limits, and when all of it is back: OpenAI's two, and what others send. */
-const LIMITS = [
+/** Where services tell what is left of their limits, and when all of it is back; OpenAI has the first two. */
+const LIMITS: readonly (readonly [remaining: string, reset: string])[] = [
   ['x-ratelimit-remaining-requests', 'x-ratelimit-reset-requests'],
   ['x-ratelimit-remaining-tokens', 'x-ratelimit-reset-tokens'],
   ['ratelimit-remaining', 'ratelimit-reset'],
   ['x-ratelimit-remaining', 'x-ratelimit-reset'],
-] as const;
+];
+const RESET = 'x-ratelimit-reset-';
+
+/** These, and whatever else an answer has of that kind: `x-ratelimit-reset-tokens-minute`, say. */
+function limitsIn(headers: HeaderSource): typeof LIMITS {
+  const names = namesOf(headers).filter((name) => name.startsWith(RESET));
+  return [
+    ...LIMITS,
+    ...names.map((name) => [`x-ratelimit-remaining-${name.slice(RESET.length)}`, name] as const),
+  ];
+}
+
+function namesOf(headers: HeaderSource): readonly string[] {
+  if (typeof headers !== 'object' || headers === null) return [];
+  const { get, keys } = headers as Partial<Headers>;
+  if (typeof get !== 'function') return Object.keys(headers).map((name) => name.toLowerCase());
+  return typeof keys === 'function' ? [...(headers as Headers).keys()] : [];
+}
 
 /**
  * When the limit is back that refused a call: the one that is used up. A 429 may be for one that is not: what is left
@@ -100,7 +117,7 @@ function resetMsOf(status: number, headers: HeaderSource): number | undefined {
   if (status !== 429 && status !== 503) return undefined;
   let usedUp = 0;
   let last = 0;
-  for (const [remaining, reset] of LIMITS) {
+  for (const [remaining, reset] of limitsIn(headers)) {
     const ms = parseReset(headerOf(headers, reset) ?? '') ?? 0;
     last = Math.max(last, ms);
     if (/^\s*0+\s*$/.test(headerOf(headers, remaining) ?? '')) usedUp = Math.max(usedUp, ms);

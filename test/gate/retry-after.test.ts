@@ -98,6 +98,19 @@ describe('retryAfterMsOf', () => {
       expect(retryAfterMsOf(429, { ...headers, 'ratelimit-remaining': '0' })).toBe(30_000);
     });
 
+    it.each([
+      ['Headers', (plain: Record<string, string>) => new Headers(plain)],
+      ['a plain object', (plain: Record<string, string>) => plain],
+    ])('knows limits by whatever name they have after the prefix, in %s', (_, made) => {
+      const headers = made({
+        'X-RateLimit-Remaining-Requests': '100',
+        'X-RateLimit-Reset-Requests': '1s',
+        'X-RateLimit-Remaining-Tokens-Minute': '0',
+        'X-RateLimit-Reset-Tokens-Minute': '42s',
+      });
+      expect(retryAfterMsOf(429, headers)).toBe(42_000);
+    });
+
     it('takes the last reset where none is used up: what is left may be too little for the call', () => {
       const headers = {
         'x-ratelimit-reset-requests': '12ms',
