@@ -1,4 +1,4 @@
-/** What can wait. The fields belong to the queue; extend this class and leave them alone. */
+/** What can wait. The fields belong to the queue; have them, and leave them alone. */
 export abstract class QueueNode {
   /** @internal */ lane: Lane | undefined = undefined;
   /** @internal */ before: QueueNode | undefined = undefined;

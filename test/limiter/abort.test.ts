@@ -17,6 +17,22 @@ describe('An aborted request', () => {
     return { limiter, holder: limiter.tryAcquire() as Permit };
   };
 
+  it('is heard on a combined signal too, of which nothing is kept afterwards', async () => {
+    const { limiter, holder } = full();
+    const [user, deadline] = [new AbortController(), new AbortController()];
+    const both = AbortSignal.any([user.signal, deadline.signal]);
+    const waiting = Array.from({ length: 100 }, () => limiter.acquire({ signal: both }));
+    expect(listenersOf(both)).toBe(1);
+    deadline.abort(new Error('no time left'));
+    for (const one of waiting) await expect(one).rejects.toThrow('no time left');
+    expect([listenersOf(both), limiter.queuedCount]).toEqual([0, 0]);
+    const again = AbortSignal.any([user.signal]);
+    const granted = limiter.run(() => 'fine', { signal: again });
+    holder.release();
+    expect(await granted).toBe('fine');
+    expect(listenersOf(again)).toBe(0);
+  });
+
   it('rejects with the reason itself, whatever it is', async () => {
     const { limiter } = full();
     for (const reason of [new Error('mine'), 'a string', 0, null]) {
