@@ -22,6 +22,10 @@ export async function partOf<T>(part: string, service: string, response: Respons
   throw Object.assign(error, { status, headers, body });
 }
 
+/** The keys that a variable names, separated by commas. */
+export const keysOf = (named: string): readonly string[] =>
+  named.split(',').flatMap((key) => key.trim() || []);
+
 /**
  * The clients of a host application, made by itself from its own settings: for the real services that the environment
  * names, each on its own, and for stubs with the limits of the smallest plans for the rest.
@@ -39,7 +43,6 @@ export async function connectClients(given: NodeJS.ProcessEnv) {
   const { SERPER_URL = SERPER_API_KEY === undefined ? stubs.serper.url : 'https://google.serper.dev' } = env;
   const { JINA_URL = JINA_API_KEY === undefined ? stubs.jina.url : 'https://r.jina.ai' } = env;
   const e2bUrls = E2B_API_KEY === undefined ? { apiUrl: stubs.e2b.url, sandboxUrl: stubs.e2b.url } : {};
-  const keysOf = (named: string): readonly string[] => named.split(',').flatMap((key) => key.trim() || []);
 
   // The gates decide what is tried again, so the clients must not; and a long thought must outlast Node's own fetch.
   const openai = new OpenAI({

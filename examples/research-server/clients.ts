@@ -3,7 +3,7 @@ import OpenAI from 'openai';
 import { longFetch } from 'pipeline-pool';
 import type { StubServices } from 'pipeline-pool/testing';
 import { Agent, fetch as undiciFetch } from 'undici';
-import { partOf } from '../host-clients.js';
+import { keysOf, partOf } from '../host-clients.js';
 
 /** What a gate gives an attempt, as far as a client needs it. */
 interface Attempt {
@@ -24,11 +24,9 @@ export interface ServiceSettings {
 export function serviceSettings(env: NodeJS.ProcessEnv, stubs: StubServices): ServiceSettings {
   const { BASE_URL, API_KEY = 'stub', MODEL = 'default' } = env;
   // One that is empty is not set.
-  const keysOf = (named: string | undefined): readonly string[] | undefined =>
-    named ? named.split(',').flatMap((key) => key.trim() || []) : undefined;
-  const serper = keysOf(env.SERPER_API_KEY);
-  const jina = keysOf(env.JINA_API_KEY);
-  const e2b = keysOf(env.E2B_API_KEY);
+  const [serper, jina, e2b] = [env.SERPER_API_KEY, env.JINA_API_KEY, env.E2B_API_KEY].map((named) =>
+    named ? keysOf(named) : undefined,
+  );
   return {
     model: MODEL,
     llm: { baseURL: BASE_URL ?? stubs.llm.baseUrl, apiKey: API_KEY },

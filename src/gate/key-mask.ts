@@ -1,6 +1,6 @@
 import { withoutCredentials } from '../internal/credentials.js';
 import { TextMask } from '../internal/text-mask.js';
-import type { Mask } from '../internal/told-error.js';
+import { type Mask, together } from '../internal/told-error.js';
 
 /** From this length on, the last four characters of a key give nothing away. */
 const LONG_ENOUGH = 16;
@@ -36,10 +36,6 @@ export class KeyMask implements Mask {
 
   /** A mask that hides what another hides, too. */
   with(other: Mask | undefined): Mask {
-    if (other === undefined) return this;
-    return {
-      text: (text) => other.text(this.text(text)),
-      frame: (line) => other.frame(this.frame(line)),
-    };
+    return other === undefined ? this : together([this, other]);
   }
 }

@@ -169,11 +169,10 @@ export class KeyRing {
 
   /** Milliseconds for which it is certain that such a call cannot start. Probes, corrections and ends may change the rest. */
   surelyClosedMs(weight: number, nowMs: number): number {
-    const sure = (windows: readonly WindowLedger[]): number =>
-      Math.max(0, ...windows.map((window) => window.surelyFor(weight, nowMs)));
-    const sharedMs = sure(this.#shared);
-    const keysMs = this.#keys.map((key) => Math.max(key.restMs(nowMs), sure(key.windows)));
-    return Math.max(sharedMs, Math.min(...keysMs));
+    const keysMs = this.#keys.map((key) =>
+      Math.max(key.restMs(nowMs), longest(key.windows, weight, nowMs, true)),
+    );
+    return Math.max(longest(this.#shared, weight, nowMs, true), Math.min(...keysMs));
   }
 
   /** Puts a key back to use; whether there is such a key. */
@@ -228,9 +227,9 @@ export class KeyRing {
 }
 
 /** How long the last of the windows takes to have room. */
-function longest(windows: readonly WindowLedger[], weight: number, nowMs: number): number {
+function longest(windows: readonly WindowLedger[], weight: number, nowMs: number, isCertain = false): number {
   let ms = 0;
-  for (const window of windows) ms = Math.max(ms, window.waitFor(weight, nowMs));
+  for (const window of windows) ms = Math.max(ms, window.waitFor(weight, nowMs, isCertain));
   return ms;
 }
 

@@ -19,7 +19,7 @@ export interface Charge {
   /** When it began; until then it is reserved, and counts without end. */
   beganMs: number | undefined;
   over: boolean;
-  /** Nothing corrects it any more: the attempt is over. */
+  /** Nothing corrects it any more: the attempt is over, or each call counts for one. */
   final: boolean;
 }
 
@@ -50,46 +50,26 @@ export class WindowLedger {
     this.#perCall = unit === 'calls';
   }
 
-  /** Milliseconds until a call of this weight has room; 0 when it has it now, `Infinity` when it never will. */
-  waitFor(weight: number, nowMs: number): number {
+  /**
+   * Milliseconds until a call of this weight has room; 0 when it has it now, `Infinity` when it never will. With
+   * `isCertain`, only as far as nothing can change it: what is reserved may never begin, and what an attempt under way was
+   * taken to weigh may yet be corrected.
+   */
+  waitFor(weight: number, nowMs: number, isCertain = false): number {
     const amount = this.#amountOf(weight);
     if (amount === 0) return 0;
     if (amount > this.limit) return Number.POSITIVE_INFINITY;
     this.#forget(nowMs);
-    let excess = this.#counted + this.#reserved + amount - this.limit;
+    let excess = (isCertain ? this.#final() : this.#counted + this.#reserved) + amount - this.limit;
     if (excess <= 0) return 0;
     for (let i = this.#first; i < this.#begun.length; i++) {
       const charge = this.#begun[i] as Charge;
+      if (isCertain && !charge.final) continue;
       excess -= charge.amount;
       if (excess <= 0) return (charge.beganMs as number) + this.perMs - nowMs;
     }
     // What is reserved begins now at the earliest.
     return this.perMs;
-  }
-
-  /**
-   * The same, as far as it is certain: what is reserved may never begin, and what an attempt under way was taken to weigh
-   * may yet be corrected.
-   */
-  surelyFor(weight: number, nowMs: number): number {
-    const amount = this.#amountOf(weight);
-    if (amount === 0) return 0;
-    if (amount > this.limit) return Number.POSITIVE_INFINITY;
-    this.#forget(nowMs);
-    const isCertain = ({ final }: Charge): boolean => final || this.#perCall;
-    let certain = this.#counted;
-    if (!this.#perCall)
-      for (let i = this.#first; i < this.#begun.length; i++)
-        if (!isCertain(this.#begun[i] as Charge)) certain -= (this.#begun[i] as Charge).amount;
-    let excess = certain + amount - this.limit;
-    if (excess <= 0) return 0;
-    for (let i = this.#first; i < this.#begun.length; i++) {
-      const charge = this.#begun[i] as Charge;
-      if (!isCertain(charge)) continue;
-      excess -= charge.amount;
-      if (excess <= 0) return (charge.beganMs as number) + this.perMs - nowMs;
-    }
-    return 0;
   }
 
   /** How much of the window is free, from 0 to 1. */
@@ -99,7 +79,12 @@ export class WindowLedger {
   }
 
   reserve(weight: number): Charge {
-    const charge: Charge = { amount: this.#amountOf(weight), beganMs: undefined, over: false, final: false };
+    const charge: Charge = {
+      amount: this.#amountOf(weight),
+      beganMs: undefined,
+      over: false,
+      final: this.#perCall,
+    };
     this.#reserved += charge.amount;
     return charge;
   }
@@ -132,6 +117,17 @@ export class WindowLedger {
     charge.amount += more;
     if (charge.beganMs === undefined) this.#reserved += more;
     else this.#counted += more;
+  }
+
+  /** What has begun and nothing corrects any more. */
+  #final(): number {
+    if (this.#perCall) return this.#counted;
+    let sum = 0;
+    for (let i = this.#first; i < this.#begun.length; i++) {
+      const charge = this.#begun[i] as Charge;
+      if (charge.final) sum += charge.amount;
+    }
+    return sum;
   }
 
   #amountOf(weight: number): number {

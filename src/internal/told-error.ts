@@ -10,6 +10,12 @@ export interface Mask {
   join?(other: Mask): void;
 }
 
+/** A mask that hides what each of these hides. */
+export const together = (masks: readonly Mask[]): Mask => ({
+  text: (text) => masks.reduce((told, mask) => mask.text(told), text),
+  frame: (line) => masks.reduce((told, mask) => mask.frame(told), line),
+});
+
 /**
  * Where a tool gives its gate the mask of a call, in the call's options. No name: it is between the two. Shared by all
  * copies of this package in one process.
@@ -79,12 +85,8 @@ export function rememberMask(thrown: unknown, mask: Mask): void {
   }
   masksOfPrimitives.delete(thrown);
   masksOfPrimitives.set(thrown, mask);
-  if (masksOfPrimitives.size > MOST_PRIMITIVES) {
-    for (const oldest of masksOfPrimitives.keys()) {
-      masksOfPrimitives.delete(oldest);
-      break;
-    }
-  }
+  if (masksOfPrimitives.size > MOST_PRIMITIVES)
+    masksOfPrimitives.delete(masksOfPrimitives.keys().next().value);
 }
 
 /**
@@ -96,12 +98,7 @@ export function toldOf(thrown: unknown): unknown {
   if (thrown === undefined) return undefined;
   const found = [...masksIn(thrown)];
   if (found.length === 0) return thrown;
-  const through = (text: string, hide: (mask: Mask, text: string) => string): string =>
-    found.reduce((told, mask) => hide(mask, told), text);
-  return causeOf(thrown, {
-    text: (text) => through(text, (mask, told) => mask.text(told)),
-    frame: (line) => through(line, (mask, told) => mask.frame(told)),
-  });
+  return causeOf(thrown, together(found));
 }
 
 /** The masks of everything in there that came through a gate: of causes, of an AggregateError's errors, of fields. */
