@@ -35,11 +35,12 @@ export class DrainRate {
     this.#weight += weight;
     this.#releases++;
     const now = turnMs();
-    if (now !== this.#lastMs) this.#advance(now, (held + weight) / Math.max(limit, weight));
+    if (now !== this.#lastMs) this.#advance(now, weight, held, limit);
   }
 
   /** Time has passed since the last release. (In one turn none does, and most releases share their turn with others.) */
-  #advance(now: number, timesHeld: number): void {
+  #advance(now: number, weight: number, held: number, limit: number): void {
+    const timesHeld = (held + weight) / Math.max(limit, weight);
     const gap = (now - this.#lastMs) * Math.max(1, timesHeld);
     this.#lastMs = now;
     this.#elapsedMs += gap;

@@ -1,8 +1,18 @@
-/** What can wait. The fields belong to the queue; have them, and leave them alone. */
-export abstract class QueueNode {
-  /** @internal */ lane: Lane | undefined = undefined;
-  /** @internal */ before: QueueNode | undefined = undefined;
-  /** @internal */ after: QueueNode | undefined = undefined;
+/** Where in its queue a waiter stands. It belongs to the queue; have it, and leave it alone. */
+export interface Place {
+  /** @internal */ lane?: Lane | undefined;
+  /** @internal */ before?: QueueNode | undefined;
+}
+
+/** What can wait. */
+export interface QueueNode {
+  /** @internal Belongs to the queue. */
+  after: QueueNode | undefined;
+  /**
+   * For one that may leave before its turn, or stands in a lane of its own. What has none stands with priority 0, without
+   * a tenant. It does not change while somebody waits.
+   */
+  readonly place: Place | undefined;
 }
 
 /** @internal The waiters of one tenant and priority. */
@@ -23,15 +33,23 @@ export class Lane {
 export class Level {
   /** The lane whose head is next. */
   turn: Lane | undefined = undefined;
-  /** Waiters without a tenant: the usual case, kept so that nothing is made or looked up for it. */
-  readonly plain = new Lane(this, undefined);
+  /** Those without a tenant, which is the usual case. */
+  plain: Lane | undefined = undefined;
   readonly tenants = new Map<string, Lane>();
   /** Where it stands in the heap of levels. */
   place = 0;
 
   constructor(readonly priority: number) {}
 
-  laneOf(tenant: string): Lane {
+  /**
+   * Made when somebody waits there, and dropped with the last: a queue writes to its lane all the time, and V8 has more to
+   * do for writing to what is old.
+   */
+  laneOf(tenant: string | undefined): Lane {
+    if (tenant === undefined) {
+      this.plain ??= new Lane(this, undefined);
+      return this.plain;
+    }
     let lane = this.tenants.get(tenant);
     if (lane === undefined) {
       lane = new Lane(this, tenant);
@@ -63,7 +81,8 @@ export class Level {
       lane.following.previous = lane.previous;
       if (this.turn === lane) this.turn = lane.following;
     }
-    if (lane.tenant !== undefined) this.tenants.delete(lane.tenant);
+    if (lane.tenant === undefined) this.plain = undefined;
+    else this.tenants.delete(lane.tenant);
   }
 
   /** The lanes with somebody waiting, in the order of their turns. */
@@ -86,7 +105,7 @@ export class Level {
 
   /** How many have their turn before one more of this tenant would. */
   aheadOf(tenant: string | undefined): number {
-    const own = tenant === undefined ? this.plain.size : (this.tenants.get(tenant)?.size ?? 0);
+    const own = (tenant === undefined ? this.plain : this.tenants.get(tenant))?.size ?? 0;
     let ahead = 0;
     for (const lane of this.lanes()) ahead += lane.tenant === tenant ? own : Math.min(lane.size, own + 1);
     return ahead;

@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { RunContext } from './limiter.js';
-import type { LimiterPermit, PermitIssuer, WaitingPermit } from './permit.js';
+import { giveBack, type LimiterPermit, type PermitIssuer, type WaitingPermit } from './permit.js';
 
 /** What a host hands to `run`. */
 export type Work<R> = (context: RunContext) => R | PromiseLike<R>;
@@ -58,9 +58,7 @@ export class Runner {
     const context = { signal, permit };
     try {
       const given = this.#detectNested ? runInside(permit, work, context) : work(context);
-      let answer: Promise<R> = Promise.resolve(given as PromiseLike<R>);
-      // One with a `then` of its own might call back twice, and an end serves another run by then.
-      if (answer.then !== Promise.prototype.then) answer = new Promise((resolve) => resolve(given));
+      const answer = isPlainPromise(given) ? given : promiseOf(given);
       const end = waited ?? endOf(permit);
       return answer.then(end.onResult as (result: R) => R, end.onError);
     } catch (error) {
@@ -68,6 +66,13 @@ export class Runner {
     }
   }
 }
+
+/** One with a `then` of its own might call back twice, and an end serves another run by then. */
+const isPlainPromise = <R>(given: R | PromiseLike<R>): given is Promise<R> =>
+  (given as Promise<R> | undefined)?.constructor === Promise &&
+  (given as Promise<R>).then === Promise.prototype.then;
+
+const promiseOf = <R>(given: R | PromiseLike<R>): Promise<R> => new Promise((resolve) => resolve(given));
 
 /** The end of a run that has not begun, or not got far enough to have anything to wait for. */
 function fail(permit: LimiterPermit, waited: RunEnd | undefined, error: unknown): Promise<never> {
@@ -93,12 +98,14 @@ class RunEnd {
   readonly ticket = begins.push(undefined) - 1;
 
   readonly onResult = (result: unknown): unknown => {
-    this.takePermit()?.release();
+    const permit = this.takePermit();
+    if (permit !== undefined) giveBack(permit, 'ok');
     return result;
   };
 
   readonly onError = (error: unknown): never => {
-    this.takePermit()?.release('ignored');
+    const permit = this.takePermit();
+    if (permit !== undefined) giveBack(permit, 'ignored');
     throw error;
   };
 

@@ -1,4 +1,4 @@
-import { type Lane, Level, type QueueNode } from './level.js';
+import { type Lane, Level, type Place, type QueueNode } from './level.js';
 import { LevelHeap } from './level-heap.js';
 
 /**
@@ -36,23 +36,18 @@ export class WaitQueue<W extends QueueNode> {
     return this.#top?.priority;
   }
 
-  /** Adds a waiter behind those of its priority and tenant. It must not be in a queue already. */
-  push(waiter: W, priority = 0, tenant?: string): void {
-    const top = this.#top;
-    const level = top !== undefined && top.priority === priority ? top : this.#levelOf(priority);
-    const lane = tenant === undefined ? level.plain : level.laneOf(tenant);
-    const { tail } = lane;
-    waiter.lane = lane;
-    if (tail === undefined) {
-      lane.head = waiter;
-      level.join(lane);
-    } else {
-      tail.after = waiter;
-      waiter.before = tail;
-    }
-    lane.tail = waiter;
-    lane.size++;
-    this.#size++;
+  /** Adds a waiter that leaves in its turn only, with the usual priority and no tenant. */
+  push(waiter: W): void {
+    this.#append(waiter, this.#usual.plain ?? this.#usual.laneOf(undefined));
+  }
+
+  /** Adds a waiter behind those of its priority and tenant. It must not be in a queue already; `place` is its own. */
+  pushAt(place: Place, waiter: W, priority = 0, tenant?: string): void {
+    const level = this.#levelOf(priority);
+    const lane = level.laneOf(tenant);
+    place.lane = lane;
+    place.before = lane.tail;
+    this.#append(waiter, lane);
   }
 
   /** Who is next; stays in the queue. */
@@ -69,41 +64,43 @@ export class WaitQueue<W extends QueueNode> {
 
   /** Takes out who is next, as `peek` has just told. */
   take(next: W): void {
-    const lane = next.lane as Lane;
+    const level = this.#top as Level;
+    const lane = level.turn as Lane;
     const { after } = next;
-    lane.level.turn = lane.following;
-    if (after === undefined) {
-      this.remove(next);
-      return;
-    }
-    // What `remove` does, where there is nobody before and somebody after.
+    if (lane.following !== lane) level.turn = lane.following;
     lane.head = after;
-    after.before = undefined;
-    next.lane = undefined;
-    next.after = undefined;
     lane.size--;
     this.#size--;
+    next.after = undefined;
+    if (after === undefined) this.#endAt(undefined, lane);
+    else if (after.place !== undefined) after.place.before = undefined;
+    if (next.place !== undefined) next.place.lane = undefined;
   }
 
-  /** Takes a waiter out, wherever it stands. Gives false for one that is in no queue. */
-  remove(waiter: W): boolean {
-    const { lane, before, after } = waiter;
+  /** Takes a waiter out, wherever it stands; `place` is its own. Gives false for one that is in no queue. */
+  remove(place: Place, waiter: W): boolean {
+    const { lane, before } = place;
     if (lane === undefined) return false;
+    place.lane = undefined;
+    place.before = undefined;
+    const { after } = waiter;
     if (before === undefined) lane.head = after;
     else before.after = after;
-    if (after === undefined) lane.tail = before;
-    else after.before = before;
-    waiter.lane = undefined;
-    waiter.before = undefined;
-    waiter.after = undefined;
     lane.size--;
     this.#size--;
-    if (lane.head === undefined) {
-      const { level } = lane;
-      level.leave(lane);
-      if (level.turn === undefined) this.#forget(level);
-    }
+    waiter.after = undefined;
+    if (after === undefined) this.#endAt(before, lane);
+    else if (after.place !== undefined) after.place.before = before;
     return true;
+  }
+
+  #append(waiter: W, lane: Lane): void {
+    const { tail } = lane;
+    if (tail === undefined) this.#open(lane, waiter);
+    else tail.after = waiter;
+    lane.tail = waiter;
+    lane.size++;
+    this.#size++;
   }
 
   /**
@@ -132,17 +129,28 @@ export class WaitQueue<W extends QueueNode> {
   }
 
   #levelOf(priority: number): Level {
-    const known = priority === 0 ? this.#usual : this.#byPriority.get(priority);
-    const level = known ?? new Level(priority);
+    return (priority === 0 ? this.#usual : this.#byPriority.get(priority)) ?? new Level(priority);
+  }
+
+  /** Somebody waits in a lane where nobody did. */
+  #open(lane: Lane, first: W): void {
+    const { level } = lane;
+    lane.head = first;
     if (level.turn === undefined) {
-      if (priority !== 0) this.#byPriority.set(priority, level);
+      if (level !== this.#usual) this.#byPriority.set(level.priority, level);
       this.#levels.add(level);
       this.#top = this.#levels.top;
     }
-    return level;
+    level.join(lane);
   }
 
-  #forget(level: Level): void {
+  /** The lane ends with this one now, or with nobody. */
+  #endAt(last: QueueNode | undefined, lane: Lane): void {
+    lane.tail = last;
+    if (last !== undefined) return;
+    const { level } = lane;
+    level.leave(lane);
+    if (level.turn !== undefined) return;
     if (level !== this.#usual) this.#byPriority.delete(level.priority);
     this.#levels.remove(level);
     this.#top = this.#levels.top;

@@ -37,7 +37,8 @@ export class WaitingRoom {
   readonly isUnbounded: boolean;
   readonly #onTimeout: (permit: WaitingPermit) => void;
   readonly #queue = new WaitQueue<WaitingPermit>();
-  #weight = 0;
+  /** What those count for beyond one each. */
+  #beyondOne = 0;
 
   /** `onTimeout` is told of a permit whose time is up; it is still in here then. */
   constructor(
@@ -98,7 +99,6 @@ export class WaitingRoom {
     });
     if (permit.extras === undefined && this.isUnbounded) this.#queue.push(permit);
     else this.#enterBounded(permit);
-    this.#weight += permit.weight;
     return granted;
   }
 
@@ -108,19 +108,22 @@ export class WaitingRoom {
     const { timeoutMs = this.#queueTimeoutMs, signal, priority = 0, tenant } = extras;
     if (timeoutMs !== undefined) extras.timer = setTimeout(this.#onTimeout, timeoutMs, permit);
     if (signal !== undefined) watchAbort(signal, permit);
-    this.#queue.push(permit, priority, tenant);
+    this.#beyondOne += permit.weight - 1;
+    this.#queue.pushAt(extras, permit, priority, tenant);
   }
 
   /** Takes out who is next, as `next` has just told. */
   take(next: WaitingPermit): void {
     this.#queue.take(next);
-    this.#takeLeave(next);
+    next.clockMs = (wholeTurnMs() - next.clockMs) | 0;
+    if (next.extras !== undefined) this.#unbind(next, next.extras);
   }
 
   /** Takes out a permit, wherever it stands. Gives false for one that has left already. */
   remove(permit: WaitingPermit): boolean {
-    if (!this.#queue.remove(permit)) return false;
-    this.#takeLeave(permit);
+    if (permit.extras === undefined || !this.#queue.remove(permit.extras, permit)) return false;
+    permit.clockMs = (wholeTurnMs() - permit.clockMs) | 0;
+    this.#unbind(permit, permit.extras);
     return true;
   }
 
@@ -131,7 +134,7 @@ export class WaitingRoom {
   #estimateMs(weight: number, extras: PermitExtras | undefined): number {
     const ahead = this.size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant) / this.size;
     const { activeCount, maxConcurrent } = this.#limiter;
-    const missing = ahead * this.#weight + weight + activeCount - maxConcurrent;
+    const missing = ahead * (this.size + this.#beyondOne) + weight + activeCount - maxConcurrent;
     const blockedMs = this.#blockedMs;
     // Behind a Retry-After there may be room enough.
     const drainMs =
@@ -145,15 +148,10 @@ export class WaitingRoom {
     return this.#adaptive?.blockedForMs ?? 0;
   }
 
-  #takeLeave(permit: WaitingPermit): void {
-    this.#weight -= permit.weight;
-    permit.clockMs = (wholeTurnMs() - permit.clockMs) | 0;
-    if (permit.extras !== undefined) unbind(permit, permit.extras);
+  /** Takes along what bounded its waiting. */
+  #unbind(permit: WaitingPermit, { timer, signal }: PermitExtras): void {
+    this.#beyondOne -= permit.weight - 1;
+    if (timer !== undefined) clearTimeout(timer);
+    if (signal !== undefined) unwatchAbort(signal, permit);
   }
-}
-
-/** Takes along what bounded its waiting. */
-function unbind(permit: WaitingPermit, { timer, signal }: PermitExtras): void {
-  if (timer !== undefined) clearTimeout(timer);
-  if (signal !== undefined) unwatchAbort(signal, permit);
 }

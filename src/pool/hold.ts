@@ -2,7 +2,7 @@ import { LeaseReleasedError, type LeaseRevokedError } from '../errors.js';
 import type { LeaseRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort-watch.js';
 import type { AsyncContext } from '../internal/async-context.js';
-import { QueueNode } from '../limiter/level.js';
+import type { Lane, Place, QueueNode } from '../limiter/level.js';
 import { clockMs } from './clock-ms.js';
 import type { HostCall } from './host-call.js';
 import type { Instance } from './instance.js';
@@ -58,7 +58,10 @@ export class HoldExtras<T> {
  * While it is held it is the instance's `leased` state. It never refers to the `Lease` that the holder has, so that a
  * lease that was dropped can be found by the garbage collector.
  */
-export class Hold<T> extends QueueNode implements AbortWatcher {
+export class Hold<T> implements QueueNode, Place, AbortWatcher {
+  /** @internal */ lane: Lane | undefined = undefined;
+  /** @internal */ before: QueueNode | undefined = undefined;
+  /** @internal */ after: QueueNode | undefined = undefined;
   state = WAITING;
   /** There from the grant on. */
   instance!: Instance<T>;
@@ -71,13 +74,17 @@ export class Hold<T> extends QueueNode implements AbortWatcher {
   extras: HoldExtras<T> | undefined;
 
   constructor(extras: HoldExtras<T> | undefined) {
-    super();
     this.extras = extras;
   }
 
   /** As a state of its instance. No field: a hundred thousand waiters would have one each. */
   get kind(): 'leased' {
     return 'leased';
+  }
+
+  /** @internal Any of them may be turned away before its turn: the one that an instance could not be made for. */
+  get place(): Place {
+    return this;
   }
 
   get options(): LeaseOptions | undefined {

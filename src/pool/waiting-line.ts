@@ -79,7 +79,7 @@ export class WaitingLine<T> {
       waiter.extras.waitTimer = setTimeout(this.#onTimeout, timeoutMs, waiter);
     }
     if (extras === undefined) {
-      this.#queue.push(waiter);
+      this.#queue.pushAt(waiter, waiter);
       this.#drainRate.begin();
       return waiter;
     }
@@ -89,10 +89,10 @@ export class WaitingLine<T> {
       watchAbort(options.signal, waiter);
     }
     if (claimed === undefined) {
-      this.#queue.push(waiter, options?.priority, options?.tenant);
+      this.#queue.pushAt(waiter, waiter, options?.priority, options?.tenant);
       this.#drainRate.begin();
     } else {
-      claimed.claims.push(waiter, options?.priority, options?.tenant);
+      claimed.claims.pushAt(waiter, waiter, options?.priority, options?.tenant);
       this.#claimed.add(claimed);
       this.#claiming++;
     }
@@ -144,8 +144,8 @@ export class WaitingLine<T> {
   reject(waiter: Hold<T>, reason: LeaseRejection, error: unknown): void {
     const { state, extras } = waiter;
     if (state.kind === 'preparing') state.call.cancel(error);
-    else if (extras?.claimed === undefined) this.#queue.remove(waiter);
-    else if (extras.claimed.claims.remove(waiter)) this.#claiming--;
+    else if (extras?.claimed === undefined) this.#queue.remove(waiter, waiter);
+    else if (extras.claimed.claims.remove(waiter, waiter)) this.#claiming--;
     if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
     waiter.state = { kind: 'rejected', reason, waitMs: waiter.elapsedMs };

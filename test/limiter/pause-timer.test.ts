@@ -61,6 +61,17 @@ describe('The timer that ends a pause', () => {
     await waiting;
   });
 
+  it('holds it for one without options that comes while the limit is reached', async () => {
+    const { limiter, timer } = setUp();
+    const holder = limiter.tryAcquire();
+    limiter.pause(timer);
+    const waiting = limiter.acquire();
+    expect(timer.hasRef()).toBe(true);
+    holder?.release();
+    limiter.resume();
+    expect((await waiting).weight).toBe(1);
+  });
+
   it('holds it no more when those who wait are turned away', async () => {
     const { limiter, timer, wait } = setUp();
     limiter.pause(timer);

@@ -1,22 +1,38 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { QueueNode } from '../../src/limiter/level.js';
+import type { Lane, Place, QueueNode } from '../../src/limiter/level.js';
 import { WaitQueue } from '../../src/limiter/wait-queue.js';
 import { turn } from './event-loop.js';
 
-class Guest extends QueueNode {
+/** May leave before its turn, unless it is `patient`. */
+class Guest implements QueueNode {
+  after: QueueNode | undefined;
+  readonly place: Place | undefined;
+
   constructor(
     readonly name: string,
     readonly priority = 0,
     readonly tenant?: string,
+    isPatient = false,
   ) {
-    super();
+    this.place = isPatient ? undefined : {};
+  }
+
+  get lane(): Lane {
+    return this.place!.lane!;
   }
 }
 
+function push(queue: WaitQueue<Guest>, guest: Guest): void {
+  if (guest.place === undefined) queue.push(guest);
+  else queue.pushAt(guest.place, guest, guest.priority, guest.tenant);
+}
+
+const remove = (queue: WaitQueue<Guest>, guest: Guest): boolean => queue.remove(guest.place!, guest);
+
 function queueOf(...guests: Guest[]): WaitQueue<Guest> {
   const queue = new WaitQueue<Guest>();
-  for (const guest of guests) queue.push(guest, guest.priority, guest.tenant);
+  for (const guest of guests) push(queue, guest);
   return queue;
 }
 
@@ -31,7 +47,7 @@ describe('WaitQueue', () => {
     const queue = queueOf();
     expect([queue.size, queue.peek(), queue.shift(), [...queue]]).toEqual([0, undefined, undefined, []]);
     const guest = new Guest('a', 3, 't');
-    queue.push(guest, guest.priority, guest.tenant);
+    push(queue, guest);
     queue.shift();
     expect([queue.size, queue.peek(), queue.shift(), [...queue]]).toEqual([0, undefined, undefined, []]);
   });
@@ -45,7 +61,7 @@ describe('WaitQueue', () => {
   it('keeps a tenant that leaves and comes again behind the others', () => {
     const queue = queueOf(new Guest('a1', 0, 'a'), new Guest('b1', 0, 'b'), new Guest('b2', 0, 'b'));
     expect(queue.shift()?.name).toBe('a1');
-    queue.push(new Guest('a2', 0, 'a'), 0, 'a');
+    push(queue, new Guest('a2', 0, 'a'));
     expect(drain(queue)).toEqual(['b1', 'a2', 'b2']);
   });
 
@@ -53,21 +69,45 @@ describe('WaitQueue', () => {
     const guests = ['head', 'middle', 'tail'].map((name) => new Guest(name));
     for (const gone of guests) {
       const queue = queueOf(...guests);
-      expect(queue.remove(gone)).toBe(true);
-      expect(queue.remove(gone)).toBe(false);
+      expect(remove(queue, gone)).toBe(true);
+      expect(remove(queue, gone)).toBe(false);
       expect(queue.size).toBe(2);
       expect(drain(queue)).toEqual(guests.filter((guest) => guest !== gone).map(({ name }) => name));
     }
   });
 
+  it('takes out those before and behind one that leaves in its turn only', () => {
+    const [first, patient, last] = [
+      new Guest('first'),
+      new Guest('patient', 0, undefined, true),
+      new Guest('last'),
+    ];
+    const queue = queueOf(first, patient, last);
+    expect([remove(queue, last), remove(queue, first), remove(queue, last)]).toEqual([true, true, false]);
+    expect(queue.size).toBe(1);
+    push(queue, last);
+    expect(drain(queue)).toEqual(['patient', 'last']);
+    expect(remove(queue, last)).toBe(false);
+  });
+
+  it('keeps no chain from one that has left to those behind it', () => {
+    const guests = [new Guest('a'), new Guest('b', 0, undefined, true), new Guest('c'), new Guest('d')];
+    const queue = queueOf(...guests);
+    remove(queue, guests[2] as Guest);
+    drain(queue);
+    expect(guests.map(({ after, place }) => [after, place?.lane, place?.before])).toEqual(
+      guests.map(() => [undefined, undefined, undefined]),
+    );
+  });
+
   it('passes the turn on when the tenant whose turn it is leaves', () => {
     const guests = ['a', 'b', 'c'].map((tenant) => new Guest(tenant, 0, tenant));
     const queue = queueOf(...guests);
-    queue.remove(guests[0] as Guest);
+    remove(queue, guests[0] as Guest);
     expect(queue.peek()?.name).toBe('b');
-    queue.remove(guests[2] as Guest);
+    remove(queue, guests[2] as Guest);
     expect(queue.peek()?.name).toBe('b');
-    queue.remove(guests[1] as Guest);
+    remove(queue, guests[1] as Guest);
     expect(queue.peek()).toBeUndefined();
   });
 
@@ -94,9 +134,9 @@ describe('WaitQueue', () => {
     const levels: WeakRef<object>[] = [];
     for (let i = 1; i <= 100; i++) {
       for (const guest of [new Guest('by priority', i), new Guest('by tenant', 0, `tenant ${i}`)]) {
-        queue.push(guest, guest.priority, guest.tenant);
-        if (guest.priority > 0) levels.push(new WeakRef(guest.lane!.level));
-        else lanes.push(new WeakRef(guest.lane!));
+        push(queue, guest);
+        if (guest.priority > 0) levels.push(new WeakRef(guest.lane.level));
+        else lanes.push(new WeakRef(guest.lane));
       }
     }
     drain(queue);
@@ -173,7 +213,7 @@ describe('WaitQueue with many priorities and tenants', () => {
     fc.oneof(
       {
         weight: 5,
-        arbitrary: fc.record({ do: fc.constant('push' as const), priority, tenant }),
+        arbitrary: fc.record({ do: fc.constant('push' as const), priority, tenant, isPatient: fc.boolean() }),
       },
       { weight: 2, arbitrary: fc.record({ do: fc.constant('take' as const) }) },
       { weight: 1, arbitrary: fc.record({ do: fc.constant('shift' as const) }) },
@@ -192,13 +232,15 @@ describe('WaitQueue with many priorities and tenants', () => {
     const reference = new Reference();
     given.forEach((one, i) => {
       if (one.do === 'push') {
-        const guest = new Guest(`${i}`, one.priority, one.tenant);
-        queue.push(guest, guest.priority, guest.tenant);
+        const isPatient = one.isPatient && one.priority === 0 && one.tenant === undefined;
+        const guest = new Guest(`${i}`, one.priority, one.tenant, isPatient);
+        push(queue, guest);
         reference.push(guest);
       } else if (one.do === 'remove') {
-        const guest = reference.guests[one.index % Math.max(1, reference.guests.length)];
+        const impatient = reference.guests.filter(({ place }) => place !== undefined);
+        const guest = impatient[one.index % Math.max(1, impatient.length)];
         if (guest === undefined) return;
-        expect(queue.remove(guest)).toBe(true);
+        expect(remove(queue, guest)).toBe(true);
         reference.remove(guest);
       } else {
         const next = queue.peek();
