@@ -10,7 +10,7 @@ export interface QueueNode {
   after: QueueNode | undefined;
   /**
    * For one that may leave before its turn, or stands in a lane of its own. What has none stands with priority 0, without
-   * a tenant. It does not change while somebody waits.
+   * a tenant. Given to one that waits, it has to be told to the queue (`locate`).
    */
   readonly place: Place | undefined;
 }

@@ -65,9 +65,8 @@ export class ReadyPermit implements Permit {
 }
 
 /**
- * A permit that is waited for, and held then. Waiter, queue node and permit are one object, and the methods of a permit
- * are written down twice: a base class makes every wait a tenth dearer, and fields for the waiting every free run a
- * thirtieth.
+ * A permit that is waited for, and held then. Waiter, queue node and permit are one object, and a class of its own: a
+ * base class makes every wait a tenth dearer, and fields for the waiting every free run a thirtieth.
  *
  *     waiting ──granted──► held ──► released
  *        └──► aborted, timed out, turned away

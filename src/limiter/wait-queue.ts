@@ -50,6 +50,21 @@ export class WaitQueue<W extends QueueNode> {
     this.#append(waiter, lane);
   }
 
+  /**
+   * Notes where one stands that has waited without a place, so that it may leave before its turn. Passes all who stand
+   * before it.
+   */
+  locate(place: Place, waiter: W): void {
+    const lane = this.#usual.plain;
+    let before: QueueNode | undefined;
+    for (let at = lane?.head; at !== waiter; at = at.after) {
+      if (at === undefined) return;
+      before = at;
+    }
+    place.lane = lane;
+    place.before = before;
+  }
+
   /** Who is next; stays in the queue. */
   peek(): W | undefined {
     return this.#top?.turn?.head as W | undefined;

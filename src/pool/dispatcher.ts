@@ -2,7 +2,7 @@ import { CreateError, InstanceGoneError, PrepareError } from '../errors.js';
 import type { DestroyReason, LeaseRejection } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { turnMs } from '../internal/clock.js';
-import { DONE, Hold, HoldExtras } from './hold.js';
+import { DONE, Hold, type HoldExtras } from './hold.js';
 import type { HostCallbacks } from './host-callbacks.js';
 import type { IdleStock } from './idle-stock.js';
 import { IDLE, type Instance } from './instance.js';
@@ -108,11 +108,8 @@ export class Dispatcher<T> {
 
   /** Notes whom an instance that is on its way is for: the first for whom nothing is. */
   assign(instance: Instance<T>): void {
-    const waiter = this.#line.firstWithout();
-    if (waiter === undefined) return;
-    waiter.extras ??= new HoldExtras();
-    waiter.extras.awaited = instance;
-    instance.madeFor = waiter;
+    const waiter = this.#line.expect(instance);
+    if (waiter !== undefined) instance.madeFor = waiter;
   }
 
   creationDone(instance: Instance<T>): void {

@@ -30,7 +30,9 @@ export const HELD: HoldState = { kind: 'held' };
 export const RELEASED: HoldEnd = { kind: 'released', done: DONE };
 
 /** What only some holds need: made for the first of it. */
-export class HoldExtras<T> {
+export class HoldExtras<T> implements Place {
+  /** @internal */ lane: Lane | undefined = undefined;
+  /** @internal */ before: QueueNode | undefined = undefined;
   options: LeaseOptions | undefined = undefined;
   /** The task's own context, where `prepare` or `reset` will need it. */
   context: AsyncContext | undefined = undefined;
@@ -58,9 +60,7 @@ export class HoldExtras<T> {
  * While it is held it is the instance's `leased` state. It never refers to the `Lease` that the holder has, so that a
  * lease that was dropped can be found by the garbage collector.
  */
-export class Hold<T> implements QueueNode, Place, AbortWatcher {
-  /** @internal */ lane: Lane | undefined = undefined;
-  /** @internal */ before: QueueNode | undefined = undefined;
+export class Hold<T> implements QueueNode, AbortWatcher {
   /** @internal */ after: QueueNode | undefined = undefined;
   state = WAITING;
   /** There from the grant on. */
@@ -82,9 +82,9 @@ export class Hold<T> implements QueueNode, Place, AbortWatcher {
     return 'leased';
   }
 
-  /** @internal Any of them may be turned away before its turn: the one that an instance could not be made for. */
-  get place(): Place {
-    return this;
+  /** @internal One that wants nothing in particular leaves in its turn, until an instance is made for it. */
+  get place(): Place | undefined {
+    return this.extras;
   }
 
   get options(): LeaseOptions | undefined {

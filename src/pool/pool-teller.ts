@@ -1,4 +1,5 @@
 import type { PoolFigures, QueueFigures } from '../errors.js';
+import { channels } from '../hooks/diagnostics.js';
 import type { DestroyReason, LeaseRejection, LifecycleEvents, RevocationReason } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { turnMs } from '../internal/clock.js';
@@ -6,6 +7,14 @@ import { toldOf } from '../internal/told-error.js';
 import type { Instance } from './instance.js';
 import type { LeaseOptions } from './pool-options.js';
 import type { Roster } from './roster.js';
+
+// By channel, not by name, where every lease is told: four look-ups were a sixth of what one costs.
+const {
+  'lease:queued': QUEUED,
+  'lease:acquired': ACQUIRED,
+  'lease:rejected': REJECTED,
+  'lease:released': RELEASED,
+} = channels;
 
 /** Tells what happens in a pool, if anybody listens, and knows the figures that events and errors carry. */
 export class PoolTeller<T> {
@@ -96,8 +105,9 @@ export class PoolTeller<T> {
 
   /** Whether anybody would be told what becomes of those who wait. */
   get hearsOfWaiters(): boolean {
-    const { hooks } = this;
-    return hooks.hears('lease:queued') || hooks.hears('lease:acquired') || hooks.hears('lease:rejected');
+    return (
+      this.hooks.hasListeners || QUEUED.hasSubscribers || ACQUIRED.hasSubscribers || REJECTED.hasSubscribers
+    );
   }
 
   queued(options: LeaseOptions | undefined): void {
@@ -105,11 +115,13 @@ export class PoolTeller<T> {
   }
 
   acquired(instanceId: number, options: LeaseOptions | undefined, waitMs: number): void {
+    if (!this.hooks.hasListeners && !ACQUIRED.hasSubscribers) return;
     if (!this.hooks.hears('lease:acquired')) return;
     this.hooks.emit('lease:acquired', { ...this.#told(options), instanceId, waitMs });
   }
 
   released(instanceId: number, options: LeaseOptions | undefined, heldMs: number, discarded: boolean): void {
+    if (!this.hooks.hasListeners && !RELEASED.hasSubscribers) return;
     if (!this.hooks.hears('lease:released')) return;
     this.hooks.emit('lease:released', { ...this.#told(options), instanceId, heldMs, discarded });
   }

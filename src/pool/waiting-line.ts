@@ -78,21 +78,22 @@ export class WaitingLine<T> {
       waiter.extras ??= new HoldExtras();
       waiter.extras.waitTimer = setTimeout(this.#onTimeout, timeoutMs, waiter);
     }
-    if (extras === undefined) {
-      this.#queue.pushAt(waiter, waiter);
+    const own = waiter.extras;
+    if (own === undefined) {
+      this.#queue.push(waiter);
       this.#drainRate.begin();
       return waiter;
     }
-    const { claimed } = extras;
+    const { claimed } = own;
     if (options?.signal !== undefined) {
-      extras.abandon = this.#onAbort;
+      own.abandon = this.#onAbort;
       watchAbort(options.signal, waiter);
     }
     if (claimed === undefined) {
-      this.#queue.pushAt(waiter, waiter, options?.priority, options?.tenant);
+      this.#queue.pushAt(own, waiter, options?.priority, options?.tenant);
       this.#drainRate.begin();
     } else {
-      claimed.claims.pushAt(waiter, waiter, options?.priority, options?.tenant);
+      claimed.claims.pushAt(own, waiter, options?.priority, options?.tenant);
       this.#claimed.add(claimed);
       this.#claiming++;
     }
@@ -121,9 +122,18 @@ export class WaitingLine<T> {
     this.#drainRate.end();
   }
 
-  /** The first for whom nothing is on its way. */
-  firstWithout(): Hold<T> | undefined {
-    for (const waiter of this.#queue) if (waiter.extras?.awaited === undefined) return waiter;
+  /** Notes that this instance is on its way for the first for whom nothing is yet; gives that one. */
+  expect(instance: Instance<T>): Hold<T> | undefined {
+    for (const waiter of this.#queue) {
+      if (waiter.extras?.awaited !== undefined) continue;
+      if (waiter.extras === undefined) {
+        // Should nothing come of the instance, it leaves before its turn.
+        waiter.extras = new HoldExtras();
+        this.#queue.locate(waiter.extras, waiter);
+      }
+      waiter.extras.awaited = instance;
+      return waiter;
+    }
     return undefined;
   }
 
@@ -144,8 +154,10 @@ export class WaitingLine<T> {
   reject(waiter: Hold<T>, reason: LeaseRejection, error: unknown): void {
     const { state, extras } = waiter;
     if (state.kind === 'preparing') state.call.cancel(error);
-    else if (extras?.claimed === undefined) this.#queue.remove(waiter, waiter);
-    else if (extras.claimed.claims.remove(waiter, waiter)) this.#claiming--;
+    // Without any, it is the first.
+    else if (extras === undefined) this.#queue.take(waiter);
+    else if (extras.claimed === undefined) this.#queue.remove(extras, waiter);
+    else if (extras.claimed.claims.remove(extras, waiter)) this.#claiming--;
     if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
     waiter.state = { kind: 'rejected', reason, waitMs: waiter.elapsedMs };

@@ -7,7 +7,7 @@ import { turn } from './event-loop.js';
 /** May leave before its turn, unless it is `patient`. */
 class Guest implements QueueNode {
   after: QueueNode | undefined;
-  readonly place: Place | undefined;
+  place: Place | undefined;
 
   constructor(
     readonly name: string,
@@ -26,6 +26,12 @@ class Guest implements QueueNode {
 function push(queue: WaitQueue<Guest>, guest: Guest): void {
   if (guest.place === undefined) queue.push(guest);
   else queue.pushAt(guest.place, guest, guest.priority, guest.tenant);
+}
+
+/** Gives one that waits a place, so that it may leave before its turn. */
+function locate(queue: WaitQueue<Guest>, guest: Guest): void {
+  guest.place = {};
+  queue.locate(guest.place, guest);
 }
 
 const remove = (queue: WaitQueue<Guest>, guest: Guest): boolean => queue.remove(guest.place!, guest);
@@ -88,6 +94,19 @@ describe('WaitQueue', () => {
     push(queue, last);
     expect(drain(queue)).toEqual(['patient', 'last']);
     expect(remove(queue, last)).toBe(false);
+  });
+
+  it('takes out one whose place it was told of while it waited', () => {
+    const guests = ['a', 'b', 'c', 'd'].map((name) => new Guest(name, 0, undefined, true));
+    const [first, second, third, fourth] = guests as [Guest, Guest, Guest, Guest];
+    const queue = queueOf(...guests);
+    for (const guest of [third, fourth, second]) locate(queue, guest);
+    expect([remove(queue, third), remove(queue, fourth), remove(queue, third)]).toEqual([true, true, false]);
+    expect(queue.shift()).toBe(first);
+    expect(remove(queue, second)).toBe(true);
+    expect(queue.size).toBe(0);
+    locate(queue, first);
+    expect(remove(queue, first)).toBe(false);
   });
 
   it('keeps no chain from one that has left to those behind it', () => {
@@ -218,6 +237,7 @@ describe('WaitQueue with many priorities and tenants', () => {
       { weight: 2, arbitrary: fc.record({ do: fc.constant('take' as const) }) },
       { weight: 1, arbitrary: fc.record({ do: fc.constant('shift' as const) }) },
       { weight: 2, arbitrary: fc.record({ do: fc.constant('remove' as const), index: fc.nat() }) },
+      { weight: 1, arbitrary: fc.record({ do: fc.constant('locate' as const), index: fc.nat() }) },
     );
   const stepsOf = (priority: fc.Arbitrary<number>, maxLength: number) =>
     fc.array(stepOf(priority), { maxLength, size: 'max' });
@@ -236,6 +256,10 @@ describe('WaitQueue with many priorities and tenants', () => {
         const guest = new Guest(`${i}`, one.priority, one.tenant, isPatient);
         push(queue, guest);
         reference.push(guest);
+      } else if (one.do === 'locate') {
+        const patient = reference.guests.filter(({ place }) => place === undefined);
+        const guest = patient[one.index % Math.max(1, patient.length)];
+        if (guest !== undefined) locate(queue, guest);
       } else if (one.do === 'remove') {
         const impatient = reference.guests.filter(({ place }) => place !== undefined);
         const guest = impatient[one.index % Math.max(1, impatient.length)];

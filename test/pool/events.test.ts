@@ -1,4 +1,5 @@
 import { describe, expect, it, vi } from 'vitest';
+import { channels } from '../../src/hooks/diagnostics.js';
 import { LIFECYCLE_EVENTS } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
@@ -157,6 +158,32 @@ describe('the events of a pool', () => {
     await settled();
     expect(workshop.alive).toBe(0);
     expect(errors).toContain('lease:acquired');
+  });
+
+  it.each([
+    ['lease:queued', ['b', 'c']],
+    ['lease:acquired', ['a', 'b']],
+    ['lease:rejected', ['c']],
+    ['lease:released', ['a', 'b']],
+  ] as const)('reach the diagnostics channel of %s, with nobody else listening', async (event, tasks) => {
+    const pool = new PipelinePool({ size: 1, ...new Workshop().callbacks });
+    await pool.warmUp();
+    await settled();
+    await (await pool.acquire()).release();
+    const seen: (string | undefined)[] = [];
+    const onMessage = (message: unknown) =>
+      seen.push((message as { payload: { taskId: string | undefined } }).payload.taskId);
+    channels[event].subscribe(onMessage);
+    const lease = await pool.acquire({ taskId: 'a' });
+    const next = pool.acquire({ taskId: 'b' });
+    const turnedAway = pool.acquire({ taskId: 'c', timeoutMs: 10 }).catch(() => {});
+    await vi.advanceTimersByTimeAsync(10);
+    await turnedAway;
+    await lease.release();
+    await (await next).release();
+    channels[event].unsubscribe(onMessage);
+    expect(seen).toEqual(tasks);
+    await pool.close();
   });
 
   it('cost nothing that nobody hears: no promise more for a waiter', async () => {
