@@ -282,7 +282,7 @@ export class ConcurrencyLimiter implements Limiter {
     const permit = new ReadyPermit(this.#issuer, weight, extras);
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#fill();
-    // Written out: in a function it would hide from V8 that a new permit has no `then`, at half the cost of an acquire.
+    // Written out: asked in a function of its own, a free acquire took 2.0 bare awaits in place of 1.4.
     if (this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers)
       tellAcquired(this, permit);
     return permit;

@@ -81,6 +81,7 @@ export class WaitQueue<W extends QueueNode> {
   take(next: W): void {
     const level = this.#top as Level;
     const lane = level.turn as Lane;
+    // From here on what `remove` does, where nobody is before: a function for both made a wait a thirtieth dearer.
     const { after } = next;
     if (lane.following !== lane) level.turn = lane.following;
     lane.head = after;
