@@ -37,7 +37,7 @@ import {
   tellReleased,
   tellWaiting,
 } from './permit-events.js';
-import { Runner, type Work } from './runner.js';
+import { Runner, runPlain, standInFor, type Work } from './runner.js';
 import { WaitingRoom } from './waiting-room.js';
 
 const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
@@ -87,8 +87,10 @@ export class ConcurrencyLimiter implements Limiter {
   readonly #refusesNobody: boolean;
   /** Whether one that asks without options and finds no room just queues up: nothing is to be asked or done first. */
   #justQueues: boolean;
+  /** What a run gives back that asked for nothing. There is none where something has to be known of each permit. */
+  readonly #plain: LimiterPermit | undefined;
   #state: 'open' | 'draining' | 'closed' = 'open';
-  readonly #idle = new Milestone(() => this.#active === 0 && this.#waiting.size === 0);
+  #idle: Milestone | undefined;
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(given: ConcurrencyLimiterOptions) {
@@ -104,6 +106,7 @@ export class ConcurrencyLimiter implements Limiter {
     });
     this.#refusesNobody = this.#waiting.isUnbounded && given.detectNested !== true;
     this.#justQueues = this.#refusesNobody;
+    if (adaptive === undefined && given.detectNested !== true) this.#plain = standInFor(this.#issuer);
     this.#undrive = adaptive?.drive(this);
   }
 
@@ -166,7 +169,7 @@ export class ConcurrencyLimiter implements Limiter {
   tryAcquire(options?: { readonly weight?: number }): Permit | undefined {
     if (options !== undefined) {
       checkOptions('tryAcquire', options, ['weight']);
-      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#heaviest);
+      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#heaviest());
     }
     const weight = options?.weight ?? 1;
     return this.#isFree(weight) ? this.#take(weight, undefined) : undefined;
@@ -180,7 +183,11 @@ export class ConcurrencyLimiter implements Limiter {
    */
   run<R>(fn: Work<R>, options?: AcquireOptions): Promise<R> {
     if (typeof fn !== 'function') return Promise.reject(notAFunction(fn));
-    if (options === undefined && this.#hasRoom) return this.#runner.run(this.#take(1, undefined), fn);
+    const plain = this.#plain;
+    if (options === undefined && this.#hasRoom && plain !== undefined && !this.#isHeard()) {
+      this.#takePlain();
+      return runPlain(plain, fn);
+    }
     const permit = this.#request(options, fn);
     if (permit instanceof ReadyPermit) return this.#runner.run(permit, fn);
     return permit.then(this.#begin) as Promise<R>;
@@ -197,7 +204,7 @@ export class ConcurrencyLimiter implements Limiter {
     options?: AcquireOptions,
   ): (...args: A) => Promise<R> {
     callable('fn', fn);
-    if (options !== undefined) checkAcquireOptions(options, this.#heaviest);
+    if (options !== undefined) checkAcquireOptions(options, this.#heaviest());
     const own = options && ownOptions(options);
     return (...args) => this.run(() => fn(...args), own);
   }
@@ -235,6 +242,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Settles when nothing is held and nobody waits. */
   onIdle(): Promise<void> {
+    this.#idle ??= new Milestone(() => this.#active === 0 && this.#waiting.size === 0);
     return this.#idle.reached();
   }
 
@@ -264,7 +272,7 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   /** The weight that can never be had begins above this. An adaptive limit that is low now comes up again. */
-  get #heaviest(): number {
+  #heaviest(): number {
     return this.#adaptive?.max ?? this.#maxConcurrent;
   }
 
@@ -286,6 +294,18 @@ export class ConcurrencyLimiter implements Limiter {
     if (this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers)
       tellAcquired(this, permit);
     return permit;
+  }
+
+  /** Whether anybody would be told of a permit. A method, since V8 reads a private getter by a call into its runtime. */
+  #isHeard(): boolean {
+    return this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers;
+  }
+
+  /** Takes a permit that is counted only, not made. */
+  #takePlain(): void {
+    this.#active++;
+    this.#acquired++;
+    if (this.#active >= this.#maxConcurrent) this.#fill();
   }
 
   #count(permit: LimiterPermit): void {
@@ -317,7 +337,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   #requestWith(options: AcquireOptions, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     try {
-      checkAcquireOptions(options, this.#heaviest);
+      checkAcquireOptions(options, this.#heaviest());
     } catch (error) {
       return Promise.reject(error);
     }
@@ -396,7 +416,7 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Nobody waits, and there is room, unless it may not be given. */
   #relax(): void {
-    this.#idle.check();
+    this.#idle?.check();
     if (this.#paused || this.#state !== 'open') return;
     this.#hasRoom = true;
     this.#drainRate.end();
@@ -450,7 +470,7 @@ export class ConcurrencyLimiter implements Limiter {
     if (!this.#hasRoom) {
       this.#drainRate.note(permit.weight, this.#active, this.#maxConcurrent);
       this.#admit();
-    } else if (this.#active === 0) this.#idle.check();
+    } else if (this.#active === 0) this.#idle?.check();
     if (this.hooks.hasListeners || RELEASED.hasSubscribers) tellReleased(this, permit, outcome);
   }
 

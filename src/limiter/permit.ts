@@ -3,10 +3,10 @@ import type { AbortWatcher } from '../internal/abort-watch.js';
 import type { AsyncContext } from '../internal/async-context.js';
 import type { Place, QueueNode } from './level.js';
 import type { AcquireOptions, Permit, RunContext } from './limiter.js';
-import { ticketOf } from './runner.js';
+import { ticketOf } from './run-end.js';
 
-/** Where in its life a permit is; one that was never held ends with the reason. */
-export type PermitState = 'waiting' | 'held' | 'released' | PermitRejection;
+/** Where in its life a permit is; one that was never held ends with the reason. One that is shared may always be given back. */
+export type PermitState = 'waiting' | 'held' | 'released' | 'shared' | PermitRejection;
 
 /** What few permits have. */
 export interface PermitExtras extends AcquireOptions, Place {
@@ -28,8 +28,8 @@ export interface PermitIssuer {
 
 /** Ends the holding. One function for both classes, or V8 inlines all that follows once for each. */
 export function giveBack(permit: LimiterPermit, outcome: PermitOutcome): void {
-  if (permit.state !== 'held') return;
-  permit.state = 'released';
+  if (permit.state === 'held') permit.state = 'released';
+  else if (permit.state !== 'shared') return;
   permit.issuer.takeBack(permit, outcome);
 }
 

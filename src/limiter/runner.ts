@@ -1,6 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import type { RunContext } from './limiter.js';
-import { giveBack, type LimiterPermit, type PermitIssuer, type WaitingPermit } from './permit.js';
+import { type LimiterPermit, type PermitIssuer, ReadyPermit, type WaitingPermit } from './permit.js';
+import { endOf, PlainPermit, type RunEnd, redeem } from './run-end.js';
 
 /** What a host hands to `run`. */
 export type Work<R> = (context: RunContext) => R | PromiseLike<R>;
@@ -21,11 +22,39 @@ function nearestHeld(from: Inside | undefined): Inside | undefined {
   return at;
 }
 
+/** Runs under a permit, unless the caller gave up between the grant and now. */
+function startUnlessAborted<R>(end: RunEnd, permit: LimiterPermit, work: Work<R>): Promise<R> {
+  const signal = permit.extras?.signal;
+  if (!signal?.aborted) return start(end, { signal, permit }, work);
+  end.finish('ignored');
+  return Promise.reject(signal.reason);
+}
+
 /**
- * Runs the host's code under a permit and gives the permit back when it ends, however it ends. Settles as the code does.
+ * Runs the host's code and gives the permit back when it ends, however it ends. Settles as the code does.
  *
  * Plain `then` calls: an async function would cost a third more.
  */
+function start<R>(end: RunEnd, context: RunContext, work: Work<R>): Promise<R> {
+  const { turn } = end;
+  try {
+    const given = work(context);
+    const answer = isPlainPromise(given) ? given : promiseOf(given);
+    return answer.then(end.onResult as (result: R) => R, end.onError);
+  } catch (error) {
+    // Unless a promise that hides a `then` of its own has called back before it threw: then the end may serve another.
+    if (end.turn === turn) end.finish('ignored');
+    return Promise.reject(error);
+  }
+}
+
+/** Runs under a permit that nobody has to tell from others; `standIn` is what its end gives back. */
+export function runPlain<R>(standIn: LimiterPermit, work: Work<R>): Promise<R> {
+  const end = endOf(standIn);
+  return start(end, { signal: undefined, permit: new PlainPermit(end) }, work);
+}
+
+/** Runs the host's code under permits of their own, and knows from where it is asked, if it has to. */
 export class Runner {
   readonly #detectNested: boolean;
 
@@ -41,30 +70,34 @@ export class Runner {
     return at !== undefined;
   }
 
+  /** Runs under a permit that was free. */
+  run<R>(permit: LimiterPermit, work: Work<R>): Promise<R> {
+    return startUnlessAborted(endOf(permit), permit, this.#detectNested ? insideOf(permit, work) : work);
+  }
+
   /** Runs what has waited; `ticket` is what its promise brought. */
   runNext(ticket: number): Promise<unknown> {
-    const end = begins[ticket] as RunEnd;
-    begins[ticket] = undefined;
+    const end = redeem(ticket);
     const permit = end.permit as WaitingPermit;
     const work = permit.work as Work<unknown>;
     permit.work = undefined;
-    return this.run(permit, work, end);
+    return startUnlessAborted(end, permit, this.#detectNested ? insideOf(permit, work) : work);
   }
+}
 
-  run<R>(permit: LimiterPermit, work: Work<R>, waited?: RunEnd): Promise<R> {
-    const signal = permit.extras?.signal;
-    // The grant came before the abort, but nothing has begun yet.
-    if (signal?.aborted) return fail(permit, waited, signal.reason);
-    const context = { signal, permit };
-    try {
-      const given = this.#detectNested ? runInside(permit, work, context) : work(context);
-      const answer = isPlainPromise(given) ? given : promiseOf(given);
-      const end = waited ?? endOf(permit);
-      return answer.then(end.onResult as (result: R) => R, end.onError);
-    } catch (error) {
-      return fail(permit, waited, error);
-    }
-  }
+/** The same work, that can be found out to be inside of this permit. */
+function insideOf<R>(permit: LimiterPermit, work: Work<R>): Work<R> {
+  const outer = nearestHeld(inside.getStore());
+  // What has ended is cut out, so that work which starts its own successor, over and over, keeps no chain of them.
+  if (outer !== undefined) outer.outer = nearestHeld(outer.outer);
+  return (context) => inside.run({ permit, outer }, work, context);
+}
+
+/** A permit that any number of runs give back. */
+export function standInFor(issuer: PermitIssuer): LimiterPermit {
+  const permit = new ReadyPermit(issuer, 1, undefined);
+  permit.state = 'shared';
+  return permit;
 }
 
 /** One with a `then` of its own might call back twice, and an end serves another run by then. */
@@ -73,71 +106,3 @@ const isPlainPromise = <R>(given: R | PromiseLike<R>): given is Promise<R> =>
   (given as Promise<R>).then === Promise.prototype.then;
 
 const promiseOf = <R>(given: R | PromiseLike<R>): Promise<R> => new Promise((resolve) => resolve(given));
-
-/** The end of a run that has not begun, or not got far enough to have anything to wait for. */
-function fail(permit: LimiterPermit, waited: RunEnd | undefined, error: unknown): Promise<never> {
-  waited?.takePermit();
-  permit.release('ignored');
-  return Promise.reject(error);
-}
-
-function runInside<R>(permit: LimiterPermit, work: Work<R>, context: RunContext): R | PromiseLike<R> {
-  const outer = nearestHeld(inside.getStore());
-  // What has ended is cut out, so that work which starts its own successor, over and over, keeps no chain of them.
-  if (outer !== undefined) outer.outer = nearestHeld(outer.outer);
-  return inside.run({ permit, outer }, work, context);
-}
-
-/**
- * What follows the end of one run, and then of another: two functions made anew for each run would be a twentieth of
- * what a free one costs. There are as many as ever ran at once.
- */
-class RunEnd {
-  permit: LimiterPermit | undefined = undefined;
-  next: RunEnd | undefined = undefined;
-  readonly ticket = begins.push(undefined) - 1;
-
-  readonly onResult = (result: unknown): unknown => {
-    const permit = this.takePermit();
-    if (permit !== undefined) giveBack(permit, 'ok');
-    return result;
-  };
-
-  readonly onError = (error: unknown): never => {
-    const permit = this.takePermit();
-    if (permit !== undefined) giveBack(permit, 'ignored');
-    throw error;
-  };
-
-  takePermit(): LimiterPermit | undefined {
-    const { permit } = this;
-    // A promise that hides a `then` of its own has called back before.
-    if (permit === undefined) return undefined;
-    this.permit = undefined;
-    this.next = spareEnd;
-    spareEnd = this;
-    return permit;
-  }
-}
-
-/**
- * The ends of runs that are granted and have not begun, by their tickets. Of a run that has begun nothing is kept here: one
- * that never ends goes with its limiter when both are dropped.
- */
-const begins: (RunEnd | undefined)[] = [];
-/** Those that no run has now. */
-let spareEnd: RunEnd | undefined;
-
-function endOf(permit: LimiterPermit): RunEnd {
-  const end = spareEnd ?? new RunEnd();
-  spareEnd = end.next;
-  end.permit = permit;
-  return end;
-}
-
-/** What the promise of a waiting run brings: a number, since V8 asks every object that a promise brings for a `then`. */
-export function ticketOf(permit: LimiterPermit): number {
-  const end = endOf(permit);
-  begins[end.ticket] = end;
-  return end.ticket;
-}

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { channels } from '../../src/hooks/diagnostics.js';
 import type { LimiterEvents } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
@@ -163,4 +164,25 @@ describe('What a ConcurrencyLimiter tells', () => {
       'search permit:released',
     ]);
   });
+
+  it.each(['permit:acquired', 'permit:released'] as const)(
+    'of a free run goes to the diagnostics channel of %s where that alone is listened to',
+    async (event) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, name: `alone on ${event}` });
+      const told: unknown[] = [];
+      const onMessage = (message: unknown) => {
+        const { payload } = message as { payload: LimiterEvents[typeof event] };
+        if (payload.source === limiter.name) told.push(payload);
+      };
+      channels[event].subscribe(onMessage);
+      try {
+        await limiter.run(() => expect(told).toHaveLength(event === 'permit:acquired' ? 1 : 0));
+      } finally {
+        channels[event].unsubscribe(onMessage);
+      }
+      expect(told).toEqual([expect.objectContaining({ weight: 1, queued: 0, maxConcurrent: 2 })]);
+      await limiter.run(() => {});
+      expect(told).toHaveLength(1);
+    },
+  );
 });

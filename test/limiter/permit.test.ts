@@ -1,5 +1,6 @@
 import { describe, expect, it, vi } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import type { Permit, RunContext } from '../../src/limiter/limiter.js';
 import { deferred, turn } from './event-loop.js';
 
 const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent });
@@ -200,6 +201,29 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 5 });
   });
 
+  it('ends nobody else for a promise whose hidden `then` calls back, hands over so, and throws', async () => {
+    const limiter = limiterOf(1);
+    let looks = 0;
+    const throwsLate = (onResult: () => void) => {
+      onResult();
+      throw new Error('of then itself');
+    };
+    const get = () => (looks++ === 0 ? Promise.prototype.then : throwsLate);
+    const odd = Object.defineProperty(Promise.resolve(), 'then', { get });
+    const { promise, resolve } = deferred<string>();
+    let nextRuns: Promise<string> | undefined;
+    const first = limiter.run(() => {
+      nextRuns = limiter.run(() => promise);
+      return odd;
+    });
+    await expect(first).rejects.toThrow('of then itself');
+    await turn();
+    expect(limiter.stats()).toMatchObject({ active: 1, queued: 0 });
+    resolve('next');
+    expect(await nextRuns).toBe('next');
+    expect(limiter.activeCount).toBe(0);
+  });
+
   it('gives the work the signal of its caller, as it was passed, and the permit', async () => {
     const limiter = limiterOf(2);
     const { signal } = new AbortController();
@@ -297,5 +321,105 @@ describe('ConcurrencyLimiter.wrap', () => {
     expect(() => limiter.wrap('fetch' as never)).toThrow(TypeError);
     expect(() => limiter.wrap(() => {}, { weight: 4 })).toThrow(RangeError);
     expect(() => limiter.wrap(() => {}, { timeout: 5 } as never)).toThrow('Unknown option `timeout`');
+  });
+});
+
+describe('The permit that a run gets', () => {
+  it.each([
+    ['free', false],
+    ['waited for', true],
+  ])('comes back once when the work releases it before its own end, and it was %s', async (_, hasToWait) => {
+    const limiter = limiterOf(1);
+    const holder = hasToWait ? await limiter.acquire() : undefined;
+    const { promise, resolve } = deferred<void>();
+    const result = limiter.run(async ({ permit }) => {
+      permit.release();
+      permit[Symbol.dispose]();
+      await promise;
+    });
+    holder?.release();
+    await turn();
+    expect(limiter.activeCount).toBe(0);
+    const other = await limiter.acquire();
+    resolve();
+    await result;
+    expect(limiter.activeCount).toBe(1);
+    other.release();
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+  });
+
+  it('takes nothing from the runs that follow when it is kept and released again and again', async () => {
+    const limiter = limiterOf(2);
+    const kept: Permit[] = [];
+    const keep = ({ permit }: RunContext) => void kept.push(permit);
+    await limiter.run(keep);
+    await Promise.all([limiter.run(keep), limiter.run(keep), limiter.run(keep)]);
+    await expect(limiter.run((context) => Promise.reject(keep(context)))).rejects.toBeUndefined();
+    const { promise, resolve } = deferred<void>();
+    const holding = [limiter.run(() => promise), limiter.run(() => promise), limiter.run(() => promise)];
+    for (const permit of [...kept, ...kept]) permit.release();
+    await turn();
+    expect(limiter.stats()).toMatchObject({ active: 2, queued: 1 });
+    resolve();
+    await Promise.all(holding);
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('counts for one and was not waited for where nothing was asked', async () => {
+    const limiter = limiterOf(2);
+    const { weight, waitMs } = await limiter.run(({ permit }) => permit);
+    expect({ weight, waitMs }).toEqual({ weight: 1, waitMs: 0 });
+  });
+
+  it('comes back in spite of a misspelt outcome, which is refused', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred<void>();
+    const result = limiter.run(({ permit }) => {
+      expect(() => permit.release('failed' as never)).toThrow('Expected `outcome` to be');
+      expect(() => permit.release('failed' as never)).not.toThrow();
+      return promise;
+    });
+    expect(limiter.activeCount).toBe(0);
+    resolve();
+    await result;
+    expect(limiter.activeCount).toBe(0);
+  });
+
+  it('is told to be back to a listener who came while it was held', async () => {
+    const limiter = limiterOf(1);
+    const { promise, resolve } = deferred<void>();
+    const result = limiter.run(() => promise);
+    const told = vi.fn();
+    limiter.hooks.on('permit:released', told);
+    resolve();
+    await result;
+    expect(told).toHaveBeenCalledExactlyOnceWith(
+      expect.objectContaining({ weight: 1, active: 0, outcome: 'ok', taskId: undefined }),
+    );
+  });
+
+  it('comes back with the outcome that the work gives it, `ok` where it gives none', async () => {
+    const limiter = limiterOf(1);
+    const told = vi.fn();
+    const releaseHeard = (outcome?: 'dropped') =>
+      limiter.run(({ permit }) => {
+        limiter.hooks.once('permit:released', told);
+        permit.release(outcome);
+      });
+    await releaseHeard();
+    await releaseHeard('dropped');
+    expect(told.mock.calls.map(([{ outcome }]) => outcome)).toEqual(['ok', 'dropped']);
+  });
+
+  it('is released by using', async () => {
+    const limiter = limiterOf(1);
+    await limiter.run((context) => {
+      {
+        using permit = context.permit;
+        expect(permit.weight).toBe(1);
+      }
+      expect(limiter.activeCount).toBe(0);
+    });
+    expect(limiter.activeCount).toBe(0);
   });
 });
