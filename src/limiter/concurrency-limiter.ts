@@ -1,9 +1,13 @@
-import { AcquireTimeoutError, DrainTimeoutError, LimiterClosedError, NestedAcquireError } from '../errors.js';
+import {
+  DrainTimeoutError,
+  LimiterClosedError,
+  NestedAcquireError,
+  type PipelinePoolError,
+} from '../errors.js';
 import { channels } from '../hooks/diagnostics.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { withDeadline } from '../internal/deadline.js';
-import { Milestone } from '../internal/milestone.js';
 import {
   callable,
   options as checkOptions,
@@ -13,7 +17,7 @@ import {
   wholeNumber,
 } from '../internal/validate.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
-import { DrainRate } from './drain-rate.js';
+import { Admission } from './admission.js';
 import type { AcquireOptions, Limiter, LimiterStats, Permit } from './limiter.js';
 import {
   type ConcurrencyLimiterOptions,
@@ -29,16 +33,8 @@ import {
   ReadyPermit,
   WaitingPermit,
 } from './permit.js';
-import {
-  figuresOf,
-  reasonOf,
-  tellAcquired,
-  tellRejected,
-  tellReleased,
-  tellWaiting,
-} from './permit-events.js';
+import { reasonOf, tellAcquired, tellRejected, tellReleased, tellWaiting } from './permit-events.js';
 import { Runner, runPlain, standInFor, type Work } from './runner.js';
-import { WaitingRoom } from './waiting-room.js';
 
 const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
 
@@ -62,35 +58,21 @@ const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
 export class ConcurrencyLimiter implements Limiter {
   readonly name: string;
   readonly hooks: LifecycleHooks;
-  readonly #waiting: WaitingRoom;
+  readonly #admission: Admission;
   readonly #runner: Runner;
   readonly #adaptive: AdaptiveLimit | undefined;
   readonly #undrive: (() => void) | undefined;
-  readonly #drainRate = new DrainRate();
   readonly #issuer: PermitIssuer = {
     takeBack: (permit, outcome) => {
       if (outcome === 'ok' && this.#adaptive === undefined) this.#free(permit, outcome);
       else this.#takeBack(permit, outcome);
     },
-    abandon: (permit, reason) => this.#giveUp(permit, 'aborted', reason),
+    abandon: (permit, reason) => this.#admission.giveUp(permit, 'aborted', reason),
   };
-  #maxConcurrent: number;
-  #active = 0;
-  #acquired = 0;
-  #rejected = 0;
-  #paused = false;
-  /** What will end the pause, where that is known. */
-  #pauseTimer: NodeJS.Timeout | undefined;
-  /** Whether a light newcomer gets in at once. While not, a release has to hand over, and the drain rate is measured. */
-  #hasRoom = true;
   /** Whether nobody is refused who asks without options, while the limiter is open. */
   readonly #refusesNobody: boolean;
-  /** Whether one that asks without options and finds no room just queues up: nothing is to be asked or done first. */
-  #justQueues: boolean;
   /** What a run gives back that asked for nothing. There is none where something has to be known of each permit. */
   readonly #plain: LimiterPermit | undefined;
-  #state: 'open' | 'draining' | 'closed' = 'open';
-  #idle: Milestone | undefined;
 
   /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(given: ConcurrencyLimiterOptions) {
@@ -100,28 +82,23 @@ export class ConcurrencyLimiter implements Limiter {
     this.hooks = given.hooks ?? new LifecycleHooks();
     this.#runner = new Runner(given.detectNested === true);
     this.#adaptive = adaptive;
-    this.#maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
-    this.#waiting = new WaitingRoom(this, given, this.#drainRate, (permit) => {
-      this.#giveUp(permit, 'timeout', undefined);
-    });
-    this.#refusesNobody = this.#waiting.isUnbounded && given.detectNested !== true;
-    this.#justQueues = this.#refusesNobody;
+    const maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
+    this.#admission = new Admission(this, maxConcurrent, given);
+    this.#refusesNobody = this.#admission.isUnbounded && given.detectNested !== true;
     if (adaptive === undefined && given.detectNested !== true) this.#plain = standInFor(this.#issuer);
     this.#undrive = adaptive?.drive(this);
   }
 
   /** The limit. Growing it admits at once; shrinking it revokes nothing. */
   get maxConcurrent(): number {
-    return this.#maxConcurrent;
+    return this.#admission.maxConcurrent;
   }
 
   set maxConcurrent(value: number) {
-    const previous = this.#maxConcurrent;
-    this.#maxConcurrent = wholeNumber('maxConcurrent', value);
+    const previous = this.#admission.maxConcurrent;
+    wholeNumber('maxConcurrent', value);
     if (value === previous) return;
-    this.#drainRate.rescale(value / previous);
-    this.#admit();
-    if (this.#active >= value) this.#fill();
+    this.#admission.resize(value);
     if (this.hooks.hears('limit:changed')) {
       this.hooks.emit('limit:changed', { source: this.name, previous, maxConcurrent: value });
     }
@@ -129,25 +106,17 @@ export class ConcurrencyLimiter implements Limiter {
 
   /** Weight held now. */
   get activeCount(): number {
-    return this.#active;
+    return this.#admission.active;
   }
 
   /** Waiters now. */
   get queuedCount(): number {
-    return this.#waiting.size;
+    return this.#admission.queued;
   }
 
   /** Counts, as they stand. */
   stats(): LimiterStats {
-    return Object.freeze({
-      maxConcurrent: this.#maxConcurrent,
-      active: this.#active,
-      queued: this.#waiting.size,
-      acquired: this.#acquired,
-      rejected: this.#rejected,
-      paused: this.#paused,
-      closed: this.#state !== 'open',
-    });
+    return this.#admission.stats();
   }
 
   /**
@@ -161,7 +130,7 @@ export class ConcurrencyLimiter implements Limiter {
    */
   acquire(options?: AcquireOptions): Promise<Permit> {
     // Small enough to be inlined where it is called; what is rare is elsewhere.
-    if (options === undefined && this.#hasRoom) return Promise.resolve(this.#take(1, undefined));
+    if (options === undefined && this.#admission.hasRoom) return this.#take(1, undefined).promised();
     return Promise.resolve(this.#request(options, undefined)) as Promise<Permit>;
   }
 
@@ -172,7 +141,7 @@ export class ConcurrencyLimiter implements Limiter {
       if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#heaviest());
     }
     const weight = options?.weight ?? 1;
-    return this.#isFree(weight) ? this.#take(weight, undefined) : undefined;
+    return this.#admission.isFree(weight) ? this.#take(weight, undefined) : undefined;
   }
 
   /**
@@ -184,8 +153,8 @@ export class ConcurrencyLimiter implements Limiter {
   run<R>(fn: Work<R>, options?: AcquireOptions): Promise<R> {
     if (typeof fn !== 'function') return Promise.reject(notAFunction(fn));
     const plain = this.#plain;
-    if (options === undefined && this.#hasRoom && plain !== undefined && !this.#isHeard()) {
-      this.#takePlain();
+    if (options === undefined && this.#admission.hasRoom && plain !== undefined && !this.#isHeard()) {
+      this.#admission.takePlain();
       return runPlain(plain, fn);
     }
     const permit = this.#request(options, fn);
@@ -221,29 +190,17 @@ export class ConcurrencyLimiter implements Limiter {
     if (timer !== undefined && typeof timer?.unref !== 'function') {
       throw new TypeError(refusal('timer', 'what setTimeout gave', timer));
     }
-    this.#paused = true;
-    this.#hasRoom = false;
-    this.#justQueues = false;
-    this.#drainRate.end();
-    this.#pauseTimer = timer;
-    if (this.#waiting.size === 0) timer?.unref();
-    else timer?.ref();
+    this.#admission.pause(timer);
   }
 
   /** Ends a `pause`. */
   resume(): void {
-    this.#paused = false;
-    this.#justQueues = this.#refusesNobody && this.#state === 'open';
-    this.#pauseTimer?.unref();
-    this.#pauseTimer = undefined;
-    this.#admit();
-    if (!this.#hasRoom) this.#fill();
+    this.#admission.resume();
   }
 
   /** Settles when nothing is held and nobody waits. */
   onIdle(): Promise<void> {
-    this.#idle ??= new Milestone(() => this.#active === 0 && this.#waiting.size === 0);
-    return this.#idle.reached();
+    return this.#admission.onIdle();
   }
 
   /**
@@ -257,42 +214,24 @@ export class ConcurrencyLimiter implements Limiter {
     const { drain, timeoutMs } = checkOptions('close', options, ['drain', 'timeoutMs']);
     if (drain !== undefined) flag('drain', drain);
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    if (!drain) this.#turnAllAway();
-    else if (this.#state === 'open') {
-      this.#shut('draining');
-      // A paused limiter would never empty. A Retry-After ends by itself, and holds till then.
-      if (this.#adaptive === undefined || this.#adaptive.blockedForMs === 0) this.resume();
-      else this.#admit();
-    }
+    if (drain) this.#admission.drain();
+    else this.#turnAllAway();
     await withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {
       this.#turnAllAway();
-      return new DrainTimeoutError(this.name, elapsedMs, this.#active);
+      return new DrainTimeoutError(this.name, elapsedMs, this.activeCount);
     });
     this.#turnAllAway();
   }
 
   /** The weight that can never be had begins above this. An adaptive limit that is low now comes up again. */
   #heaviest(): number {
-    return this.#adaptive?.max ?? this.#maxConcurrent;
-  }
-
-  /** Whether a newcomer is next and has room. Without a priority it is next only where nobody waits. */
-  #isFree(weight: number, priority = Number.NEGATIVE_INFINITY): boolean {
-    return this.#fits(weight) && this.#state === 'open' && this.#waiting.isBehind(priority);
-  }
-
-  /** Whether the limit has room; for one that is heavier than a shrunken limit, whether it is all there is. */
-  #fits(weight: number): boolean {
-    return !this.#paused && (this.#active + weight <= this.#maxConcurrent || this.#active === 0);
+    return this.#adaptive?.max ?? this.maxConcurrent;
   }
 
   #take(weight: number, extras: PermitExtras | undefined): ReadyPermit {
     const permit = new ReadyPermit(this.#issuer, weight, extras);
-    this.#count(permit);
-    if (this.#active >= this.#maxConcurrent) this.#fill();
-    // Written out: asked in a function of its own, a free acquire took 2.0 bare awaits in place of 1.4.
-    if (this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers)
-      tellAcquired(this, permit);
+    this.#admission.take(permit);
+    if (this.#isHeard()) tellAcquired(this, permit);
     return permit;
   }
 
@@ -301,38 +240,14 @@ export class ConcurrencyLimiter implements Limiter {
     return this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers;
   }
 
-  /** Takes a permit that is counted only, not made. */
-  #takePlain(): void {
-    this.#active++;
-    this.#acquired++;
-    if (this.#active >= this.#maxConcurrent) this.#fill();
-  }
-
-  #count(permit: LimiterPermit): void {
-    this.#active += permit.weight;
-    this.#acquired++;
-    if (this.#adaptive !== undefined) this.#stamp(permit, this.#adaptive);
-  }
-
-  /** From now on a newcomer would have to wait. */
-  #fill(): void {
-    this.#hasRoom = false;
-    // How fast room comes back says nothing while it may not be given.
-    if (!this.#paused) this.#drainRate.begin();
-  }
-
-  #stamp(permit: LimiterPermit, adaptive: AdaptiveLimit): void {
-    permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
-  }
-
   /** Begins a `run` that had to wait: one function for all of them, and the caller's context from its own `then`. */
   readonly #begin = (ticket: Granted): Promise<unknown> => this.#runner.runNext(ticket as number);
 
   /** Any request: a permit where one is free, else the promise of one. */
   #request(options: AcquireOptions | undefined, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     if (options !== undefined) return this.#requestWith(options, work);
-    if (this.#active < this.#maxConcurrent || !this.#justQueues) return this.#takeOrWait(1, undefined, work);
-    return this.#wait(1, undefined, work);
+    if (this.#refusesNobody && this.#admission.isFull) return this.#wait(1, undefined, work);
+    return this.#takeOrWait(1, undefined, work);
   }
 
   #requestWith(options: AcquireOptions, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
@@ -363,91 +278,32 @@ export class ConcurrencyLimiter implements Limiter {
     extras: PermitExtras | undefined,
     work: WaitingPermit['work'],
   ): ReadyPermit | Promise<Granted> {
-    if (this.#isFree(weight, extras?.priority ?? 0)) return this.#take(weight, extras);
-    const objection = this.#objection() ?? this.#waiting.objection(weight, extras);
+    if (this.#admission.isFree(weight, extras?.priority ?? 0)) return this.#take(weight, extras);
+    const objection = this.#objection(weight, extras);
     if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
-    if (this.#hasRoom) this.#fill();
-    this.#pauseTimer?.ref();
     return this.#wait(weight, extras, work);
   }
 
   #wait(weight: number, extras: PermitExtras | undefined, work: WaitingPermit['work']): Promise<Granted> {
     const permit = new WaitingPermit(this.#issuer, weight, extras, work);
-    return tellWaiting(this, permit, this.#waiting.enter(permit));
+    return tellWaiting(this, permit, this.#admission.enter(permit));
   }
 
   /** Why nobody, or not this caller, may wait. */
-  #objection(): LimiterClosedError | NestedAcquireError | undefined {
-    if (this.#state !== 'open') return new LimiterClosedError(this.name);
-    return this.#runner.isInside(this.#issuer) ? new NestedAcquireError(this.name) : undefined;
+  #objection(weight: number, extras: PermitExtras | undefined): PipelinePoolError | undefined {
+    if (!this.#admission.isOpen) return new LimiterClosedError(this.name);
+    if (this.#runner.isInside(this.#issuer)) return new NestedAcquireError(this.name);
+    return this.#admission.objection(weight, extras);
   }
 
   #refuse(reason: PermitRejection, error: unknown, options: AcquireOptions | undefined): Promise<never> {
-    this.#rejected++;
+    this.#admission.reject();
     tellRejected(this, reason, error, 0, options);
     return Promise.reject(error);
   }
 
-  /** Hands permits to the waiting, in order, as far as they reach. */
-  #admit(): void {
-    const waiting = this.#waiting;
-    while (this.#active < this.#maxConcurrent) {
-      const { next } = waiting;
-      if (next === undefined) {
-        this.#relax();
-        return;
-      }
-      if (this.#paused || (next.weight > 1 && !this.#fits(next.weight))) return;
-      if (next.extras !== undefined && this.#passesOver(next, next.extras)) continue;
-      waiting.take(next);
-      next.grant();
-      this.#count(next);
-    }
-  }
-
-  /** Whoever made room did so in a listener of that signal, ahead of ours: the abort came first all the same. */
-  #passesOver(permit: WaitingPermit, { signal }: PermitExtras): boolean {
-    if (!signal?.aborted) return false;
-    this.#waiting.remove(permit);
-    this.#rejected++;
-    permit.fail('aborted', signal.reason);
-    return true;
-  }
-
-  /** Nobody waits, and there is room, unless it may not be given. */
-  #relax(): void {
-    this.#idle?.check();
-    if (this.#paused || this.#state !== 'open') return;
-    this.#hasRoom = true;
-    this.#drainRate.end();
-  }
-
-  /** A waiter leaves with nothing: whoever could go on without it does. */
-  #giveUp(permit: WaitingPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
-    if (!this.#waiting.remove(permit)) return;
-    this.#rejected++;
-    const error = reason === 'timeout' ? new AcquireTimeoutError(figuresOf(this, permit.waitMs)) : cause;
-    permit.fail(reason, error);
-    if (this.#waiting.size === 0) this.#pauseTimer?.unref();
-    this.#admit();
-  }
-
-  #shut(state: 'draining' | 'closed'): void {
-    this.#state = state;
-    this.#hasRoom = false;
-    this.#justQueues = false;
-  }
-
   #turnAllAway(): void {
-    this.#shut('closed');
-    const waiting = this.#waiting;
-    for (let { next } = waiting; next !== undefined; next = waiting.next) {
-      waiting.take(next);
-      this.#rejected++;
-      next.fail('closed', new LimiterClosedError(this.name));
-    }
-    this.#pauseTimer?.unref();
-    this.#admit();
+    this.#admission.turnAllAway();
     this.#undrive?.();
   }
 
@@ -466,18 +322,14 @@ export class ConcurrencyLimiter implements Limiter {
   }
 
   #free(permit: LimiterPermit, outcome: PermitOutcome): void {
-    this.#active -= permit.weight;
-    if (!this.#hasRoom) {
-      this.#drainRate.note(permit.weight, this.#active, this.#maxConcurrent);
-      this.#admit();
-    } else if (this.#active === 0) this.#idle?.check();
+    this.#admission.free(permit);
     if (this.hooks.hasListeners || RELEASED.hasSubscribers) tellReleased(this, permit, outcome);
   }
 
   #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {
     // While somebody waits the limit binds, also where the next is too heavy for what is left of it.
-    const binds = this.#waiting.size > 0 && !this.#paused;
-    const inFlight = binds ? Math.max(this.#active, this.#maxConcurrent) : this.#active;
+    const { queued, isPaused, active, maxConcurrent } = this.#admission;
+    const inFlight = queued > 0 && !isPaused ? Math.max(active, maxConcurrent) : active;
     adaptive.onSample({ startedMs: permit.extras?.grantedMs as number, outcome, inFlight });
   }
 }

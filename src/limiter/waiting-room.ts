@@ -10,7 +10,7 @@ import { figuresOf } from './permit-events.js';
 import { WaitQueue } from './wait-queue.js';
 
 /** Why a request is not let in. */
-type WaitingObjection = QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError;
+export type WaitingObjection = QueueFullError | AcquireTimeoutError | DeadlineUnmeetableError;
 
 /** What bounds the waiting. */
 type WaitingRules = Pick<

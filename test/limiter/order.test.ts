@@ -375,6 +375,22 @@ describe('A changed limit', () => {
     expect(limiter.activeCount).toBe(1);
   });
 
+  it.each(['acquire', 'run'] as const)(
+    'lets no `%s` in that comes when it has shrunk below what is held',
+    async (how) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
+      const held = [limiter.tryAcquire(), limiter.tryAcquire()];
+      limiter.maxConcurrent = 1;
+      const late = how === 'run' ? limiter.run(() => 'ran') : limiter.acquire();
+      expect(limiter.stats()).toMatchObject({ active: 2, queued: 1 });
+      held[0]?.release();
+      expect(limiter.queuedCount).toBe(1);
+      held[1]?.release();
+      await late;
+      expect(limiter.queuedCount).toBe(0);
+    },
+  );
+
   it('counts the permits held when it grows back: four held of one, then five, leave room for one', async () => {
     const { limiter } = setUp(4);
     for (let i = 0; i < 4; i++) limiter.tryAcquire();

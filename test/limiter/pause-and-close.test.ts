@@ -46,6 +46,23 @@ describe('pause', () => {
     expect(await waiting[1]).toBe('ran');
   });
 
+  it.each(['acquire', 'run'] as const)(
+    'holds for an `%s` after the last permit has come back too',
+    async (how) => {
+      const limiter = limiterOf(1);
+      const held = await limiter.acquire();
+      limiter.pause();
+      held.release();
+      const late = watch(how === 'run' ? limiter.run(() => 'ran') : limiter.acquire());
+      await turn();
+      expect(late.state).toBe('pending');
+      expect(limiter.stats()).toMatchObject({ active: 0, queued: 1 });
+      limiter.resume();
+      await turn();
+      expect(late.state).toBe('resolved');
+    },
+  );
+
   it('ends for as many as the limit bears, in the order they came', async () => {
     const limiter = limiterOf(2);
     limiter.pause();
@@ -140,6 +157,20 @@ describe('close', () => {
     const ran = limiter.run(() => 'ran');
     await limiter.close({ drain: true });
     expect(await ran).toBe('ran');
+  });
+
+  it('drains one that was paused in the middle of a drain, when it is asked again', async () => {
+    const limiter = limiterOf(1);
+    const held = await limiter.acquire();
+    const waiting = watch(limiter.run(() => 'served'));
+    const drained = watch(limiter.close({ drain: true }));
+    limiter.pause();
+    held.release();
+    await turn();
+    expect([waiting, drained]).toEqual([{ state: 'pending' }, { state: 'pending' }]);
+    await limiter.close({ drain: true });
+    await turn();
+    expect([waiting, drained]).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
   });
 
   it('rejects with DrainTimeoutError and what is held when its time is up, and turns away who still waits', async () => {

@@ -25,7 +25,7 @@ export class LimiterModel {
   acquired = 0;
   rejected = 0;
   paused = false;
-  state: 'open' | 'draining' | 'closed' = 'open';
+  isOpen = true;
   waiting: Waiting[] = [];
   readonly outcomes = new Map<number, ModelOutcome>();
   /** Those who waited and were granted, in the order of the grants. */
@@ -50,7 +50,7 @@ export class LimiterModel {
       acquired: this.acquired,
       rejected: this.rejected,
       paused: this.paused,
-      closed: this.state !== 'open',
+      closed: !this.isOpen,
     };
   }
 
@@ -59,7 +59,7 @@ export class LimiterModel {
     const copy = new LimiterModel(this.maxConcurrent, this.maxQueue, this.queueTimeoutMs);
     copy.active = this.active;
     copy.paused = this.paused;
-    copy.state = this.state;
+    copy.isOpen = this.isOpen;
     copy.waiting = [...this.waiting];
     for (const signal of this.#aborted) copy.#aborted.add(signal);
     for (const [priority, turns] of this.#turns) copy.#turns.set(priority, [...turns]);
@@ -74,7 +74,7 @@ export class LimiterModel {
     if (weight > this.maxConcurrent) this.outcomes.set(id, 'too heavy');
     else if (signal !== undefined && this.#aborted.has(signal)) this.#reject(id, 'aborted');
     else if (this.#isFree(weight, priority)) this.#grant(request);
-    else if (this.state !== 'open') this.#reject(id, 'closed');
+    else if (!this.isOpen) this.#reject(id, 'closed');
     else if (this.waiting.length >= this.maxQueue) this.#reject(id, 'queue-full');
     else if (timeoutMs === 0) this.#reject(id, 'timeout');
     else {
@@ -148,16 +148,13 @@ export class LimiterModel {
   }
 
   close(drain: boolean): void {
+    this.isOpen = false;
     if (!drain) {
-      this.state = 'closed';
       for (const waiter of [...this.waiting]) {
         this.#leave(waiter);
         this.#reject(waiter.id, 'closed');
       }
-    } else if (this.state === 'open') {
-      this.state = 'draining';
-      this.resume();
-    }
+    } else this.resume();
   }
 
   #fits(weight: number): boolean {
@@ -165,9 +162,7 @@ export class LimiterModel {
   }
 
   #isFree(weight: number, priority: number): boolean {
-    return (
-      this.state === 'open' && this.waiting.every((one) => one.priority < priority) && this.#fits(weight)
-    );
+    return this.isOpen && this.waiting.every((one) => one.priority < priority) && this.#fits(weight);
   }
 
   #grant({ id, weight }: ModelRequest): void {

@@ -200,7 +200,7 @@ export class Pair {
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
     expect(vi.getTimerCount()).toBe(0);
     for (const signal of this.#allSignals) expect(getEventListeners(signal, 'abort')).toHaveLength(0);
-    if (model.state === 'open') {
+    if (model.isOpen) {
       limiter.tryAcquire({ weight: limiter.maxConcurrent })?.release();
       expect(limiter.stats().acquired).toBe(model.acquired + 1);
     }
