@@ -16,7 +16,7 @@ import { type WaitingObjection, WaitingRoom } from './waiting-room.js';
  * - While `hasRoom`, nobody waits, nothing is paused or closed, and a permit of weight 1 is free.
  * - Whoever waits is ahead of whoever comes: `isFree` is false for the newcomer, unless its priority is higher.
  * - `free`, `resize`, `resume` and `giveUp` have handed on whatever can be had before they return.
- * - Nothing of the host's runs in here: settling a promise runs nobody's code.
+ * - No code of a request runs in here: settling a promise runs nobody's.
  */
 export class Admission {
   readonly #limiter: Limiter;
