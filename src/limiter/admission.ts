@@ -32,8 +32,6 @@ export class Admission {
   #pauseTimer: NodeJS.Timeout | undefined;
   #hasRoom = true;
   #isOpen = true;
-  /** Open and not paused. */
-  #isServing = true;
   #idle: Milestone | undefined;
 
   constructor(limiter: Limiter, maxConcurrent: number, rules: ConcurrencyLimiterOptions) {
@@ -61,7 +59,7 @@ export class Admission {
 
   /** Whether the limit is reached, and nothing else would keep a newcomer waiting. */
   get isFull(): boolean {
-    return this.#isServing && this.#active >= this.#maxConcurrent;
+    return this.#isServing() && this.#active >= this.#maxConcurrent;
   }
 
   /** Whether nothing bounds the waiting of one that asks for no bounds itself. */
@@ -97,7 +95,7 @@ export class Admission {
 
   /** Whether a newcomer is next and has room. Without a priority it is next only where nobody waits. */
   isFree(weight: number, priority = Number.NEGATIVE_INFINITY): boolean {
-    return this.#isServing && this.#fits(weight) && this.#waiting.isBehind(priority);
+    return this.#isServing() && this.#fits(weight) && this.#waiting.isBehind(priority);
   }
 
   /** Takes a permit that is free. */
@@ -161,7 +159,6 @@ export class Admission {
   /** Gives nothing until `resume`; a `timer` that will call it keeps the process alive only while somebody waits. */
   pause(timer: NodeJS.Timeout | undefined): void {
     this.#paused = true;
-    this.#isServing = false;
     this.#hasRoom = false;
     this.#drainRate.end();
     this.#pauseTimer = timer;
@@ -171,7 +168,6 @@ export class Admission {
 
   resume(): void {
     this.#paused = false;
-    this.#isServing = this.#isOpen;
     this.#pauseTimer?.unref();
     this.#pauseTimer = undefined;
     this.#admit();
@@ -207,13 +203,17 @@ export class Admission {
 
   #shut(): void {
     this.#isOpen = false;
-    this.#isServing = false;
     this.#hasRoom = false;
+  }
+
+  /** Whether newcomers may have permits at all. */
+  #isServing(): boolean {
+    return this.#isOpen && !this.#paused;
   }
 
   /** Whether the limit has room; for one that is heavier than a shrunken limit, whether it is all there is. */
   #fits(weight: number): boolean {
-    return !this.#paused && (this.#active + weight <= this.#maxConcurrent || this.#active === 0);
+    return this.#active + weight <= this.#maxConcurrent || this.#active === 0;
   }
 
   #count(permit: LimiterPermit): void {
@@ -268,7 +268,7 @@ export class Admission {
   /** Nobody waits, and there is room, unless it may not be given. */
   #relax(): void {
     this.#idle?.check();
-    if (!this.#isServing) return;
+    if (!this.#isServing()) return;
     this.#hasRoom = true;
     this.#drainRate.end();
   }

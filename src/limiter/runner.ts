@@ -22,14 +22,6 @@ function nearestHeld(from: Inside | undefined): Inside | undefined {
   return at;
 }
 
-/** Runs under a permit, unless the caller gave up between the grant and now. */
-function startUnlessAborted<R>(end: RunEnd, permit: LimiterPermit, work: Work<R>): Promise<R> {
-  const signal = permit.extras?.signal;
-  if (!signal?.aborted) return start(end, { signal, permit }, work);
-  end.finish('ignored');
-  return Promise.reject(signal.reason);
-}
-
 /**
  * Runs the host's code and gives the permit back when it ends, however it ends. Settles as the code does.
  *
@@ -72,7 +64,7 @@ export class Runner {
 
   /** Runs under a permit that was free. */
   run<R>(permit: LimiterPermit, work: Work<R>): Promise<R> {
-    return startUnlessAborted(endOf(permit), permit, this.#detectNested ? insideOf(permit, work) : work);
+    return this.#startUnlessAborted(endOf(permit), permit, work);
   }
 
   /** Runs what has waited; `ticket` is what its promise brought. */
@@ -81,7 +73,17 @@ export class Runner {
     const permit = end.permit as WaitingPermit;
     const work = permit.work as Work<unknown>;
     permit.work = undefined;
-    return startUnlessAborted(end, permit, this.#detectNested ? insideOf(permit, work) : work);
+    return this.#startUnlessAborted(end, permit, work);
+  }
+
+  /** Runs under a permit, unless the caller gave up between the grant and now. */
+  #startUnlessAborted<R>(end: RunEnd, permit: LimiterPermit, work: Work<R>): Promise<R> {
+    const signal = permit.extras?.signal;
+    if (!signal?.aborted) {
+      return start(end, { signal, permit }, this.#detectNested ? insideOf(permit, work) : work);
+    }
+    end.finish('ignored');
+    return Promise.reject(signal.reason);
   }
 }
 

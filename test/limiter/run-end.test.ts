@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { type PermitIssuer, ReadyPermit } from '../../src/limiter/permit.js';
 import { endOf, PlainPermit } from '../../src/limiter/run-end.js';
+import { standInFor } from '../../src/limiter/runner.js';
 
 describe('The end of a run', () => {
   it('keeps nothing of a run that is over', () => {
@@ -14,8 +15,7 @@ describe('The end of a run', () => {
   it('counts its turns on past the largest small number, and stays sure whose permit is whose', () => {
     let back = 0;
     const issuer: PermitIssuer = { takeBack: () => back++, abandon: () => {} };
-    const standIn = new ReadyPermit(issuer, 1, undefined);
-    standIn.state = 'shared';
+    const standIn = standInFor(issuer);
     const end = endOf(standIn);
     end.turn = 2 ** 31 - 1;
     const last = new PlainPermit(end);
