@@ -5,16 +5,16 @@ import { Agent, fetch as undiciFetch } from 'undici';
 import { TaskSandboxes } from './host-sandboxes.js';
 import { scriptedModel } from './scripted-model.js';
 
-/** What a gate gives an attempt, as far as a client needs it. */
+/** What a client needs of the attempt of a gate. */
 interface Attempt {
   readonly key: string;
   readonly signal: AbortSignal;
 }
 
-/** A part of an answer's body, or an error that a gate can judge: services say 200, too, where they failed. */
+/** A part of a response body, or an error that a gate can classify: services also answer 200 when they fail. */
 export async function partOf<T>(part: string, service: string, response: Response): Promise<T> {
   const reading = response.json() as Promise<Readonly<Record<string, unknown>>>;
-  // A refusal may have any body. An answer that breaks off is none, and must not be kept for one.
+  // A rejection may have any body. A response that breaks off must not be cached.
   const body = await (response.ok ? reading : reading.catch(() => undefined));
   if (response.ok && body?.[part]) return body[part] as T;
   const { status, headers } = response;
@@ -22,16 +22,16 @@ export async function partOf<T>(part: string, service: string, response: Respons
   throw Object.assign(error, { status, headers, body });
 }
 
-/** The keys that a variable names, separated by commas. */
+/** The keys in a variable, separated by commas. */
 export const keysOf = (named: string): readonly string[] =>
   named.split(',').flatMap((key) => key.trim() || []);
 
 /**
- * The clients of a host application, made by itself from its own settings: for the real services that the environment
- * names, each on its own, and for stubs with the limits of the smallest plans for the rest.
+ * The clients of a host application, created from its own settings: for the real services that the environment names,
+ * and for stubs with the limits of the smallest plans otherwise.
  */
 export async function connectClients(given: NodeJS.ProcessEnv) {
-  // One that is empty is not set: compose files have such.
+  // An empty variable counts as unset, as in compose files.
   const env = Object.fromEntries(Object.entries(given).filter(([, value]) => value));
   const stubs = await startStubServices({
     llm: { reply: scriptedModel, latencyMs: 150, maxNumSeqs: 8 },
@@ -44,7 +44,7 @@ export async function connectClients(given: NodeJS.ProcessEnv) {
   const { JINA_URL = JINA_API_KEY === undefined ? stubs.jina.url : 'https://r.jina.ai' } = env;
   const e2bUrls = E2B_API_KEY === undefined ? { apiUrl: stubs.e2b.url, sandboxUrl: stubs.e2b.url } : {};
 
-  // The gates decide what is tried again, so the clients must not; and a long thought must outlast Node's own fetch.
+  // The gates decide what is retried, so the clients must not; longFetch allows answers longer than 300 s.
   const openai = new OpenAI({
     baseURL: BASE_URL ?? stubs.llm.baseUrl,
     apiKey: API_KEY ?? 'stub',

@@ -1,16 +1,16 @@
 import { randomUUID } from 'node:crypto';
 import { Sandbox } from '@e2b/code-interpreter';
 
-/** Where E2B is, if it is not where the SDK looks. */
+/** The address of E2B, unless it is the SDK's default. */
 export interface E2bUrls {
   readonly apiUrl?: string;
   readonly sandboxUrl?: string;
 }
 
-/** The sandboxes of one task: each program has one of its own, which does not outlive its call. */
+/** The sandboxes of one task: each program has its own, which does not outlive its call. */
 export class TaskSandboxes {
   readonly #urls: E2bUrls;
-  /** `run` tells them from those of another process that counts its tasks from 1 as well. */
+  /** `run` distinguishes them from those of another process that also counts its tasks from 1. */
   readonly #metadata: Record<string, string>;
   readonly #creations: { readonly apiKey: string; readonly sandbox: Promise<Sandbox> }[] = [];
 
@@ -30,7 +30,7 @@ export class TaskSandboxes {
       const { logs, error } = await sandbox.runCode(code);
       return error === undefined ? logs.stdout.join('') : error.traceback;
     } catch (error) {
-      // Only a creation is worth another attempt; a gate does not try again what fails with an error of ours.
+      // Only a creation is retryable; a gate does not retry our own errors.
       throw new Error(`The program did not end: ${error instanceof Error ? error.message : error}`);
     } finally {
       signal.removeEventListener('abort', end);
@@ -38,7 +38,7 @@ export class TaskSandboxes {
     }
   }
 
-  /** Ends the sandboxes that nobody knows of: a creation may fail here, by a lost answer, and be done at E2B. */
+  /** Kills orphaned sandboxes: if the response to a creation is lost, E2B may have created the sandbox nevertheless. */
   async sweep(): Promise<void> {
     const failed = new Set<string>();
     for (const { apiKey, sandbox } of this.#creations) await sandbox.catch(() => failed.add(apiKey));
@@ -51,7 +51,7 @@ export class TaskSandboxes {
     }
   }
 
-  /** Takes no signal: a creation that is cut off may leave a sandbox behind. */
+  /** Takes no signal: an aborted creation may leave a sandbox behind. */
   #create(apiKey: string): Promise<Sandbox> {
     const sandbox = Sandbox.create({ ...this.#urls, apiKey, retries: 0, metadata: this.#metadata });
     this.#creations.push({ apiKey, sandbox });

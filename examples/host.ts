@@ -1,12 +1,12 @@
 /**
- * A complete host application: a few questions at once, each answered by an agent whose model searches (Serper), reads
- * (Jina) and calculates (E2B) as it sees fit, every service behind a gate of its own.
+ * A complete host application: a few concurrent questions, each answered by an agent whose model searches (Serper), reads
+ * (Jina) and calculates (E2B), with one gate for each service.
  *
  *     npx tsx examples/host.ts ["a question" …]
  *
- * It runs against stub services on loopback, and against the real ones that the environment names, each on its own:
+ * It runs against stub services on loopback, or the real ones that the environment names:
  * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY (and their _URL), E2B_API_KEY. Several keys of one
- * service are separated by commas. Health is told on PORT; after SIGTERM, what runs may take another DRAIN_MS.
+ * service are separated by commas. PORT serves its health; after SIGTERM, running requests may take another DRAIN_MS.
  */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -35,7 +35,7 @@ const QUESTIONS = ['Why do glaciers look blue?', 'How old is the oldest tree?', 
 const clients = await connectClients(process.env);
 const { openai, model, keys } = clients;
 
-// One gate for each service, shared by all tasks. Everything they tell goes to the same hooks.
+// One gate for each service, shared by all tasks. They all emit to the same hooks.
 const hooks = new LifecycleHooks();
 const cache = { max: 1_000, ttlMs: 600_000 };
 const gates = {
@@ -45,7 +45,7 @@ const gates = {
   e2b: new ServiceGate({ name: 'e2b', ...e2bPreset(), keys: keys.e2b, hooks }),
 };
 
-/** What a tool says of an input that is one text. */
+/** The input schema of a tool with one text. */
 const takes = <Name extends string>(name: Name) => ({
   inputSchema: { type: 'object', properties: { [name]: { type: 'string' } }, required: [name] },
   parse(input: unknown): Record<Name, string> {
@@ -81,7 +81,7 @@ const tools = defineTools({
     connect: ({ taskId = '' }: ConnectContext) => clients.sandboxesOf(taskId),
     disconnect: (sandboxes) => sandboxes.sweep(),
     gate: gates.e2b,
-    // The sandbox lives inside this one call, so the call's permit is its place.
+    // The sandbox lives within this call, so the permit of the call counts it.
     call: (sandboxes, { code }, attempt) => sandboxes.runPython(code, attempt),
   },
 });
@@ -105,7 +105,7 @@ async function answer(
     const results = wanted.map(async ({ id, function: { name, arguments: input } }) => ({
       role: 'tool' as const,
       tool_call_id: id,
-      // A text in either case: what the tool gave, or what went wrong.
+      // Text in every case: the result, or the failure.
       content: await agent.answer(name, input, { signal: ids.signal }),
     }));
     messages.push(said, ...(await Promise.all(results)));

@@ -1,10 +1,10 @@
 /**
- * MCP servers as tools: each pipeline instance has server processes of its own.
+ * MCP servers as tools: each pipeline instance has its own server processes.
  *
  *     npx tsx examples/mcp.ts
  *
- * Two tasks at once remember different things, each in its own memory server. Nothing of one task is left for the next:
- * the servers stay, their memory is cleared. At the end every process is gone, whatever state it was in.
+ * Two concurrent tasks remember different things, each in its own memory server. Between tasks the servers stay and their
+ * memory is cleared. At the end every process is gone, whatever state it was in.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -19,16 +19,16 @@ import { defineTool, defineTools, PipelinePool, pipelineFactory, type Tool } fro
 export interface McpCommand {
   readonly command: string;
   readonly args: readonly string[];
-  /** What the server finds in its environment; `home` is a directory of its own, which goes with it. */
+  /** The environment of the server; `home` is its own directory, deleted with it. */
   readonly env?: (home: string) => Record<string, string>;
 }
 
-/** Milliseconds that a server has to leave by itself, once its input has ended. */
+/** Milliseconds that a server has to exit by itself after its input has ended. */
 const GRACE_MS = 1_000;
-/** The tool's own time bounds a call; the SDK would give up after a minute. */
+/** The timeout of the tool bounds a call; the SDK would give up after a minute. */
 const NO_TIMEOUT = { timeout: 2 ** 31 - 1 };
 
-/** Keeps the process id: the SDK forgets it as soon as it begins to close. */
+/** Keeps the process id: the SDK drops it as soon as it starts to close. */
 class Transport extends StdioClientTransport {
   startedPid: number | null = null;
 
@@ -62,7 +62,7 @@ export class McpServer {
     });
   }
 
-  /** Starts a server and waits until it is ready. If that fails, or `signal` aborts, nothing of it is left. */
+  /** Starts a server and waits until it is ready. If that fails, or `signal` aborts, the process is gone. */
   static async start(command: McpCommand, signal: AbortSignal): Promise<McpServer> {
     const server = new McpServer(await mkdtemp(join(tmpdir(), 'mcp-')), command);
     try {
@@ -82,7 +82,7 @@ export class McpServer {
     return (await this.#client.listTools()).tools;
   }
 
-  /** Calls one of the server's tools. Its texts are the answer; an answer marked as an error is thrown. */
+  /** Calls one of the server's tools and returns its text; a result marked as an error is thrown. */
   async call(name: string, input: Record<string, unknown>, signal: AbortSignal): Promise<string> {
     const result = await this.#client.callTool({ name, arguments: input }, undefined, {
       signal,
@@ -99,7 +99,7 @@ export class McpServer {
     return true;
   }
 
-  /** Ends the server: by itself if it can, by force if it hangs. Settles when the process is gone. */
+  /** Ends the server, by force if it hangs. Settles when the process is gone. */
   async stop(): Promise<void> {
     if (this.pid !== null && !this.#hasExited) {
       const force = setTimeout(() => this.#kill(), GRACE_MS);
@@ -114,12 +114,12 @@ export class McpServer {
     try {
       if (this.pid !== null && !this.#hasExited) process.kill(this.pid, 'SIGKILL');
     } catch {
-      // It went in this very moment.
+      // It exited at this moment.
     }
   }
 }
 
-/** The tools of an MCP server, as it lists them itself; `clear` wipes what a task has left on it. */
+/** The tools that an MCP server lists; `clear` removes what a task has left on it. */
 export async function mcpTools(
   command: McpCommand,
   clear: (server: McpServer) => Promise<void> = async () => {},
@@ -129,13 +129,13 @@ export async function mcpTools(
     connect: ({ signal }: { readonly signal: AbortSignal }) => McpServer.start(command, signal),
     disconnect: (server: McpServer) => server.stop(),
     check: (server: McpServer, { signal }: { readonly signal: AbortSignal }) => server.ping(signal),
-    // A server that died during a task must not be handed on: its instance is replaced.
+    // A server that died during a task must not be reused: its instance is replaced.
     reset: async (server: McpServer, { signal }: { readonly signal: AbortSignal }) => {
       await clear(server);
       await server.ping(signal);
     },
   };
-  // What the server offers is the same for all instances, so it is asked once.
+  // All instances have the same tools, so they are listed once.
   const server = await McpServer.start(command, AbortSignal.timeout(60_000));
   try {
     const listed = await server.list();
@@ -157,7 +157,7 @@ export async function mcpTools(
   }
 }
 
-/** A server that npm has installed, started from its own files: nothing is downloaded when it starts. */
+/** A server installed by npm and started directly: nothing is downloaded at the start. */
 export function installedServer(name: string, env?: McpCommand['env']): McpCommand {
   const require = createRequire(import.meta.url);
   const manifest = require.resolve(`${name}/package.json`);

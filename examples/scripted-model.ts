@@ -3,7 +3,7 @@ import type { LlmReply, LlmRequest } from 'pipeline-pool/testing';
 const textOf = ({ content }: LlmRequest['messages'][number]): string =>
   typeof content === 'string' ? content : '';
 
-/** What it gives each tool, from the question and from what it has read so far. */
+/** The input of each tool, from the question and the results so far. */
 const INPUTS: Readonly<Record<string, (question: string, read: string) => readonly object[]>> = {
   search: (question) => [{ query: question }, { query: `${question} figures` }],
   read: (_, read) => [{ url: /https?:\/\/[^\s"]+/.exec(read)?.[0] ?? 'https://example.com/' }],
@@ -12,7 +12,7 @@ const INPUTS: Readonly<Record<string, (question: string, read: string) => readon
 
 /**
  * A model for stub services: it uses each tool that it is offered once, in the order of the definitions, and then
- * answers. Where a tool failed it says so and gives up, as a model would that cannot do without.
+ * answers. If a tool failed, it says so and gives up.
  */
 export function scriptedModel({ messages, tools = [] }: LlmRequest): LlmReply {
   const question = textOf(messages.find(({ role }) => role === 'user') ?? { role: 'user' });

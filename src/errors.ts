@@ -1,7 +1,9 @@
 /**
- * Every error the library makes. Narrow by `code`, which is stable, or by `instanceof`, which holds between the ESM and
- * the CommonJS copy of this package as well.
+ * Every error of the library. Narrow by `code`, which is stable, or by `instanceof`, which works across the ESM and
+ * CommonJS copies of this package. Each has the `name` of its component as `source`; a `cause` is the very error that
+ * the host's code or its client threw.
  */
+import { describeError } from './internal/redaction.js';
 
 /** The stable codes. New ones may be added in a minor version; none is renamed or removed. */
 export type PipelinePoolErrorCode =
@@ -27,11 +29,11 @@ export type PipelinePoolErrorCode =
   | 'ERR_TOOL_TIMEOUT'
   | 'ERR_TOOL_FAILED';
 
-// Shared by all copies of this package in one process.
-const kind = Symbol.for('pipeline-pool.error-kind');
+// The same in all copies of this package in one process.
+const KIND = 'pipelinePoolError';
 
 /**
- * The base of all errors of this library.
+ * The base class of all errors of this library. Hosts read these errors, they do not construct them.
  *
  * @example
  * try {
@@ -42,151 +44,163 @@ const kind = Symbol.for('pipeline-pool.error-kind');
  * }
  */
 export class PipelinePoolError extends Error {
-  static readonly [kind]: string = 'PipelinePoolError';
+  /** @internal The class, for `instanceof` between copies of this package. A literal name, so that bundlers can drop unused classes. */
+  static readonly pipelinePoolError: string = 'PipelinePoolError';
   /** Stable, for `switch`. */
   readonly code: PipelinePoolErrorCode;
+  /** The `name` of the limiter, pool, gate, tool manager or manager. */
+  readonly source: string;
 
-  constructor(code: PipelinePoolErrorCode, message: string, cause?: unknown) {
+  /** @internal */
+  constructor(code: PipelinePoolErrorCode, source: string, message: string, cause?: unknown) {
     super(message, cause === undefined ? undefined : { cause });
     this.code = code;
-    Object.defineProperty(this, 'name', { value: new.target[kind], configurable: true, writable: true });
+    this.source = source;
+    Object.defineProperty(this, 'name', {
+      value: new.target.pipelinePoolError,
+      configurable: true,
+      writable: true,
+    });
   }
 
   static override [Symbol.hasInstance](value: unknown): boolean {
-    // A host's own subclass has no kind of its own: it means exactly itself.
-    if (!Object.hasOwn(this, kind)) return Function.prototype[Symbol.hasInstance].call(this, value);
     if (typeof value !== 'object' || value === null) return false;
-    for (let proto = Object.getPrototypeOf(value); proto !== null; proto = Object.getPrototypeOf(proto)) {
-      const maker = proto.constructor;
-      if (typeof maker === 'function' && Object.hasOwn(maker, kind) && maker[kind] === this[kind])
-        return true;
+    try {
+      // A host's own subclass has no kind of its own: it means exactly itself.
+      if (!Object.hasOwn(this, KIND)) return Function.prototype[Symbol.hasInstance].call(this, value);
+      for (let proto = Object.getPrototypeOf(value); proto !== null; proto = Object.getPrototypeOf(proto)) {
+        const maker = proto.constructor;
+        if (typeof maker === 'function' && Object.hasOwn(maker, KIND) && maker[KIND] === this[KIND])
+          return true;
+      }
+    } catch {
+      // A revoked proxy, or a prototype that throws.
     }
     return false;
   }
 }
 
-/** What a limiter or a pool looked like when it turned somebody away. */
+/** The state of a limiter or a pool when it rejected a request. */
 export interface QueueFigures {
   /** The component's `name`. */
   readonly source: string;
-  /** Milliseconds spent waiting. */
-  readonly waitedMs: number;
+  /** Milliseconds that the request waited. */
+  readonly waitMs: number;
   /** Permits or leases held. */
   readonly active: number;
-  /** Waiters left in the queue. */
+  /** Waiters that remain in the queue. */
   readonly queued: number;
   /** The limit: `maxConcurrent` of a limiter, `size` of a pool. */
   readonly size: number;
 }
 
-const figuresText = (f: QueueFigures): string => `${f.active} of ${f.size} in use, ${f.queued} waiting`;
-
-/** `maxQueue` waiters are queued already. Try again after `retryAfterMs`. Maps to HTTP 429. */
-export class QueueFullError extends PipelinePoolError implements QueueFigures {
-  static override readonly [kind] = 'QueueFullError';
-  declare readonly source: string;
-  declare readonly waitedMs: number;
+abstract class QueueRejection extends PipelinePoolError implements QueueFigures {
+  declare readonly waitMs: number;
   declare readonly active: number;
   declare readonly queued: number;
   declare readonly size: number;
-  /** Milliseconds a request arriving now would have waited, estimated from recent releases. */
-  declare readonly retryAfterMs: number;
 
-  constructor(figures: QueueFigures & { readonly retryAfterMs: number }) {
-    super('ERR_QUEUE_FULL', `The queue of ${figures.source} is full (${figuresText(figures)})`);
+  /** @internal */
+  constructor(code: PipelinePoolErrorCode, message: string, figures: QueueFigures, cause?: unknown) {
+    const { source, active, queued, size } = figures;
+    super(code, source, `${message} (${active} of ${size} in use, ${queued} queued)`, cause);
     Object.assign(this, figures);
   }
 }
 
-/** The wait for a permit or a lease was longer than `timeoutMs`. The last creation failure, if any, is the `cause`. */
-export class AcquireTimeoutError extends PipelinePoolError implements QueueFigures {
-  static override readonly [kind] = 'AcquireTimeoutError';
-  declare readonly source: string;
-  declare readonly waitedMs: number;
-  declare readonly active: number;
-  declare readonly queued: number;
-  declare readonly size: number;
-  /** The step that was under way: always `wait` for a limiter, `wait`, `create`, `validate` or `prepare` for a pool. */
+/** The queue already has `maxQueue` waiters. Retry after `retryAfterMs`. `toHttpStatus` maps it to 429. */
+export class QueueFullError extends QueueRejection {
+  static override readonly pipelinePoolError = 'QueueFullError';
+  /** Milliseconds that a request arriving now would have to wait, estimated from recent releases. */
+  declare readonly retryAfterMs: number;
+
+  /** @internal */
+  constructor(figures: QueueFigures & { readonly retryAfterMs: number }) {
+    super('ERR_QUEUE_FULL', `The queue of ${figures.source} is full`, figures);
+  }
+}
+
+/** The wait for a permit or a lease exceeded its timeout. The last creation failure, if any, is the `cause`. */
+export class AcquireTimeoutError extends QueueRejection {
+  static override readonly pipelinePoolError = 'AcquireTimeoutError';
+  /** What the request was waiting for: always `wait` for a limiter; `wait`, `create`, `validate` or `prepare` for a pool. */
   declare readonly stage: LifecycleStage;
-  /** Instances alive and idle; of a pool. */
+  /** Instances alive and idle; pools only. */
   declare readonly live?: number;
   declare readonly idle?: number;
 
-  constructor(figures: QueueFigures & { readonly stage?: LifecycleStage }, cause?: unknown) {
-    super(
-      'ERR_ACQUIRE_TIMEOUT',
-      `Gave up on ${figures.source} after ${Math.round(figures.waitedMs)} ms (${figuresText(figures)})`,
-      cause,
-    );
-    Object.assign(this, { stage: 'wait' }, figures);
+  /** @internal */
+  constructor(given: QueueFigures & { readonly stage?: LifecycleStage }, cause?: unknown) {
+    const figures = { stage: 'wait', ...given };
+    const message = `Gave up on ${given.source} after ${Math.round(given.waitMs)} ms`;
+    super('ERR_ACQUIRE_TIMEOUT', message, figures, cause);
   }
 }
 
-/** Refused on arrival, because the estimated wait is longer than the caller's `timeoutMs` (opt-in). */
-export class DeadlineUnmeetableError extends PipelinePoolError implements QueueFigures {
-  static override readonly [kind] = 'DeadlineUnmeetableError';
-  declare readonly source: string;
-  declare readonly waitedMs: number;
-  declare readonly active: number;
-  declare readonly queued: number;
-  declare readonly size: number;
+/** Rejected on arrival, because the estimated wait exceeds the caller's `timeoutMs` (with `rejectUnmeetable`). */
+export class DeadlineUnmeetableError extends QueueRejection {
+  static override readonly pipelinePoolError = 'DeadlineUnmeetableError';
   declare readonly retryAfterMs: number;
   declare readonly timeoutMs: number;
 
+  /** @internal */
   constructor(figures: QueueFigures & { readonly retryAfterMs: number; readonly timeoutMs: number }) {
-    super(
-      'ERR_DEADLINE_UNMEETABLE',
-      `${figures.source} would take about ${Math.round(figures.retryAfterMs)} ms, longer than the ${figures.timeoutMs} ms allowed (${figuresText(figures)})`,
-    );
-    Object.assign(this, figures);
+    const { source, retryAfterMs, timeoutMs } = figures;
+    const message = `${source} would take about ${Math.round(retryAfterMs)} ms, longer than the ${timeoutMs} ms allowed`;
+    super('ERR_DEADLINE_UNMEETABLE', message, figures);
   }
 }
 
-/** Somebody inside a `run` would have to wait for the same limiter: for what only the end of that `run` can free. */
+/** An acquire inside a `run` would wait for the same limiter: for a permit that only the end of that `run` can release. */
 export class NestedAcquireError extends PipelinePoolError {
-  static override readonly [kind] = 'NestedAcquireError';
+  static override readonly pipelinePoolError = 'NestedAcquireError';
+  /** @internal */
   constructor(source: string) {
     super(
       'ERR_NESTED_ACQUIRE',
+      source,
       `Inside a run of ${source}, waiting for ${source} again may never end; give the inner work a limiter of its own`,
     );
   }
 }
 
-/** The limiter was closed while this request waited, or before it came. */
+/** The limiter was closed before this request got its permit. */
 export class LimiterClosedError extends PipelinePoolError {
-  static override readonly [kind] = 'LimiterClosedError';
+  static override readonly pipelinePoolError = 'LimiterClosedError';
+  /** @internal */
   constructor(source: string) {
-    super('ERR_LIMITER_CLOSED', `${source} is closed`);
+    super('ERR_LIMITER_CLOSED', source, `${source} is closed`);
   }
 }
 
-/** The pool is draining or closed and gives no further leases. */
+/** The pool is draining or closed and grants no further leases. */
 export class PoolClosedError extends PipelinePoolError {
-  static override readonly [kind] = 'PoolClosedError';
+  static override readonly pipelinePoolError = 'PoolClosedError';
+  /** @internal */
   constructor(source: string, state: 'draining' | 'closed') {
-    super('ERR_POOL_CLOSED', `${source} is ${state} and gives no further leases`);
+    super('ERR_POOL_CLOSED', source, `${source} is ${state} and gives no further leases`);
   }
 }
 
-/** Somebody who still holds a lease. */
+/** The holder of a lease. */
 export interface LeaseHolder {
   readonly instanceId: number;
   readonly taskId?: string;
-  /** Milliseconds since the lease was given. */
+  /** Milliseconds since the lease was granted. */
   readonly heldMs: number;
-  /** Where it was acquired; known only with `leakWarningMs`. */
+  /** Where the lease was acquired; known only with `leakWarningMs`. */
   readonly stack?: string;
 }
 
 /** `drain` or `close` reached its deadline while leases or permits were still held. */
 export class DrainTimeoutError extends PipelinePoolError {
-  static override readonly [kind] = 'DrainTimeoutError';
-  /** Who still holds a lease; empty for a limiter, which does not know its holders. */
+  static override readonly pipelinePoolError = 'DrainTimeoutError';
+  /** The leases still held; empty for a limiter, which does not know its holders. */
   readonly holders: readonly LeaseHolder[];
-  /** How much is still held. */
+  /** The number of leases, or the weight of the permits, still held. */
   readonly held: number;
 
+  /** @internal */
   constructor(source: string, timeoutMs: number, held: number | readonly LeaseHolder[]) {
     const holders = typeof held === 'number' ? [] : held;
     const who = holders.map(
@@ -194,7 +208,7 @@ export class DrainTimeoutError extends PipelinePoolError {
         `instance ${instanceId}${taskId === undefined ? '' : ` by task ${taskId}`} for ${Math.round(heldMs)} ms`,
     );
     const what = typeof held === 'number' ? `${held} held` : `held are ${who.join(', ') || 'none'}`;
-    super('ERR_DRAIN_TIMEOUT', `${source} is not empty after ${timeoutMs} ms: ${what}`);
+    super('ERR_DRAIN_TIMEOUT', source, `${source} is not empty after ${timeoutMs} ms: ${what}`);
     this.holders = holders;
     this.held = typeof held === 'number' ? held : held.length;
   }
@@ -203,64 +217,63 @@ export class DrainTimeoutError extends PipelinePoolError {
 /** A step in the life of an instance or a lease. */
 export type LifecycleStage = 'wait' | 'create' | 'validate' | 'prepare' | 'reset' | 'destroy';
 
-/** What a pool looked like when something failed. */
+/** The state of a pool when a callback failed. */
 export interface PoolFigures {
   readonly source: string;
-  readonly elapsedMs: number;
+  readonly waitMs: number;
   readonly live: number;
   readonly idle: number;
   readonly leased: number;
-  readonly waiting: number;
+  readonly queued: number;
   readonly instanceId?: number;
 }
 
-/** `create` failed for the request that this creation was for; the failure is the `cause`. */
-export class CreateError extends PipelinePoolError implements PoolFigures {
-  static override readonly [kind] = 'CreateError';
-  readonly stage = 'create';
-  declare readonly source: string;
-  declare readonly elapsedMs: number;
+abstract class InstanceError<S extends 'create' | 'prepare'>
+  extends PipelinePoolError
+  implements PoolFigures
+{
+  declare readonly stage: S;
+  declare readonly waitMs: number;
   declare readonly live: number;
   declare readonly idle: number;
   declare readonly leased: number;
-  declare readonly waiting: number;
+  declare readonly queued: number;
   declare readonly instanceId?: number;
 
-  constructor(figures: PoolFigures, cause: unknown) {
-    super('ERR_CREATE_FAILED', `${figures.source} could not create an instance: ${causeText(cause)}`, cause);
-    Object.assign(this, figures);
+  /** @internal */
+  constructor(code: PipelinePoolErrorCode, stage: S, figures: PoolFigures, cause: unknown) {
+    const { source } = figures;
+    super(code, source, `${source} could not ${stage} an instance: ${describeError(cause)}`, cause);
+    Object.assign(this, { stage }, figures);
   }
 }
 
-/** `prepare` failed; the instance was discarded. The failure is the `cause`. */
-export class PrepareError extends PipelinePoolError implements PoolFigures {
-  static override readonly [kind] = 'PrepareError';
-  readonly stage = 'prepare';
-  declare readonly source: string;
-  declare readonly elapsedMs: number;
-  declare readonly live: number;
-  declare readonly idle: number;
-  declare readonly leased: number;
-  declare readonly waiting: number;
-  declare readonly instanceId?: number;
-
+/** `create` failed for the request that this creation was started for. The failure is the `cause`. */
+export class CreateError extends InstanceError<'create'> {
+  static override readonly pipelinePoolError = 'CreateError';
+  /** @internal */
   constructor(figures: PoolFigures, cause: unknown) {
-    super(
-      'ERR_PREPARE_FAILED',
-      `${figures.source} could not prepare an instance: ${causeText(cause)}`,
-      cause,
-    );
-    Object.assign(this, figures);
+    super('ERR_CREATE_FAILED', 'create', figures, cause);
   }
 }
 
-/** One of the pool's callbacks took longer than its deadline. */
+/** `prepare` failed and the instance was discarded. The failure is the `cause`. */
+export class PrepareError extends InstanceError<'prepare'> {
+  static override readonly pipelinePoolError = 'PrepareError';
+  /** @internal */
+  constructor(figures: PoolFigures, cause: unknown) {
+    super('ERR_PREPARE_FAILED', 'prepare', figures, cause);
+  }
+}
+
+/** A callback of the pool exceeded its deadline. */
 export class CallbackTimeoutError extends PipelinePoolError {
-  static override readonly [kind] = 'CallbackTimeoutError';
+  static override readonly pipelinePoolError = 'CallbackTimeoutError';
   readonly stage: LifecycleStage;
   readonly timeoutMs: number;
+  /** @internal */
   constructor(source: string, stage: LifecycleStage, timeoutMs: number) {
-    super('ERR_CALLBACK_TIMEOUT', `\`${stage}\` of ${source} took longer than ${timeoutMs} ms`);
+    super('ERR_CALLBACK_TIMEOUT', source, `\`${stage}\` of ${source} took longer than ${timeoutMs} ms`);
     this.stage = stage;
     this.timeoutMs = timeoutMs;
   }
@@ -268,52 +281,72 @@ export class CallbackTimeoutError extends PipelinePoolError {
 
 /** `lease.pipeline` was read after the lease had ended. */
 export class LeaseReleasedError extends PipelinePoolError {
-  static override readonly [kind] = 'LeaseReleasedError';
+  static override readonly pipelinePoolError = 'LeaseReleasedError';
   readonly instanceId: number;
+  /** @internal */
   constructor(source: string, instanceId: number) {
-    super('ERR_LEASE_RELEASED', `The lease on instance ${instanceId} of ${source} has ended`);
+    super('ERR_LEASE_RELEASED', source, `The lease on instance ${instanceId} of ${source} has ended`);
     this.instanceId = instanceId;
   }
 }
 
-/** The lease was taken back: its time was up, the pool closed, or its holder had been given up. */
+/**
+ * Why a lease was revoked: it exceeded `maxLeaseMs`, the pool closed, or its request had ended and the code under it did
+ * not settle within `abortGraceMs`.
+ */
+export type RevocationReason = 'max-lease' | 'closed' | 'abandoned';
+
+/** The lease was revoked before its holder released it. */
 export class LeaseRevokedError extends PipelinePoolError {
-  static override readonly [kind] = 'LeaseRevokedError';
+  static override readonly pipelinePoolError = 'LeaseRevokedError';
   readonly instanceId: number;
-  readonly reason: string;
-  constructor(source: string, instanceId: number, reason: string) {
-    super('ERR_LEASE_REVOKED', `The lease on instance ${instanceId} of ${source} was revoked: ${reason}`);
+  readonly reason: RevocationReason;
+  /** @internal */
+  constructor(source: string, instanceId: number, reason: RevocationReason) {
+    super(
+      'ERR_LEASE_REVOKED',
+      source,
+      `The lease on instance ${instanceId} of ${source} was revoked: ${reason}`,
+    );
     this.instanceId = instanceId;
     this.reason = reason;
   }
 }
 
-/** `acquire({ instanceId })` asked for an instance that does not exist, or that went away before its turn. */
+/** `acquire({ instanceId })` named an instance that does not exist, or that was destroyed before its turn. */
 export class InstanceGoneError extends PipelinePoolError {
-  static override readonly [kind] = 'InstanceGoneError';
+  static override readonly pipelinePoolError = 'InstanceGoneError';
   readonly instanceId: number;
+  /** @internal */
   constructor(source: string, instanceId: number) {
-    super('ERR_INSTANCE_GONE', `Instance ${instanceId} of ${source} is gone; state that lived in it is lost`);
+    super(
+      'ERR_INSTANCE_GONE',
+      source,
+      `Instance ${instanceId} of ${source} is gone; state that lived in it is lost`,
+    );
     this.instanceId = instanceId;
   }
 }
 
-/** The manager is shutting down and takes no further requests. */
+/** The manager is shutting down and accepts no further requests. */
 export class ManagerClosedError extends PipelinePoolError {
-  static override readonly [kind] = 'ManagerClosedError';
+  static override readonly pipelinePoolError = 'ManagerClosedError';
+  /** @internal */
   constructor(source: string) {
-    super('ERR_MANAGER_CLOSED', `${source} is shut down and takes no further requests`);
+    super('ERR_MANAGER_CLOSED', source, `${source} is shut down and takes no further requests`);
   }
 }
 
-/** A whole request, waiting included, took longer than allowed. */
+/** A request exceeded its timeout, which covers its waiting and its running. */
 export class RequestTimeoutError extends PipelinePoolError {
-  static override readonly [kind] = 'RequestTimeoutError';
+  static override readonly pipelinePoolError = 'RequestTimeoutError';
   readonly taskId: string;
   readonly timeoutMs: number;
+  /** @internal */
   constructor(source: string, taskId: string, timeoutMs: number) {
     super(
       'ERR_REQUEST_TIMEOUT',
+      source,
       `Task ${taskId} took longer than the ${timeoutMs} ms that ${source} allows it`,
     );
     this.taskId = taskId;
@@ -321,70 +354,73 @@ export class RequestTimeoutError extends PipelinePoolError {
   }
 }
 
-/** A gate's call, or one attempt of it, took longer than allowed. The last failure, if any, is the `cause`. */
+/** A call through a gate, or one of its attempts, exceeded its timeout. The last failure, if any, is the `cause`. */
 export class GateTimeoutError extends PipelinePoolError {
-  static override readonly [kind] = 'GateTimeoutError';
-  readonly source: string;
-  /** `call`: the whole call; `attempt`: a single attempt. */
+  static override readonly pipelinePoolError = 'GateTimeoutError';
+  /** What timed out: the whole call, or a single attempt. */
   readonly scope: 'call' | 'attempt';
   readonly timeoutMs: number;
+  /** @internal */
   constructor(source: string, scope: 'call' | 'attempt', timeoutMs: number, cause?: unknown) {
     super(
       'ERR_GATE_TIMEOUT',
+      source,
       `${scope === 'call' ? 'A call' : 'An attempt'} through ${source} took longer than ${timeoutMs} ms`,
       cause,
     );
-    this.source = source;
     this.scope = scope;
     this.timeoutMs = timeoutMs;
   }
 }
 
-/** The gate was closed before the call was over. */
+/** The gate was closed before the call ended. */
 export class GateClosedError extends PipelinePoolError {
-  static override readonly [kind] = 'GateClosedError';
+  static override readonly pipelinePoolError = 'GateClosedError';
+  /** @internal */
   constructor(source: string) {
-    super('ERR_GATE_CLOSED', `${source} is closed`);
+    super('ERR_GATE_CLOSED', source, `${source} is closed`);
   }
 }
 
-/** No key of the gate can serve this call: all are dead, or none comes back within the deadline. */
+/** No key of the gate can serve this call: all are quarantined or exhausted, or none is back within the deadline. */
 export class KeysExhaustedError extends PipelinePoolError {
-  static override readonly [kind] = 'KeysExhaustedError';
-  readonly source: string;
-  /** Milliseconds until the first key comes back; absent when none will by itself. */
+  static override readonly pipelinePoolError = 'KeysExhaustedError';
+  /** Milliseconds until the first key is back; `undefined` if none will be. */
   readonly retryAfterMs: number | undefined;
+  /** @internal */
   constructor(source: string, retryAfterMs: number | undefined, cause?: unknown) {
     const when =
       retryAfterMs === undefined
         ? 'none will come back by itself'
         : `the first comes back in ${Math.round(retryAfterMs)} ms`;
-    super('ERR_KEYS_EXHAUSTED', `No key of ${source} can serve this call; ${when}`, cause);
-    this.source = source;
+    super('ERR_KEYS_EXHAUSTED', source, `No key of ${source} can serve this call; ${when}`, cause);
     this.retryAfterMs = retryAfterMs;
   }
 }
 
 /** No tool has this name. */
 export class ToolUnknownError extends PipelinePoolError {
-  static override readonly [kind] = 'ToolUnknownError';
-  constructor(tool: string, known: readonly string[]) {
-    super('ERR_TOOL_UNKNOWN', `There is no tool "${tool}"; known are ${known.join(', ') || 'none'}`);
+  static override readonly pipelinePoolError = 'ToolUnknownError';
+  /** @internal */
+  constructor(source: string, tool: string, known: readonly string[]) {
+    super('ERR_TOOL_UNKNOWN', source, `There is no tool "${tool}"; known are ${known.join(', ') || 'none'}`);
   }
 }
 
-/** What a tool was doing: making its client, answering a call, being checked or cleared between tasks, letting its client go. */
+/** The callback of a tool that failed or timed out. */
 export type ToolStage = 'connect' | 'call' | 'check' | 'reset' | 'disconnect';
 
-/** A tool's call, or the letting go of its client, took longer than allowed. */
+/** A tool's call, or the `disconnect` of its client, exceeded its timeout. */
 export class ToolTimeoutError extends PipelinePoolError {
-  static override readonly [kind] = 'ToolTimeoutError';
+  static override readonly pipelinePoolError = 'ToolTimeoutError';
   readonly tool: string;
   readonly timeoutMs: number;
   readonly stage: ToolStage;
-  constructor(tool: string, timeoutMs: number, stage: ToolStage = 'call') {
+  /** @internal */
+  constructor(source: string, tool: string, timeoutMs: number, stage: ToolStage = 'call') {
     super(
       'ERR_TOOL_TIMEOUT',
+      source,
       `Tool ${tool} took longer than ${timeoutMs} ms${stage === 'call' ? '' : ` to ${stage}`}`,
     );
     this.tool = tool;
@@ -393,27 +429,20 @@ export class ToolTimeoutError extends PipelinePoolError {
   }
 }
 
-/** A tool failed; what its client threw is the `cause`, with keys and inputs masked. */
+/** A tool failed. The error that its client threw is the `cause`. */
 export class ToolFailedError extends PipelinePoolError {
-  static override readonly [kind] = 'ToolFailedError';
+  static override readonly pipelinePoolError = 'ToolFailedError';
   readonly tool: string;
   readonly stage: ToolStage;
-  constructor(tool: string, cause: unknown, stage: ToolStage = 'call') {
+  /** @internal */
+  constructor(source: string, tool: string, cause: unknown, stage: ToolStage = 'call') {
     super(
       'ERR_TOOL_FAILED',
-      `Tool ${tool} ${stage === 'call' ? 'failed' : `could not ${stage}`}: ${causeText(cause)}`,
+      source,
+      `Tool ${tool} ${stage === 'call' ? 'failed' : `could not ${stage}`}: ${describeError(cause)}`,
       cause,
     );
     this.tool = tool;
     this.stage = stage;
-  }
-}
-
-function causeText(cause: unknown): string {
-  if (cause instanceof Error) return cause.message;
-  try {
-    return String(cause);
-  } catch {
-    return 'a value that cannot be shown';
   }
 }

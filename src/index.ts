@@ -1,16 +1,17 @@
 export * from './errors.js';
 export type { AttemptContext } from './gate/attempt.js';
-export type { GateOutcome } from './gate/call-scope.js';
-export type { GateCallOptions, GateKeyOption, RestOptions, ServiceGateOptions } from './gate/gate-options.js';
-export type { GateStreamSource } from './gate/gate-stream.js';
-export type { KeyStats } from './gate/key-ring.js';
-export { type FetchParts, longFetch } from './gate/long-fetch.js';
+export type { CacheOptions } from './gate/cache.js';
+export type { GateOutcome } from './gate/call-context.js';
 export {
   type Classifier,
   classifyOutcome,
-  type Judgement,
   type Observed,
-} from './gate/outcome.js';
+  type OutcomeJudgement,
+} from './gate/classify.js';
+export type { KeyStats } from './gate/keys/key-ring.js';
+export type { RateWindow } from './gate/keys/sliding-window.js';
+export { type FetchParts, longFetch } from './gate/long-fetch.js';
+export type { CooldownOptions, GateCallOptions, GateKeyOption, ServiceGateOptions } from './gate/options.js';
 export {
   classifyE2b,
   classifyJina,
@@ -22,18 +23,23 @@ export {
   openAiPreset,
   serperPreset,
 } from './gate/presets.js';
-export type { RateWindow } from './gate/rate-window.js';
-export type { CacheOptions } from './gate/request-cache.js';
 export type { RetryBudgetOptions, RetryOptions } from './gate/retry.js';
 export { type GateStats, ServiceGate } from './gate/service-gate.js';
+export type { GateStreamSource } from './gate/stream.js';
 export type * from './hooks/events.js';
 export { LIFECYCLE_EVENTS } from './hooks/events.js';
-export { LifecycleHooks, type LifecycleListener } from './hooks/lifecycle-hooks.js';
+export {
+  LifecycleHooks,
+  type LifecycleHooksOptions,
+  type LifecycleListener,
+} from './hooks/lifecycle-hooks.js';
+export { type HealthHandlerOptions, type HttpHandler, healthHandler } from './http/health-handler.js';
+export { type HttpStatus, toHttpStatus } from './http/http-status.js';
 export type * from './limiter/adaptive-limit.js';
 export { AdaptiveLimit } from './limiter/adaptive-limit.js';
 export { ConcurrencyLimiter } from './limiter/concurrency-limiter.js';
 export type * from './limiter/limiter.js';
-export type { ConcurrencyLimiterOptions } from './limiter/limiter-options.js';
+export type { ConcurrencyLimiterOptions } from './limiter/options.js';
 export {
   CONFIG_VARIABLES,
   type ConfigWarning,
@@ -43,40 +49,33 @@ export {
   type PipelineConfig,
   PRESETS,
 } from './manager/config.js';
+export type { Health, HealthStatus } from './manager/health.js';
 export {
   type CreatePipelineManagerOptions,
   createPipelineManager,
-} from './manager/create-pipeline-manager.js';
-export type { Diagnosis, DiagnosisOptions, Finding, FindingCode } from './manager/diagnosis.js';
-export type { Health, HealthStatus } from './manager/health.js';
-export { type HealthHandlerOptions, type HttpHandler, healthHandler } from './manager/health-handler.js';
-export { type HttpStatus, toHttpStatus } from './manager/http-status.js';
-export {
   type ManagedGate,
   type ManagerStats,
   PipelineManager,
   type PipelineManagerOptions,
 } from './manager/pipeline-manager.js';
-export type { RequestContext, RequestOptions } from './manager/request.js';
-export type { StreamSource } from './manager/request-stream.js';
-export { type LivePage, type LivePageOptions, livePage } from './observability/live-page.js';
-export type * from './observability/log.js';
-export { logTo } from './observability/log.js';
-export type * from './observability/timeline.js';
-export { drawTimelines, recordTimeline } from './observability/timeline.js';
+export type { RequestInfo, RequestOptions } from './manager/request.js';
+export type { StreamIterator, StreamSource } from './manager/request-stream.js';
+export type * from './observability/logging/log.js';
+export { logTo } from './observability/logging/log.js';
 export type { Lease, ReleaseOptions } from './pool/lease.js';
-export { PipelinePool } from './pool/pipeline-pool.js';
 export type {
   CreateRetry,
   DestroyContext,
   InstanceContext,
   LeaseOptions,
   PipelinePoolOptions,
+  PoolStats,
   TaskContext,
-} from './pool/pool-options.js';
-export type { PoolStats } from './pool/pool-stats.js';
-export type { ConnectContext } from './tools/connection.js';
+} from './pool/options.js';
+export { PipelinePool } from './pool/pipeline-pool.js';
+export { currentRequest, type RequestContext } from './request/current-request.js';
 export {
+  type ConnectContext,
   type DefinedTools,
   defineTool,
   defineTools,
@@ -85,6 +84,9 @@ export {
   type ToolCallContext,
   type ToolClient,
   type ToolClientContext,
+  type ToolGate,
+  type ToolGateAttempt,
+  type ToolGateOptions,
   type ToolInput,
   type ToolResult,
   type ToolScope,
@@ -98,7 +100,6 @@ export {
   pipelineFactory,
 } from './tools/pipeline-factory.js';
 export type { AgentPipeline, FormatterContext, SubAgents } from './tools/pipeline-instance.js';
-export type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tools/tool-gate.js';
 export type {
   ToolArguments,
   ToolCall,

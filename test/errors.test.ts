@@ -2,8 +2,8 @@ import { describe, expect, it, vi } from 'vitest';
 import * as errors from '../src/errors.js';
 import { PipelinePoolError, type PipelinePoolErrorCode } from '../src/errors.js';
 
-const figures = { source: 'admission', waitedMs: 12.4, active: 3, queued: 2, size: 3 };
-const poolFigures = { source: 'pool', elapsedMs: 5, live: 2, idle: 0, leased: 1, waiting: 4, instanceId: 7 };
+const figures = { source: 'admission', waitMs: 12.4, active: 3, queued: 2, size: 3 };
+const poolFigures = { source: 'pool', waitMs: 5, live: 2, idle: 0, leased: 1, queued: 4, instanceId: 7 };
 const cause = new Error('connect ECONNREFUSED');
 
 /** One of each class that is exported, with its code and what its message must say. */
@@ -11,17 +11,17 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
   QueueFullError: [
     new errors.QueueFullError({ ...figures, retryAfterMs: 900 }),
     'ERR_QUEUE_FULL',
-    'The queue of admission is full (3 of 3 in use, 2 waiting)',
+    'The queue of admission is full (3 of 3 in use, 2 queued)',
   ],
   AcquireTimeoutError: [
     new errors.AcquireTimeoutError(figures, cause),
     'ERR_ACQUIRE_TIMEOUT',
-    'Gave up on admission after 12 ms (3 of 3 in use, 2 waiting)',
+    'Gave up on admission after 12 ms (3 of 3 in use, 2 queued)',
   ],
   DeadlineUnmeetableError: [
     new errors.DeadlineUnmeetableError({ ...figures, retryAfterMs: 900.6, timeoutMs: 500 }),
     'ERR_DEADLINE_UNMEETABLE',
-    'admission would take about 901 ms, longer than the 500 ms allowed (3 of 3 in use, 2 waiting)',
+    'admission would take about 901 ms, longer than the 500 ms allowed (3 of 3 in use, 2 queued)',
   ],
   NestedAcquireError: [
     new errors.NestedAcquireError('admission'),
@@ -95,21 +95,23 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
     'No key of serper can serve this call; the first comes back in 1500 ms',
   ],
   ToolUnknownError: [
-    new errors.ToolUnknownError('serch', ['search', 'read']),
+    new errors.ToolUnknownError('mainAgent', 'serch', ['search', 'read']),
     'ERR_TOOL_UNKNOWN',
     'There is no tool "serch"; known are search, read',
   ],
   ToolTimeoutError: [
-    new errors.ToolTimeoutError('search', 300),
+    new errors.ToolTimeoutError('mainAgent', 'search', 300),
     'ERR_TOOL_TIMEOUT',
     'Tool search took longer than 300 ms',
   ],
   ToolFailedError: [
-    new errors.ToolFailedError('search', cause, 'connect'),
+    new errors.ToolFailedError('mainAgent', 'search', cause, 'connect'),
     'ERR_TOOL_FAILED',
     'Tool search could not connect: connect ECONNREFUSED',
   ],
 };
+
+const SOURCES = ['admission', 'pool', 'manager', 'serper'];
 
 type ErrorClass = typeof PipelinePoolError;
 
@@ -132,6 +134,7 @@ describe('Every error of the library', () => {
   describe.each(Object.entries(EXAMPLES))('%s', (name, [error, code, says]) => {
     it('says what happened, to a reader and to a switch', () => {
       expect(error.code).toBe(code);
+      expect(error.source).toBe(SOURCES.find((source) => says.includes(source)) ?? 'mainAgent');
       expect(error.message).toContain(says);
       expect(error.name).toBe(name);
       expect(String(error)).toBe(`${name}: ${error.message}`);
@@ -166,7 +169,7 @@ describe('The figures of an error', () => {
     expect(new errors.AcquireTimeoutError(figures).stage).toBe('wait');
     expect(new errors.AcquireTimeoutError({ ...figures, stage: 'prepare' }).stage).toBe('prepare');
     expect(new errors.CreateError(poolFigures, cause).stage).toBe('create');
-    expect(new errors.ToolFailedError('search', cause).stage).toBe('call');
+    expect(new errors.ToolFailedError('mainAgent', 'search', cause).stage).toBe('call');
   });
 
   it('count what is still held, named or not', () => {
@@ -191,14 +194,16 @@ describe('The cause of an error', () => {
     expect(Object.hasOwn(new errors.QueueFullError({ ...figures, retryAfterMs: 1 }), 'cause')).toBe(false);
   });
 
-  it('may be anything, even what cannot be shown', () => {
+  it('may be anything, even what cannot be read', () => {
     const unshowable = {
       toString() {
         throw new Error('no');
       },
     };
-    expect(new errors.CreateError(poolFigures, unshowable).message).toContain('a value that cannot be shown');
-    expect(new errors.CreateError(poolFigures, Object.create(null)).message).toContain('cannot be shown');
+    expect(new errors.CreateError(poolFigures, unshowable).message).toBe(
+      'pool could not create an instance: Error',
+    );
+    expect(new errors.CreateError(poolFigures, Object.create(null)).message).toContain('instance: Error');
     expect(new errors.CreateError(poolFigures, Symbol('why')).message).toContain('Symbol(why)');
     expect(new errors.CreateError(poolFigures, null).message).toContain('null');
   });
@@ -219,7 +224,7 @@ describe('instanceof', () => {
     expect(ours).not.toBeInstanceOf(copy.LimiterClosedError);
   });
 
-  it('tells a class of the host that extends one of ours from ours', async () => {
+  it('distinguishes a class of the host that extends one of ours', async () => {
     class HostError extends errors.QueueFullError {}
     class DeeperError extends HostError {}
     const host = new DeeperError({ ...figures, retryAfterMs: 1 });
@@ -248,6 +253,10 @@ describe('instanceof', () => {
       { code: 'ERR_QUEUE_FULL' },
     ];
     for (const other of others) expect(other instanceof PipelinePoolError).toBe(false);
+    const { proxy, revoke } = Proxy.revocable(new errors.LimiterClosedError('admission'), {});
+    expect(proxy instanceof PipelinePoolError).toBe(true);
+    revoke();
+    expect(proxy instanceof PipelinePoolError).toBe(false);
     expect(Object.create({ constructor: 'no function' }) instanceof PipelinePoolError).toBe(false);
     expect(Object.create({ constructor: class {} }) instanceof errors.QueueFullError).toBe(false);
   });
@@ -256,7 +265,7 @@ describe('instanceof', () => {
 describe('The name of an error', () => {
   it('is not among its data, and can be set by the host', () => {
     const error = new errors.LimiterClosedError('admission');
-    expect(Object.keys(error)).toEqual(['code']);
+    expect(Object.keys(error)).toEqual(['code', 'source']);
     error.name = 'HostName';
     expect(String(error)).toBe('HostName: admission is closed');
   });

@@ -1,10 +1,11 @@
 /**
- * Three requests of a small deep-research service: in turn; at once with one tool manager shared by all; at once from
+ * Three requests of a small deep-research service: sequential; concurrent with one shared tool manager; concurrent from
  * the pool. Runs against stub services on loopback unless real ones are configured. See `npm run demo -- --help`.
  */
 import { writeFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
-import { checkConfig, drawTimelines, loadConfig, type PipelineManager } from 'pipeline-pool';
+import { checkConfig, loadConfig, type PipelineManager } from 'pipeline-pool';
+import { drawTimelines } from 'pipeline-pool/timeline';
 import type { ResearchPipeline } from './pipeline.js';
 import { atOncePooled, atOnceShared, inTurn, warmUp } from './runs.js';
 import { connectServices } from './services.js';
@@ -26,7 +27,7 @@ const QUESTIONS = [
   'Why do glaciers look blue?',
 ];
 
-/** How long running requests may still take after an interrupt. */
+/** How long running requests may take after an interrupt. */
 const DRAIN_MS = 15_000;
 
 function number(option: string, written: string | undefined, whole: boolean, fallback: number): number {

@@ -12,7 +12,7 @@ export class TaskLog {
     this.lines.push({ of, text });
   }
 
-  /** Lines here that tell of another task. */
+  /** Lines here that belong to another task. */
   get misplaced(): number {
     return this.lines.filter(({ of }) => of !== this.taskId).length;
   }
@@ -22,7 +22,7 @@ let calls = 0;
 
 /**
  * A small deep-research pipeline, written as such pipelines are: it keeps one connection to its tools, and the log of
- * the task at hand, which the next task replaces. Both are harmless for one task at a time.
+ * the current task, which the next task replaces. Both are correct for one task at a time.
  */
 export class ResearchPipeline {
   readonly #services: Services;
@@ -69,17 +69,17 @@ export class ResearchPipeline {
     const result = await this.#watched('tool connection', taskId, (onTurn) =>
       this.#tools.call(tool, input, { signal, onTurn }),
     );
-    // Into whichever log is set by now: of this task, if nobody else uses this pipeline.
+    // Into the log that is set now: that of this task, if no other task uses this pipeline.
     this.#log?.write(taskId, `${tool} finished`);
     return result;
   }
 
-  /** Tells of a call, so that a timeline can show when it waited and when it was served. */
+  /** Reports a call, so that a timeline can show when it waited and when it was served. */
   async #watched<R>(source: string, taskId: string, call: (onTurn: () => void) => Promise<R>): Promise<R> {
     const ids = { source, taskId, callId: ++calls };
     const began = performance.now();
     let waitMs = 0;
-    let outcome: 'ok' | 'stop' = 'stop';
+    let outcome: 'ok' | 'fatal' = 'fatal';
     try {
       const result = await call(() => {
         waitMs = performance.now() - began;

@@ -6,31 +6,30 @@ import {
   logTo,
   type PipelineConfig,
   type PipelineManager,
-  recordTimeline,
-  type Timeline,
 } from 'pipeline-pool';
+import { recordTimeline, type Timeline } from 'pipeline-pool/timeline';
 import { ResearchPipeline, TaskLog } from './pipeline.js';
 import type { Services } from './services.js';
 
-/** What a run needs. */
+/** The dependencies of a run. */
 export interface Stage {
   readonly services: Services;
   readonly toolPort: number;
   readonly tasks: readonly { readonly taskId: string; readonly question: string }[];
   readonly config: PipelineConfig;
-  /** Aborts where the demo is interrupted. */
+  /** Aborts when the demo is interrupted. */
   readonly signal: AbortSignal;
   say(line: string): void;
 }
 
-/** What came of a run. */
+/** The result of a run. */
 export interface RunResult {
   readonly totalMs: number;
   readonly linesInWrongLog: number;
   readonly timeline: Timeline;
 }
 
-/** One request that is not measured: the first one through the SDKs pays for loading and compiling them. */
+/** One unmeasured request: the first one through the SDKs includes loading and compiling them. */
 export async function warmUp({ services, toolPort, tasks, signal }: Stage): Promise<void> {
   const pipeline = new ResearchPipeline(services, toolPort, new LifecycleHooks());
   try {
@@ -40,14 +39,14 @@ export async function warmUp({ services, toolPort, tasks, signal }: Stage): Prom
   }
 }
 
-/** One request after another on one pipeline: what the others are measured against. */
+/** One request after another on one pipeline: the baseline. */
 export async function inTurn(stage: Stage): Promise<RunResult> {
   return onOnePipeline(stage, async (serve) => {
     for (const task of stage.tasks) await serve(task);
   });
 }
 
-/** All requests at once on one pipeline: a service that shares one set of tool managers between its requests. */
+/** All requests concurrently on one pipeline: a service that shares one set of tool managers between its requests. */
 export async function atOnceShared(stage: Stage): Promise<RunResult> {
   return onOnePipeline(stage, async (serve) => {
     await Promise.all(stage.tasks.map(serve));
@@ -68,7 +67,7 @@ async function onOnePipeline(
       const ids = { source: 'service', taskId, requestId: randomUUID() };
       const started = performance.now();
       hooks.emit('request:queued', ids);
-      hooks.emit('request:started', { ...ids, instanceId: 1, queuedMs: 0, admissionMs: 0, leaseMs: 0 });
+      hooks.emit('request:started', { ...ids, instanceId: 1, waitMs: 0, admissionMs: 0, leaseMs: 0 });
       pipeline.setTaskLog(logs.get(taskId));
       let outcome: 'ok' | 'failed' = 'failed';
       try {
@@ -89,7 +88,7 @@ async function onOnePipeline(
   return { totalMs: performance.now() - began, linesInWrongLog: misplaced(logs), timeline };
 }
 
-/** All requests at once, each on a pipeline of its own. */
+/** All requests concurrently, each on its own pipeline. */
 export async function atOncePooled(
   { services, toolPort, tasks, config, signal, say }: Stage,
   onManager: (manager: PipelineManager<ResearchPipeline>) => void,
@@ -109,7 +108,7 @@ export async function atOncePooled(
   const write = (line: string): void => say(`  ${line}`);
   logTo(hooks, { debug: () => {}, info: write, warn: write, error: write });
 
-  // The service at its busiest, as a health check would see it.
+  // The service at peak load, as a health check sees it.
   let health = manager.health();
   hooks.on('request:started', () => {
     const now = manager.health();

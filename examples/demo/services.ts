@@ -2,7 +2,7 @@ import { Sandbox } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import { startStubServices } from 'pipeline-pool/testing';
 
-/** The outside services, as a host application has them: its own clients, made from its own settings. */
+/** The upstream services of a host application: its own clients, created from its own settings. */
 export interface Services extends AsyncDisposable {
   readonly llm: OpenAI;
   readonly model: string;
@@ -21,7 +21,7 @@ const SANDBOX_START_MS = 700;
 const SANDBOX_RUN_MS = 650;
 
 /**
- * Connects to the real services that the environment names, each on its own, and to stubs for the rest.
+ * Connects to the real services that the environment names, and to stubs otherwise.
  * `BASE_URL` and `API_KEY` are the LLM's; the others are `SERPER_API_KEY`, `JINA_API_KEY` and `E2B_API_KEY`.
  */
 export async function connectServices(env: NodeJS.ProcessEnv, timeScale: number): Promise<Services> {
@@ -41,7 +41,7 @@ export async function connectServices(env: NodeJS.ProcessEnv, timeScale: number)
   const real = (set: unknown): string => (set === undefined ? 'stub' : 'real');
 
   return {
-    // The library decides what is tried again, so the SDKs must not.
+    // The library decides what is retried, so the SDKs must not.
     llm: new OpenAI({ baseURL: BASE_URL ?? stubs.llm.baseUrl, apiKey: API_KEY ?? 'stub', maxRetries: 0 }),
     model: MODEL,
     description: `LLM ${real(BASE_URL)}, Serper ${real(SERPER_API_KEY)}, Jina ${real(JINA_API_KEY)}, E2B ${real(E2B_API_KEY)}`,
@@ -69,7 +69,7 @@ export async function connectServices(env: NodeJS.ProcessEnv, timeScale: number)
 
     async runPython(code, signal) {
       const where = E2B_API_KEY === undefined ? stubs.e2b.connection : { apiKey: E2B_API_KEY };
-      // Without the signal: a creation that is cut off may leave a sandbox behind that nobody knows of.
+      // Without the signal: an aborted creation may leave an orphaned sandbox behind.
       const sandbox = await Sandbox.create({ ...where, retries: 0 });
       try {
         signal?.throwIfAborted();

@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import type { Services } from './services.js';
 
-/** What an agent can call. */
+/** The tools of the agent. */
 export type ToolName = 'search' | 'read' | 'python';
 
 /**
@@ -52,7 +52,7 @@ export class ToolConnection {
     this.#port = port;
   }
 
-  /** @param onTurn is told when the connection is free for this call */
+  /** @param onTurn called when the connection is free for this call */
   async call(
     tool: ToolName,
     input: string,

@@ -5,13 +5,13 @@ import type { StubServices } from 'pipeline-pool/testing';
 import { Agent, fetch as undiciFetch } from 'undici';
 import { keysOf, partOf } from '../host-clients.js';
 
-/** What a gate gives an attempt, as far as a client needs it. */
+/** What a client needs of the attempt of a gate. */
 interface Attempt {
   readonly key: string;
   readonly signal: AbortSignal;
 }
 
-/** Where the services are, and what opens them. */
+/** The addresses and keys of the services. */
 export interface ServiceSettings {
   readonly model: string;
   readonly llm: { readonly baseURL: string; readonly apiKey: string };
@@ -20,10 +20,10 @@ export interface ServiceSettings {
   readonly e2b: { readonly keys: readonly string[]; readonly apiUrl?: string; readonly sandboxUrl?: string };
 }
 
-/** The real services that the environment names, each on its own; stubs for the rest. */
+/** The real services that the environment names; stubs otherwise. */
 export function serviceSettings(env: NodeJS.ProcessEnv, stubs: StubServices): ServiceSettings {
   const { BASE_URL, API_KEY = 'stub', MODEL = 'default' } = env;
-  // One that is empty is not set.
+  // An empty variable counts as unset.
   const [serper, jina, e2b] = [env.SERPER_API_KEY, env.JINA_API_KEY, env.E2B_API_KEY].map((named) =>
     named ? keysOf(named) : undefined,
   );
@@ -36,7 +36,7 @@ export function serviceSettings(env: NodeJS.ProcessEnv, stubs: StubServices): Se
   };
 }
 
-/** The host's own clients. The gates decide what is tried again, so none of these does. */
+/** The host's own clients. The gates decide what is retried, so none of these retries. */
 export function connectClients({ llm, serper, jina, e2b, model }: ServiceSettings) {
   const openai = new OpenAI({
     ...llm,
@@ -45,7 +45,7 @@ export function connectClients({ llm, serper, jina, e2b, model }: ServiceSetting
     fetch: longFetch({ fetch: undiciFetch, Agent }),
   });
   return {
-    /** What the model says, piece by piece. */
+    /** The answer of the model, chunk by chunk. */
     async say(prompt: string, { signal }: { readonly signal: AbortSignal }) {
       const messages = [{ role: 'user' as const, content: prompt }];
       return openai.chat.completions.create({ model, messages, stream: true }, { signal });
@@ -64,7 +64,7 @@ export function connectClients({ llm, serper, jina, e2b, model }: ServiceSetting
       return (await partOf<{ content: string }>('data', 'Jina', response)).content;
     },
 
-    /** A creation that was cut off half-way could live on, unknown to anybody: it is let finish, and taken back. */
+    /** An aborted creation may leave an orphaned sandbox behind: it is finished, and the sandbox killed. */
     async startSandbox(taskId: string, { key, signal }: Attempt): Promise<Sandbox> {
       const { keys: _, ...urls } = e2b;
       const sandbox = await Sandbox.create({ ...urls, apiKey: key, retries: 0, metadata: { taskId } });

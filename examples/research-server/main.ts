@@ -1,14 +1,14 @@
 /**
- * A research service with everything that its operator looks at:
+ * A research service with everything that its operator needs:
  *
  *     npx tsx examples/research-server/main.ts
  *     curl -N http://127.0.0.1:8080/research -d '{"question":"Why do glaciers look blue?"}'
  *
- * Beside it: /health, /health/live, /live (a page), /metrics, /diagnosis, /timeline.svg.
+ * Also: /health, /health/live, /live (a page), /metrics, /diagnosis, /timeline.svg.
  *
- * It runs against stub services on loopback, and against the real ones that the environment names, each on its own:
+ * It runs against stub services on loopback, or the real ones that the environment names:
  * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY, E2B_API_KEY. Several keys of one service are
- * separated by commas. PORT and DRAIN_MS are its own; the rest of the settings are those of `loadConfig`.
+ * separated by commas. PORT and DRAIN_MS are its own settings; the others are those of `loadConfig`.
  */
 import { startStubServices } from 'pipeline-pool/testing';
 import { serviceSettings } from './clients.js';

@@ -16,12 +16,15 @@ import type { Clients, ServiceSettings } from './clients.js';
 
 /** Options of the gates that differ from the smallest plans. */
 export type GateSettings = Partial<
-  Record<'llm' | 'serper' | 'jina' | 'e2b', Partial<Omit<ServiceGateOptions, 'name'>>>
+  Record<
+    'llm' | 'serper' | 'jina' | 'e2b',
+    Partial<Omit<ServiceGateOptions, 'name' | 'adaptive' | 'limiter'>>
+  >
 >;
 
 /** One gate for each service, shared by all requests. */
 export function buildGates(services: ServiceSettings, settings: GateSettings, hooks: LifecycleHooks) {
-  const cache = { max: 1_000, ttlMs: 600_000 };
+  const cache = { max: 1_000, maxBytes: 64 * 1024 ** 2, ttlMs: 600_000 };
   return {
     llm: new ServiceGate({ name: 'llm', ...openAiPreset(), maxConcurrent: 8, ...settings.llm, hooks }),
     serper: new ServiceGate({
@@ -52,7 +55,7 @@ export function buildGates(services: ServiceSettings, settings: GateSettings, ho
 
 export type Gates = ReturnType<typeof buildGates>;
 
-/** What an agent of one request can do. */
+/** The tools of one request's agent. */
 export function buildTools(clients: Clients, gates: Gates) {
   return defineTools({
     search: {
@@ -70,7 +73,7 @@ export function buildTools(clients: Clients, gates: Gates) {
       call: ({ read }, { url }: { url: string }, attempt) => read(url, attempt),
     },
     python: {
-      // One sandbox for a request, started when it first calculates, gone with its lease.
+      // One sandbox per request, started on first use, killed at the end of its lease.
       scope: 'task',
       connect: ({ taskId = '', signal }: ConnectContext): Promise<Sandbox> =>
         gates.e2b.run((attempt) => clients.startSandbox(taskId, attempt), { signal, taskId }),
@@ -80,7 +83,7 @@ export function buildTools(clients: Clients, gates: Gates) {
   });
 }
 
-/** What a client is told of its request. */
+/** The events that a client receives. */
 export type Progress =
   | { readonly event: 'step'; readonly step: 'plan' | 'search' | 'read' | 'calculate' | 'answer' }
   | { readonly event: 'token'; readonly text: string }

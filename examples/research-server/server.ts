@@ -2,42 +2,45 @@ import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { json } from 'node:stream/consumers';
 import {
   createPipelineManager,
   healthHandler,
   LifecycleHooks,
   type Logger,
-  livePage,
   loadConfig,
   logTo,
   type PipelineConfig,
   pipelineFactory,
-  recordTimeline,
   toHttpStatus,
 } from 'pipeline-pool';
+import { diagnose, recordDiagnosis } from 'pipeline-pool/diagnosis';
+import { livePage } from 'pipeline-pool/live-page';
 import { traceTo } from 'pipeline-pool/opentelemetry';
 import { collectMetrics } from 'pipeline-pool/prometheus';
+import { recordTimeline } from 'pipeline-pool/timeline';
 import { Registry } from 'prom-client';
 import { connectClients, type ServiceSettings } from './clients.js';
 import { buildGates, buildTools, type GateSettings, type Progress, research } from './research.js';
+
+/** The longest question with its JSON around it: a larger body is rejected before it is read. */
+const MAX_BODY_BYTES = 64 * 1024;
 
 export interface ResearchServerOptions {
   readonly services: ServiceSettings;
   /** @default loadConfig() */
   readonly config?: PipelineConfig;
   readonly gates?: GateSettings;
-  /** @default 0, any that is free */
+  /** @default 0, any free port */
   readonly port?: number;
   /** @default console */
   readonly logger?: Logger;
-  /** Who may see the live page. @default whoever has this machine's loopback address */
+  /** Whether a client may view the live page. @default loopback addresses only */
   readonly isOperator?: (request: IncomingMessage) => boolean;
 }
 
 /**
- * A research service: `POST /research` with `{ "question": "…" }` answers with server-sent events. A client that leaves
- * ends its request, wherever that is, and gives back what it held.
+ * A research service: `POST /research` with `{ "question": "…" }` answers with server-sent events. A client that
+ * disconnects ends its request in any state, and frees what it held.
  */
 export async function startResearchServer({
   services,
@@ -55,34 +58,43 @@ export async function startResearchServer({
     ...factory,
     config,
     gates: Object.values(gates),
-    diagnosis: true,
     hooks,
   });
 
-  // All that looks on. None of it stands in a request's way.
+  // Observers. None of them affects a request.
   logTo(hooks, logger);
   const registry = new Registry();
   collectMetrics(hooks, { registry, sources: manager });
   const tracing = traceTo(hooks);
+  recordDiagnosis(manager);
   const timeline = recordTimeline(hooks, { maxRequests: 200 });
-  const live = livePage(manager, { authorise: isOperator });
+  const live = livePage(manager, { authorize: isOperator });
 
   const answer = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
-    const question = await questionOf(request);
+    const body = await bodyOf(request);
+    if (body === undefined) {
+      // What is still being sent is not kept, and the connection ends with the response.
+      request.resume();
+      response.setHeader('connection', 'close');
+      sendJson(response, 413, { error: `The body must not exceed ${MAX_BODY_BYTES} bytes` });
+      return;
+    }
+    const question = questionIn(body);
     if (question === undefined) {
       sendJson(response, 400, { error: 'Expected a JSON object with a `question`' });
       return;
     }
     const left = new AbortController();
     response.once('close', () => left.abort());
-    const tenant = request.headers['x-tenant']?.toString();
+    // An empty header is none.
+    const tenant = request.headers['x-tenant']?.toString().trim() || undefined;
     const stream = manager.stream(
       randomUUID(),
       (context) => tracing.withSpan(context, () => research(context, question, clients, gates)),
-      { signal: left.signal, ...(tenant === undefined ? {} : { tenant }) },
+      { signal: left.signal, tenant },
     );
     try {
-      // The first item comes when the request has begun: until then it can still be refused with a status of its own.
+      // The first item arrives when the request has started: until then it can be rejected with its own HTTP status.
       for await (const progress of stream) await send(response, progress, left.signal);
       response.end();
     } catch (error) {
@@ -96,7 +108,7 @@ export async function startResearchServer({
     'GET /health': healthHandler(manager),
     'GET /health/live': healthHandler(manager, { probe: 'liveness' }),
     'GET /live': live,
-    'GET /diagnosis': (_, response) => sendJson(response, 200, manager.diagnose()),
+    'GET /diagnosis': (_, response) => sendJson(response, 200, diagnose(manager)),
     'GET /timeline.svg': (_, response) => {
       response.writeHead(200, { 'content-type': 'image/svg+xml' }).end(timeline.toSvg());
     },
@@ -121,7 +133,7 @@ export async function startResearchServer({
     manager,
     gates,
     timeline,
-    /** Takes no further requests, gives those under way `timeoutMs`, and ends. */
+    /** Rejects new requests, gives running ones `timeoutMs`, and ends. */
     async close({ timeoutMs = 15_000 }: { readonly timeoutMs?: number } = {}): Promise<void> {
       await manager.shutdown({ timeoutMs });
       await factory.close();
@@ -133,13 +145,30 @@ export async function startResearchServer({
   };
 }
 
-async function questionOf(request: IncomingMessage): Promise<string | undefined> {
-  const body = await json(request).catch(() => undefined);
-  const { question } = (body ?? {}) as { readonly question?: unknown };
-  return typeof question === 'string' && question !== '' ? question : undefined;
+/** The body of a request; `undefined` if it exceeds the limit, as soon as that is known. */
+async function bodyOf(request: IncomingMessage): Promise<string | undefined> {
+  if (Number(request.headers['content-length']) > MAX_BODY_BYTES) return undefined;
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  // Not destroyed at `return`: the response goes through the same socket.
+  for await (const chunk of request.iterator({ destroyOnReturn: false })) {
+    bytes += (chunk as Buffer).length;
+    if (bytes > MAX_BODY_BYTES) return undefined;
+    chunks.push(chunk as Buffer);
+  }
+  return Buffer.concat(chunks).toString();
 }
 
-/** Writes one event, and waits where the client reads more slowly than the model speaks. */
+function questionIn(body: string): string | undefined {
+  try {
+    const { question } = (JSON.parse(body) ?? {}) as { readonly question?: unknown };
+    return typeof question === 'string' && question !== '' ? question : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Writes one event, and waits while the client reads more slowly than the model writes (backpressure). */
 async function send(
   response: ServerResponse,
   { event, ...data }: Progress,
@@ -152,7 +181,7 @@ async function send(
   if (!taken) await once(response, 'drain', { signal });
 }
 
-/** Says what went wrong: with a status while that is possible, and as the last event after that. */
+/** Reports a failure: with an HTTP status while that is possible, and as the last event after that. */
 function fail(response: ServerResponse, error: unknown): void {
   const http = toHttpStatus(error);
   if (response.headersSent) {

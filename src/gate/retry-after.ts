@@ -1,53 +1,82 @@
 /**
- * When to come back, as services say it. All of these are pure, give milliseconds from now, and `undefined` for what
- * they cannot read.
+ * When to come back, as services say it. All of these functions are pure; they return milliseconds from now, and
+ * `undefined` for what they cannot read.
  */
 
-/** Whatever a client keeps its headers in: a `Headers`, or a plain object. */
+/** Headers as a client keeps them: a `Headers`, or a plain object. */
 export type HeaderSource =
   | { get(name: string): string | null | undefined }
   | Readonly<Record<string, unknown>>
   | null
   | undefined;
 
-/** One header by its lower-case name. */
+/** One header by its lower-case name. Never throws. */
 export function headerOf(headers: HeaderSource, name: string): string | undefined {
   if (typeof headers !== 'object' || headers === null) return undefined;
-  if (typeof headers.get === 'function') {
-    const value: unknown = headers.get(name);
-    return typeof value === 'string' ? value : undefined;
-  }
-  for (const [key, value] of Object.entries(headers)) {
-    if (key.toLowerCase() !== name) continue;
-    const first: unknown = Array.isArray(value) ? value[0] : value;
-    if (typeof first === 'string') return first;
-    if (typeof first === 'number') return String(first);
+  try {
+    if (typeof headers.get === 'function') {
+      const value: unknown = headers.get(name);
+      return typeof value === 'string' ? value : undefined;
+    }
+    for (const key of Object.keys(headers)) {
+      if (key.toLowerCase() !== name) continue;
+      const value: unknown = (headers as Readonly<Record<string, unknown>>)[key];
+      const first: unknown = Array.isArray(value) ? value[0] : value;
+      if (typeof first === 'string') return first;
+      if (typeof first === 'number') return String(first);
+    }
+  } catch {
+    // A client's headers that cannot be read say nothing.
   }
   return undefined;
 }
 
-/** A bare number of seconds, from 0; more than fifteen digits are no time that anybody meant. */
-const seconds = (value: string): number | undefined =>
-  /^\d{1,15}(\.\d+)?$/.test(value) ? Number(value) * 1_000 : undefined;
+/** A number of seconds from 0. From 1e9 on it is a time since 1970: no service asks for a wait of 31 years. */
+function seconds(value: string): number | undefined {
+  if (!/^\d{1,15}(\.\d+)?$/.test(value)) return undefined;
+  return relativeMs(Number(value) * 1_000);
+}
+
+/** Milliseconds from now, where the number may also be a time since 1970, in milliseconds or microseconds. */
+function relativeMs(ms: number): number {
+  if (ms < 1e12) return ms;
+  // Seconds, milliseconds or microseconds since 1970, each taken for seconds.
+  const epochMs = ms < 1e14 ? ms : ms < 1e17 ? ms / 1e3 : ms / 1e6;
+  return Math.max(0, epochMs - Date.now());
+}
+
+/** The three forms of a date in HTTP (RFC 9110, 5.6.7), and ISO 8601. `Date.parse` finds a date in almost any text. */
+const IMF_DATE = /^[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} \S+$/;
+const RFC_850_DATE = /^[A-Z][a-z]+day, (\d{2})-([A-Z][a-z]{2})-(\d{2}) (\d{2}:\d{2}:\d{2}) GMT$/;
+const ASCTIME_DATE = /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} \d{4}$/;
+const ISO_DATE = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})$/;
+
+/** A date as milliseconds since 1970; `NaN` if it is none. */
+function parseDate(value: string): number {
+  if (IMF_DATE.test(value) || ISO_DATE.test(value)) return Date.parse(value);
+  if (ASCTIME_DATE.test(value)) return Date.parse(`${value} GMT`);
+  const short = RFC_850_DATE.exec(value);
+  if (short === null) return Number.NaN;
+  const [, day, month, year, time] = short;
+  const century = Math.floor(new Date().getUTCFullYear() / 100) * 100;
+  const ms = Date.parse(`${day} ${month} ${century + Number(year)} ${time} GMT`);
+  // More than 50 years in the future is the last century.
+  return ms - Date.now() > 50 * 31_557_600_000
+    ? Date.parse(`${day} ${month} ${century - 100 + Number(year)} ${time} GMT`)
+    : ms;
+}
 
 /**
- * The form of date that HTTP prescribes (RFC 9110, 5.6.7). `Date.parse` finds one in almost any text with a number, and
- * the two obsolete forms leave the century or the zone to be guessed.
- */
-const HTTP_DATE = /^[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} \S+$/;
-const parseHttpDate = (value: string): number => (HTTP_DATE.test(value) ? Date.parse(value) : Number.NaN);
-
-/**
- * `Retry-After`, in seconds or as an HTTP date (RFC 9110, 10.2.3). A date is read against the answer's own `Date`
- * where it has one: the two clocks need not agree.
+ * `Retry-After`: seconds, or an HTTP date (RFC 9110, 10.2.3); a time since 1970 is read as such. A date is relative to the
+ * `Date` of the same response, if it has one: the two clocks need not agree.
  */
 export function parseRetryAfter(value: string, date = ''): number | undefined {
   const text = value.trim();
   const ms = seconds(text);
   if (ms !== undefined) return ms;
-  const until = parseHttpDate(text);
+  const until = parseDate(text);
   if (Number.isNaN(until)) return undefined;
-  const serverNow = parseHttpDate(date.trim());
+  const serverNow = parseDate(date.trim());
   return Math.max(0, until - (Number.isNaN(serverNow) ? Date.now() : serverNow));
 }
 
@@ -75,43 +104,48 @@ export function parseGoDuration(value: string): number | undefined {
   return sum;
 }
 
-/** A reset that may be a number of seconds, or a moment in seconds or milliseconds since 1970. */
+/** A reset: a duration, a number of seconds, a time since 1970 in seconds or milliseconds, or a date. */
 function parseReset(value: string): number | undefined {
-  const ms = parseGoDuration(value);
-  if (ms === undefined || ms < 1e12) return ms;
-  const moment = ms < 1e15 ? ms : ms / 1_000;
-  return Math.max(0, moment - Date.now());
+  const text = value.trim();
+  return parseGoDuration(text) ?? (ISO_DATE.test(text) ? parseRetryAfter(text) : undefined);
 }
 
-/** Where services tell what is left of their limits, and when all of it is back; OpenAI has the first two. */
+/** Where services say what is left of a limit, and when it is reset; OpenAI has the first two. */
 const LIMITS: readonly (readonly [remaining: string, reset: string])[] = [
   ['x-ratelimit-remaining-requests', 'x-ratelimit-reset-requests'],
   ['x-ratelimit-remaining-tokens', 'x-ratelimit-reset-tokens'],
   ['ratelimit-remaining', 'ratelimit-reset'],
   ['x-ratelimit-remaining', 'x-ratelimit-reset'],
 ];
-const RESET = 'x-ratelimit-reset-';
+/** `x-ratelimit-reset-tokens-minute`, `anthropic-ratelimit-input-tokens-reset`. */
+const RESET = /^(?:(x-ratelimit-)reset(-.+)|(.*ratelimit-.+-)reset)$/;
 
-/** These, and whatever else an answer has of that kind: `x-ratelimit-reset-tokens-minute`, say. */
+/** These, and what else a response has of that kind. */
 function limitsIn(headers: HeaderSource): typeof LIMITS {
-  const names = namesOf(headers).filter((name) => name.startsWith(RESET));
-  return [
-    ...LIMITS,
-    ...names.map((name) => [`x-ratelimit-remaining-${name.slice(RESET.length)}`, name] as const),
-  ];
+  const others = namesOf(headers).flatMap((name) => {
+    const found = RESET.exec(name);
+    if (found === null) return [];
+    const [, before = found[3], after = ''] = found;
+    return [[`${before}remaining${after}`, name] as const];
+  });
+  return [...LIMITS, ...others];
 }
 
 function namesOf(headers: HeaderSource): readonly string[] {
   if (typeof headers !== 'object' || headers === null) return [];
-  const { get, keys } = headers as Partial<Headers>;
-  if (typeof get !== 'function') return Object.keys(headers).map((name) => name.toLowerCase());
-  return typeof keys === 'function' ? [...(headers as Headers).keys()] : [];
+  try {
+    const { get, keys } = headers as Partial<Headers>;
+    if (typeof get !== 'function') return Object.keys(headers).map((name) => name.toLowerCase());
+    return typeof keys === 'function' ? [...(headers as Headers).keys()].map(String) : [];
+  } catch {
+    return [];
+  }
 }
 
 /**
- * When the limit is back that refused a call: the one that is used up. A 429 may be for one that is not: what is left
- * of the tokens was too little. A 503 is about a limit only if one is used up, and other failures never are: services
- * tell of their limits with every answer.
+ * When the limit that rejected a call is reset: the one that is used up. A 429 may be about one that is not, if too few
+ * tokens were left. A 503 is about a limit only if one is used up, and other failures never are: services report their
+ * limits with every response.
  */
 function resetMsOf(status: number, headers: HeaderSource): number | undefined {
   if (status !== 429 && status !== 503) return undefined;
@@ -126,11 +160,63 @@ function resetMsOf(status: number, headers: HeaderSource): number | undefined {
 }
 
 /**
- * When to come back after an answer with this status: `retry-after-ms`, `Retry-After`, or the reset of a limit, in this
- * order. 0 says nothing: whoever took it at its word would ask again and again.
+ * When to come back after a response with this status: `retry-after-ms`, `Retry-After`, or the reset of a limit, in this
+ * order. 0 means unknown: a literal 0 would make the retries a hot loop.
  */
 export function retryAfterMsOf(status: number, headers: HeaderSource): number | undefined {
-  const exactMs = seconds(headerOf(headers, 'retry-after-ms')?.trim() ?? '') ?? 0;
+  const exact = headerOf(headers, 'retry-after-ms')?.trim() ?? '';
+  const exactMs = /^\d{1,15}(\.\d+)?$/.test(exact) ? relativeMs(Number(exact)) : 0;
   const afterMs = parseRetryAfter(headerOf(headers, 'retry-after') ?? '', headerOf(headers, 'date'));
-  return exactMs / 1_000 || afterMs || resetMsOf(status, headers) || undefined;
+  return exactMs || afterMs || resetMsOf(status, headers) || undefined;
+}
+
+/** How deep, and how wide, a body is searched for a time. */
+const MAX_DEPTH = 4;
+const MAX_FIELDS = 100;
+const IN_TEXT =
+  /\b(?:try again|retry)(?:ing)? (?:in|after) (\d[\dhmsu.]*s|\d+(?:\.\d+)?)(?: ?(s|sec|seconds?|ms|milliseconds?|minutes?))?\b/i;
+
+/**
+ * When to come back, as a body says it: `retryDelay: "17s"` (Google), `retry_after` and its variants in seconds or
+ * milliseconds, "Please try again in 1.5s" (OpenAI). 0 means unknown.
+ */
+export function retryAfterMsInBody(body: unknown): number | undefined {
+  const parts: [value: unknown, depth: number][] = [[body, 0]];
+  for (const [value, depth] of parts) {
+    if (typeof value !== 'object' || value === null || depth > MAX_DEPTH) continue;
+    let names: string[];
+    try {
+      names = Object.keys(value).slice(0, MAX_FIELDS);
+    } catch {
+      continue;
+    }
+    for (const name of names) {
+      let field: unknown;
+      try {
+        field = (value as Record<string, unknown>)[name];
+      } catch {
+        continue;
+      }
+      const ms = timeInField(name, field);
+      if (ms !== undefined && ms > 0) return ms;
+      if (parts.length < MAX_FIELDS) parts.push([field, depth + 1]);
+    }
+  }
+  return undefined;
+}
+
+function timeInField(name: string, value: unknown): number | undefined {
+  if (name === 'message' && typeof value === 'string') return timeInText(value.slice(0, 2_000));
+  if (!/^retry[-_]?(after|delay|in)([-_]?(ms|seconds|date))?$/i.test(name)) return undefined;
+  const text = typeof value === 'number' ? String(value) : typeof value === 'string' ? value.trim() : '';
+  if (/ms$/i.test(name)) return /^\d{1,15}(\.\d+)?$/.test(text) ? relativeMs(Number(text)) : undefined;
+  return parseGoDuration(text) ?? parseRetryAfter(text);
+}
+
+function timeInText(text: string): number | undefined {
+  const found = IN_TEXT.exec(text);
+  if (found === null) return undefined;
+  const [, count = '', unit] = found;
+  if (unit === undefined || /[hms]/.test(count)) return parseGoDuration(count);
+  return Number(count) * (/^m(s|illi)/i.test(unit) ? 1 : /^min/i.test(unit) ? 60_000 : 1_000);
 }

@@ -1,4 +1,3 @@
-import { unwatchAbort, watchAbort } from '../internal/abort-watch.js';
 import {
   durationMs,
   finiteNumber,
@@ -7,41 +6,42 @@ import {
   refusal,
   wholeNumber,
 } from '../internal/validate.js';
+import type { CallBounds } from './call-context.js';
 
-/** How often and how soon a failed call is tried again. */
+/** Attempts, backoff and retry budget. */
 export interface RetryOptions {
   /**
-   * Attempts of one call, the first among them; 1 never tries again. An attempt that only found out that a key is dead
-   * or spent does not count: the next one has another key. @default 3
+   * Attempts of one call, including the first; 1 disables retries. An attempt that only finds its key refused or exhausted
+   * does not count: the next one uses another key. @default 3
    */
-  readonly attempts?: number;
-  /** The first back-off is a random time from 0 to this, in milliseconds; each further bound is twice the last. @default 500 */
-  readonly baseMs?: number;
-  /** No back-off is longer, in milliseconds. @default 30_000 */
-  readonly maxMs?: number;
+  readonly attempts?: number | undefined;
+  /** The first backoff is a random time from 0 to this, in milliseconds; the bound doubles each time. @default 500 */
+  readonly baseMs?: number | undefined;
+  /** Maximum backoff in milliseconds. @default 30_000 */
+  readonly maxMs?: number | undefined;
   /**
    * How many retries all calls together may make, so that an outage is not multiplied: in any minute, `perMinute` and
-   * `ratio` of the calls. `false` sets no bound. @default { ratio: 0.2, perMinute: 10 }
+   * `ratio` of the calls. `false` disables it. @default { ratio: 0.2, perMinute: 10 }
    */
-  readonly budget?: RetryBudgetOptions | false;
+  readonly budget?: RetryBudgetOptions | false | undefined;
 }
 
 /** See `RetryOptions.budget`. */
 export interface RetryBudgetOptions {
   /** The share of the last minute's calls that may be retried. @default 0.2 */
-  readonly ratio?: number;
-  /** Retries a minute that are always allowed, for when calls are rare. @default 10 */
-  readonly perMinute?: number;
+  readonly ratio?: number | undefined;
+  /** Retries per minute that are always allowed, for gates with few calls. @default 10 */
+  readonly perMinute?: number | undefined;
 }
 
 const SLICE_MS = 5_000;
-/** One more than a minute has: the slice that is still filling is no whole one. */
+/** One more than a minute has: the current slice is incomplete. */
 const SLICES = 13;
 
 /**
  * Counts calls and retries over the last minute, in slices of five seconds.
  *
- * Invariant: no minute, however it lies, has more retries than `perMinute` and `ratio` of the calls that are counted.
+ * Invariant: no minute, however it lies, has more retries than `perMinute` and `ratio` of the counted calls.
  */
 export class RetryBudget {
   readonly #ratio: number;
@@ -60,21 +60,21 @@ export class RetryBudget {
     this.#calls[this.#slice % SLICES]!++;
   }
 
-  /** Takes a retry out of the budget, if it has one. */
+  /** Takes a retry from the budget, if one is left. */
   tryTake(nowMs: number): boolean {
     if (this.left(nowMs) < 1) return false;
     this.#retries[this.#slice % SLICES]!++;
     return true;
   }
 
-  /** Retries that are left now. */
+  /** Retries left now. */
   left(nowMs: number): number {
     this.#turn(nowMs);
     const allowed = this.#perMinute + this.#ratio * sum(this.#calls);
     return Math.max(0, Math.floor(allowed + 1e-9) - sum(this.#retries));
   }
 
-  /** Empties the slices that the clock has passed since it was last looked at. */
+  /** Clears the slices that have passed. */
   #turn(nowMs: number): void {
     const slice = Math.floor(nowMs / SLICE_MS);
     for (let passed = Math.min(slice - this.#slice, SLICES); passed > 0; passed--) {
@@ -88,7 +88,7 @@ export class RetryBudget {
 
 const sum = (counts: readonly number[]): number => counts.reduce((a, b) => a + b, 0);
 
-/** Checked, with every default in its place. */
+/** Checked options, with all defaults. */
 export interface RetryPolicy {
   readonly attempts: number;
   readonly baseMs: number;
@@ -111,30 +111,30 @@ export function retryPolicy(given: RetryOptions = {}): RetryPolicy {
 }
 
 /**
- * The back-off before the retry after so many attempts: anything up to a bound that doubles. "Full jitter", from Marc
- * Brooker's "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), spreads the retries of many callers best.
+ * Exponential backoff with full jitter: a random time up to a bound that doubles. See Marc Brooker, "Exponential Backoff
+ * And Jitter" (AWS Architecture Blog, 2015).
  */
 export function backoffMs({ baseMs, maxMs }: RetryPolicy, attempts: number): number {
   return Math.random() * Math.min(maxMs, baseMs * 2 ** (attempts - 1));
 }
 
-/** Waits, unless the signal aborts first; then it rejects with its reason, in that step. */
-export function waitOut(ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.reject(signal.reason);
+/** Waits, unless the call ends first; then it rejects with its reason, in that step. */
+export function sleep(ms: number, bounds: CallBounds): Promise<void> {
+  if (bounds.aborted) return Promise.reject(bounds.reason);
   return new Promise((resolve, reject) => {
-    const watcher = {
-      onAbort: (reason: unknown): void => {
+    const listener = {
+      handleEvent: (): void => {
         clearTimeout(timer);
-        reject(reason);
+        reject(bounds.reason);
       },
     };
     const timer = setTimeout(
       () => {
-        unwatchAbort(signal, watcher);
+        bounds.removeEventListener('abort', listener);
         resolve();
       },
       Math.min(Math.ceil(ms), MAX_TIMER_MS),
     );
-    watchAbort(signal, watcher);
+    bounds.addEventListener('abort', listener);
   });
 }

@@ -1,50 +1,57 @@
 import { GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { nowMs } from '../internal/clock.js';
-import { MASK } from '../internal/told-error.js';
-import { callable } from '../internal/validate.js';
+import { inBatches, nowMs } from '../internal/clock.js';
+import { sharedStack } from '../internal/shared-stack.js';
+import { options as checkOptions, optional, refusal, text } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
+import { currentRequest, inheritedPriority } from '../request/current-request.js';
 import type { AttemptContext } from './attempt.js';
-import { type CallBounds, CallScope, type GateOutcome, isTimeout } from './call-scope.js';
-import { CallTeller } from './call-teller.js';
-import { GateCall, type Work } from './gate-call.js';
-import { GateCore } from './gate-core.js';
-import {
-  checkCallOptions,
-  type GateCallOptions,
-  gateSettings,
-  type ServiceGateOptions,
-} from './gate-options.js';
-import type { GateStats } from './gate-stats.js';
-import { GateStream, type GateStreamSource } from './gate-stream.js';
-import { discardResponse, isResponse } from './outcome.js';
-import { RequestCache } from './request-cache.js';
+import { RequestCache } from './cache.js';
+import { GateCall, type Work } from './call.js';
+import { CALL_CONTEXT, type CallBounds, CallContext, type GateOutcome, isTimeout } from './call-context.js';
 
-export type { GateStats } from './gate-stats.js';
+import { CallEventEmitter } from './events.js';
+import { GateState, type GateStats } from './gate-state.js';
+import { checkWindows, type RateWindow } from './keys/sliding-window.js';
+import { checkCallOptions, type GateCallOptions, gateSettings, type ServiceGateOptions } from './options.js';
+import { discardResponse, isResponse } from './response-content.js';
+import { GateStream, type GateStreamSource } from './stream.js';
 
-/** A call that has begun, as the gate keeps book of it. */
+export type { GateStats } from './gate-state.js';
+
+/** A call that has begun. */
 interface OpenCall<T> {
-  readonly scope: CallScope;
+  readonly context: CallContext;
+  /** Whether the gate made the context, and ends it. */
+  readonly ownsContext: boolean;
   readonly startedMs: number;
   call: GateCall<T>;
-  /** Where what became of the call is left: its scope, or the flight that it waits for. */
+  /** Where the outcome of the call is left: its context, or the flight that it waits for. */
   bounds: CallBounds;
   cache: 'off' | 'hit' | 'miss' | 'shared';
 }
 
 /**
- * The guard of one outside service: every call of this process to it goes through here, on the host's own client.
+ * The guard of one upstream service. All calls of the process to it go through the gate, on the host's own client.
  *
- * The way of a call: the cache, a call for the same answer that is under way, the deadline; then for each attempt a
- * permit (in order, by priority, tenants in turn), a key with room in all its windows, taken in one step, and the
- * attempt itself. A back-off holds nothing, and neither does waiting while all keys rest.
+ * A call passes the cache, single flight and its deadline; then, for each attempt, it takes a permit (in order of
+ * priority, fair between tenants) and a key with capacity in all its windows, charged in one step. A call holds nothing
+ * during a backoff or a cooldown of all keys.
  *
  * Invariants:
- * - No window is exceeded, at any alignment, by any burst, stall of the event loop or step of the wall clock.
- * - Never more than `maxConcurrent` attempts are under way, streams counted to their last item.
- * - A key that was refused is used by nobody until its rest is over; then one attempt goes first.
- * - An abort, wherever it comes, settles the caller in that step and leaves nothing behind.
- * - What the last attempt gave is what the caller gets. A `Response` that is a failure is returned, not thrown.
+ * - No window is exceeded, at any alignment, by any burst, blocked event loop or step of the wall clock.
+ * - At most `maxConcurrent` attempts are in progress; a stream counts until its last item.
+ * - A rejected key is not used until its cooldown ends; then one attempt goes first, as a probe.
+ * - An abort settles the caller in that step, at any stage, and leaves nothing behind.
+ * - The caller receives what the last attempt returned or threw. A `Response` that is a failure is returned, not thrown.
+ *
+ * The constructor throws a `TypeError` or `RangeError` that names the wrong option.
+ *
+ * In this folder: `call.ts` is one call from attempt to attempt, `attempt.ts` one attempt, `stream.ts` a call that returns
+ * a stream; `call-context.ts` holds the signal and deadline of a call, `gate-state.ts` what all calls share, `classify.ts`
+ * and `presets.ts` say what an outcome means, `retry-after.ts` reads the times that services send, `retry.ts` is backoff and
+ * retry budget, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds the API keys, their
+ * rate windows, and the queues in front of them.
  *
  * @example
  * const serper = new ServiceGate({ name: 'serper', keys, rate: [{ limit: 50, perMs: 1_000 }], attemptTimeoutMs: 20_000 });
@@ -66,44 +73,52 @@ interface OpenCall<T> {
 export class ServiceGate {
   readonly name: string;
   readonly hooks: LifecycleHooks;
-  /** Finds the limit, where the gate was made with `adaptive`; feed it a gauge if the service has one. */
+  /** The adaptive limit, if the gate has one; feed it a gauge if the service provides one. */
   readonly adaptive: AdaptiveLimit | undefined;
-  readonly #core: GateCore;
+  /** @internal Its attempts are bounded by the context of a tool call. */
+  declare readonly [CALL_CONTEXT]: true;
+  readonly #state: GateState;
   readonly #cache: RequestCache;
-  readonly #scopes = new Set<CallScope>();
+  readonly #contexts = new Set<CallContext>();
   readonly #finished = new Map<GateOutcome, number>();
   readonly #cacheCounts = { off: 0, hit: 0, miss: 0, shared: 0 };
   #calls = 0;
   #closed: Promise<void> | undefined;
 
-  /** @throws {TypeError | RangeError} naming the option that is wrong */
   constructor(given: ServiceGateOptions) {
     const settings = gateSettings(given);
     this.name = settings.name;
     this.hooks = settings.hooks;
     this.adaptive = settings.adaptive;
-    this.#core = new GateCore(settings);
-    this.#cache = new RequestCache(settings.cache);
+    // Here, since a bundler must keep a class whose body computes a name.
+    this[CALL_CONTEXT] = true;
+    this.#state = new GateState(settings);
+    this.#cache = new RequestCache(settings.cache, settings.now);
   }
 
   /**
-   * Makes a call. `fn` runs once for each attempt; whatever it returns or throws is judged by `classify`. Read the body of
-   * a `Response` in `fn`: once it is returned the call is over, and neither its signal nor its time ends the body.
+   * Makes a call. `fn` runs once per attempt; `classify` decides what its result or error means. Read the body of a
+   * `Response` in `fn`: when it returns, the call is over, and neither its signal nor its timeout ends the body.
    *
-   * With a `cacheKey`, a kept answer or another's call under way may answer instead. Answers are shared as they are:
-   * treat them as read-only, and return data, not a `Response`, whose body can be read once.
+   * With a `cacheKey`, a cached result or another caller's in-flight call may answer instead. Results are shared without
+   * copying: treat them as read-only, and return data rather than a `Response`, whose body can be read only once.
    *
    * Rejects with what the last attempt threw; with `signal.reason`; with `GateTimeoutError` when the call or its last
-   * attempt is over its time; with `KeysExhaustedError` as soon as it is certain that no key can serve it in time; with
-   * `GateClosedError`; with the error of a limiter that turns it away; or with a `TypeError` or `RangeError` naming a
+   * attempt exceeds its time; with `KeysExhaustedError` as soon as it is certain that no key can serve it in time; with
+   * `GateClosedError`; with the error of a limiter that rejects it; or with a `TypeError` or `RangeError` that names a
    * wrong option.
+   *
+   * Inside a request, `signal`, `priority`, `tenant` and the ids come from `currentRequest()` unless the call sets them. The
+   * context of a request is accepted as `options`.
+   *
+   * @example
+   * const page = await gate.run(({ signal, key }) => readPage(url, { signal, key }), { signal, timeoutMs: 60_000 });
    */
   async run<R>(
     fn: (context: AttemptContext) => R | PromiseLike<R>,
-    options: GateCallOptions = {},
+    given: GateCallOptions = NO_OPTIONS,
   ): Promise<R> {
-    callable('fn', fn);
-    checkCallOptions(options, this.#core.settings.maxWeight, false);
+    const options = this.#check('run', fn, given);
     const work: Work<R> = {
       run: options.cacheKey === undefined ? fn : async (context) => dataOnly(await fn(context)),
       observe: (value) => ({ kind: 'result', value }),
@@ -113,7 +128,7 @@ export class ServiceGate {
     try {
       const { cacheKey } = options;
       const value = await (cacheKey === undefined
-        ? this.#land(open.call)
+        ? this.#complete(open.call)
         : this.#share(open, cacheKey, work));
       this.#finish(open);
       return value;
@@ -124,13 +139,13 @@ export class ServiceGate {
   }
 
   /**
-   * Makes a call whose answer is a stream, and holds its permit to the last item. The first item is judged like a
-   * result: a stream that opens with an error is tried again, and nobody sees it. Later errors are the reader's.
+   * Makes a call that returns a stream, and holds its permit until the last item. The first item is classified like a
+   * result: a stream that begins with an error is retried, and the reader does not see it. Later errors reach the reader.
    *
-   * `attemptTimeoutMs` bounds the wait for the first item and for each one after it, `timeoutMs` the whole. Nothing
+   * `attemptTimeoutMs` bounds the wait for the first item and for each later one, `timeoutMs` the whole stream. Nothing
    * happens before the first `next`. It rejects as `run` does.
    *
-   * @throws {TypeError | RangeError} naming the option that is wrong
+   * @throws {TypeError | RangeError} naming the wrong option
    *
    * @example
    * const tokens = llm.stream(({ signal }) => openai.chat.completions.create({ ...request, stream: true }, { signal }));
@@ -138,26 +153,62 @@ export class ServiceGate {
    */
   stream<T>(
     fn: GateStreamSource<T>,
-    options: Omit<GateCallOptions, 'cacheKey'> = {},
+    given: Omit<GateCallOptions, 'cacheKey'> = NO_OPTIONS,
   ): AsyncIterableIterator<T> & AsyncDisposable {
-    callable('fn', fn);
-    checkCallOptions(options, this.#core.settings.maxWeight, true);
+    const options = this.#check('stream', fn, given);
     return new GateStream<T>((work) => {
       const open = this.#open(options, work);
-      return { scope: open.scope, call: open.call, finish: (failure) => this.#finish(open, failure) };
+      return { context: open.context, call: open.call, finish: (failure) => this.#finish(open, failure) };
     }, fn);
   }
 
-  /** Puts a key back to use that was refused, spent or throttled; whether the gate has such a key. */
+  /** Puts a key back into use that is in cooldown, exhausted or quarantined. Returns whether the gate has such a key. */
   restoreKey(key: string): boolean {
-    return this.#core.ring.restore(key);
+    return this.#state.ring.restore(key);
   }
 
-  /** Counts, as they stand. */
+  /**
+   * Drops a cached result, or all of them. A call in flight still answers those who wait for it, but later calls do not
+   * join it, and its result is not cached.
+   */
+  forget(cacheKey?: string): void {
+    this.#cache.forget(optional('cacheKey', cacheKey, text));
+  }
+
+  /**
+   * Replaces the rate limits of all keys without limits of their own (`rate`), or those of all keys together
+   * (`sharedRate`). What began before counts in the new windows, as far as the present ones remember it.
+   *
+   * @throws {TypeError | RangeError} naming the wrong option
+   *
+   * @example
+   * gate.setRate({ rate: [{ limit: 100, perMs: 1_000 }] });
+   */
+  setRate(rates: {
+    readonly rate?: readonly RateWindow[] | undefined;
+    readonly sharedRate?: readonly RateWindow[] | undefined;
+  }): void {
+    checkOptions('setRate', rates, ['rate', 'sharedRate']);
+    const rate = optional('rate', rates.rate, checkWindows);
+    const sharedRate = optional('sharedRate', rates.sharedRate, checkWindows);
+    this.#state.ring.setRate(rate, sharedRate);
+  }
+
+  /** Starts no further attempt until `resume`. Calls wait, within their deadlines; attempts in progress continue. */
+  pause(): void {
+    this.#state.pause();
+  }
+
+  /** Ends a `pause`. */
+  resume(): void {
+    this.#state.resume();
+  }
+
+  /** Counts at this moment. */
   stats(): GateStats {
-    const { limiter, ring, settings, turnstile, restRoom, attempts, retries, running, backingOff } =
-      this.#core;
-    const now = nowMs();
+    const { limiter, ring, settings, startQueue, cooldownQueue, attempts, retries, running, backingOff } =
+      this.#state;
+    const now = ring.now();
     return Object.freeze({
       name: this.name,
       closed: this.#closed !== undefined,
@@ -166,15 +217,15 @@ export class ServiceGate {
       attempts,
       retries,
       running,
-      waitingForStart: turnstile.waiting,
-      backingOff: backingOff + restRoom.waiting,
+      queuedForStart: startQueue.queued,
+      backingOff: backingOff + cooldownQueue.queued,
       limiter: limiter?.stats(),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
-      opensInMs: ring.opensInMs(now),
+      retryAfterMs: ring.retryAfterMs(now),
       keys: Object.freeze(ring.stats(now)),
       cache: Object.freeze({
         size: this.#cache.size,
-        inFlight: this.#cache.flights,
+        inFlight: this.#cache.inFlight,
         hits: this.#cacheCounts.hit,
         shared: this.#cacheCounts.shared,
         misses: this.#cacheCounts.miss,
@@ -183,8 +234,8 @@ export class ServiceGate {
   }
 
   /**
-   * Ends every call with `GateClosedError`, those under way by their signal, and takes no more. Settles when nothing is
-   * held any longer; code that does not heed its signal is waited for five seconds. A limiter from elsewhere stays open.
+   * Rejects all calls with `GateClosedError`, aborts those in progress, and accepts no more. Settles when nothing is held;
+   * it waits for code that ignores its signal for at most five seconds. A shared limiter stays open.
    */
   close(): Promise<void> {
     this.#closed ??= this.#close();
@@ -196,93 +247,130 @@ export class ServiceGate {
   }
 
   async #close(): Promise<void> {
-    for (const scope of this.#scopes) scope.abort(new GateClosedError(this.name));
-    this.#cache.clear();
-    this.#core.closeLimiter();
-    await this.#core.onIdle();
+    const closedError = sharedStack(() => new GateClosedError(this.name));
+    // The latest first: what is queued must not start in place of what is running.
+    const aborting = inBatches([...this.#contexts].reverse(), (context) => {
+      if (this.#contexts.has(context)) context.abort(closedError(), 'gate');
+    });
+    if (aborting !== undefined) await aborting;
+    this.#cache.forget();
+    this.#state.closeLimiter();
+    await this.#state.onIdle();
   }
 
+  #check(method: 'run' | 'stream', fn: unknown, options: GateCallOptions): GateCallOptions {
+    if (typeof fn !== 'function') throw new TypeError(refusal('fn', 'a function', fn));
+    if (options !== NO_OPTIONS) checkCallOptions(method, options, this.#state.ring.maxWeight);
+    return withRequest(options);
+  }
+
+  /** `context` is that of the tool call which makes this call, if there is one. */
   #open<T>(options: GateCallOptions, work: Work<T>): OpenCall<T> {
     if (this.#closed !== undefined) throw new GateClosedError(this.name);
-    const { mask, settings } = this.#core;
-    const teller = new CallTeller(settings, ++this.#calls, options, mask);
-    const scope = new CallScope({
-      signal: options.signal,
-      timeoutMs: options.timeoutMs ?? settings.timeoutMs,
-      timeoutError: (ms, lastFailure) =>
-        new GateTimeoutError(this.name, 'call', ms, teller.cause(lastFailure)),
-    });
-    const call = new GateCall(this.#core, teller, options, scope, work);
-    const open: OpenCall<T> = { scope, startedMs: nowMs(), call, bounds: scope, cache: 'off' };
-    this.#scopes.add(scope);
-    return open;
+    const { settings } = this.#state;
+    const given = options[CALL_CONTEXT];
+    const context =
+      given ??
+      new CallContext({
+        signal: options.signal,
+        timeoutMs: options.timeoutMs ?? settings.timeoutMs,
+        timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, lastFailure),
+      });
+    context.outcome = undefined;
+    const events = new CallEventEmitter(settings, ++this.#calls, options);
+    const call = new GateCall(this.#state, events, options, context, work);
+    this.#contexts.add(context);
+    return {
+      context,
+      ownsContext: given === undefined,
+      startedMs: call.openedMs,
+      call,
+      bounds: context,
+      cache: 'off',
+    };
   }
 
   /** Performs a call whose result is complete. */
-  async #land<T>(call: GateCall<T>): Promise<T> {
+  async #complete<T>(call: GateCall<T>): Promise<T> {
     const { value, attempt } = await call.perform();
     attempt.end();
     return value;
   }
 
-  /** Answers from the cache, or by a call for the same answer that is under way, or by one that others may join. */
+  /** Answers from the cache, or from an in-flight call with the same key, or makes one that others can join. */
   async #share<R>(open: OpenCall<R>, cacheKey: string, work: Work<R>): Promise<R> {
-    const { scope, call } = open;
-    scope.signal.throwIfAborted();
-    const kept = this.#cache.answer(cacheKey);
-    if (kept !== undefined) {
+    const { context, call } = open;
+    context.throwIfAborted();
+    const cached = this.#cache.result(cacheKey);
+    if (cached !== undefined) {
       open.cache = 'hit';
-      scope.outcome = 'ok';
-      this.#tellHit(call, false);
-      return kept.value as R;
+      context.outcome = 'ok';
+      this.#emitHit(call, false);
+      return cached.value as R;
     }
-    const under = this.#cache.flight(cacheKey);
-    open.cache = under === undefined ? 'miss' : 'shared';
-    if (under !== undefined) this.#tellHit(call, true);
-    else if (this.hooks.hears('cache:miss')) this.hooks.emit('cache:miss', call.teller.told());
-    // A listener may have ended it: a call that nobody waits for has no end.
-    scope.signal.throwIfAborted();
+    const inFlight = this.#cache.flight(cacheKey);
+    open.cache = inFlight === undefined ? 'miss' : 'shared';
+    if (inFlight !== undefined) this.#emitHit(call, true);
+    else if (this.hooks.hasListeners('cache:miss')) this.hooks.emit('cache:miss', call.events.ids());
+    // A listener may have aborted it, and a call that no caller waits for would never end.
+    context.throwIfAborted();
     const flight =
-      under ??
-      this.#cache.launch(cacheKey, call.options[MASK], (bounds) => {
-        const made = new GateCall(this.#core, call.teller, call.options, bounds, work);
+      inFlight ??
+      this.#cache.start(cacheKey, (bounds) => {
+        const made = new GateCall(this.#state, call.events, call.options, bounds, work);
         open.call = made;
         bounds.onJoin = () => made.recheck();
-        return this.#land(made);
+        return this.#complete(made);
       });
     open.bounds = flight;
-    if (flight.mask !== undefined) call.options[MASK]?.join?.(flight.mask);
-    return (await flight.join(scope)) as R;
+    try {
+      return (await flight.join(context)) as R;
+    } catch (error) {
+      const stale = this.#cache.result(cacheKey, true);
+      if (stale === undefined || !isFailureOfService(flight.outcome, error)) throw error;
+      open.cache = 'hit';
+      open.bounds = context;
+      context.outcome = 'ok';
+      return stale.value as R;
+    }
   }
 
-  #tellHit(call: GateCall<unknown>, shared: boolean): void {
-    if (this.hooks.hears('cache:hit')) this.hooks.emit('cache:hit', { ...call.teller.told(), shared });
+  #emitHit(call: GateCall<unknown>, shared: boolean): void {
+    if (this.hooks.hasListeners('cache:hit')) this.hooks.emit('cache:hit', { ...call.events.ids(), shared });
   }
 
-  /** Keeps book of the end of a call, once. */
+  /** Counts and emits the end of a call, once. */
   #finish<T>(open: OpenCall<T>, failure?: { readonly error: unknown }): void {
-    const { scope, call, bounds, cache, startedMs } = open;
-    if (!this.#scopes.delete(scope)) return;
-    scope.end();
+    const { context, call, bounds, cache, startedMs } = open;
+    if (!this.#contexts.delete(context)) return;
+    if (open.ownsContext) context.end();
     this.#cacheCounts[cache]++;
-    const left = failure !== undefined && scope.signal.aborted;
+    const left = failure !== undefined && context.aborted;
     const outcome = (left ? undefined : bounds.outcome) ?? outcomeOf(failure?.error, left);
     this.#finished.set(outcome, (this.#finished.get(outcome) ?? 0) + 1);
-    if (!this.hooks.hears('call:finished')) return;
+    if (!this.hooks.hasListeners('call:finished')) return;
     this.hooks.emit('call:finished', {
-      ...call.teller.told(),
+      ...call.events.ids(),
       outcome,
       attempts: call.attempts,
       ...(call.key === undefined ? {} : { key: call.key }),
       durationMs: nowMs() - startedMs,
       waitMs: call.waitMs,
       cache,
-      ...(failure === undefined ? {} : { error: call.teller.failure(failure.error) }),
+      ...(failure === undefined ? {} : { error: call.events.error(failure.error) }),
     });
   }
 }
 
-/** What several callers can share. */
+const NO_OPTIONS: GateCallOptions = /* @__PURE__ */ Object.freeze({});
+
+/** Whether an expired result may answer: not where the request is wrong, its caller left, or the host has a bug. */
+function isFailureOfService(outcome: GateOutcome | undefined, error: unknown): boolean {
+  if (error instanceof KeysExhaustedError || error instanceof GateTimeoutError) return true;
+  return outcome !== undefined && outcome !== 'ok' && outcome !== 'client-error' && outcome !== 'fatal';
+}
+
+/** A result that several callers can share. */
 function dataOnly<R>(value: R): R {
   if (!isResponse(value)) return value;
   discardResponse(value);
@@ -291,9 +379,25 @@ function dataOnly<R>(value: R): R {
   );
 }
 
-/** How a call ended that no attempt ended. */
+/** The outcome of a call that no attempt ended. */
 function outcomeOf(error: unknown, left: boolean): GateOutcome {
   if (error instanceof GateTimeoutError || (left && isTimeout(error))) return 'timeout';
   if (!left || error instanceof GateClosedError || error instanceof KeysExhaustedError) return 'rejected';
   return 'aborted';
+}
+
+/** The options of a call; what it does not set comes from the request that makes it. */
+function withRequest(given: GateCallOptions): GateCallOptions {
+  // A tool has done it.
+  if (given[CALL_CONTEXT] !== undefined) return given;
+  const request = currentRequest();
+  if (request === undefined) return given;
+  return {
+    ...given,
+    signal: given.signal ?? request.signal,
+    priority: given.priority ?? inheritedPriority(request),
+    tenant: given.tenant ?? request.tenant,
+    taskId: given.taskId ?? request.taskId,
+    requestId: given.requestId ?? request.requestId,
+  };
 }

@@ -1,83 +1,90 @@
+import type { RevocationReason } from '../errors.js';
+import type { ErrorSummary } from '../internal/error-summary.js';
+
+export type { RevocationReason } from '../errors.js';
+export type { ErrorSummary } from '../internal/error-summary.js';
+
 /**
- * The lifecycle events: one payload type each, all plain objects. `source` is the `name` of the component that tells;
- * durations are milliseconds on the monotonic clock and are there only where the event knows them.
+ * The lifecycle events: one payload type each, all plain objects. `source` is the `name` of the component that emits the
+ * event. Durations are in milliseconds on the monotonic clock. An `error` is an `ErrorSummary`: never the error that was
+ * thrown, but a redacted copy of its name, `code`, `status`, message and causes.
  */
 
-/** Whose event it is. */
+/** The ids of the work that an event belongs to, as far as they are known. */
 export interface TaskIds {
-  /** The host's own name for the work. */
+  /** The host's own id of the task. */
   readonly taskId?: string;
-  /** One pass through a manager; two requests of one task differ in it. */
+  /** One request through a manager; two requests of the same task have different ids. */
   readonly requestId?: string;
-  /** Whose request it is, for fair sharing. */
+  /** The owner of the request, used for fair sharing. */
   readonly tenant?: string;
 }
 
-interface Told extends TaskIds {
+interface ComponentEvent extends TaskIds {
   readonly source: string;
 }
 
-interface LimiterTold extends Told {
+interface PermitEvent extends ComponentEvent {
   /** Weight held after this event. */
   readonly active: number;
   /** Waiters queued after this event. */
   readonly queued: number;
-  /** The limit in force. */
+  /** The current limit. */
   readonly maxConcurrent: number;
-  /** What this permit counts for. */
+  /** The weight of this permit. */
   readonly weight: number;
 }
 
-/** Why a limiter turned a request away. */
+/** Why a limiter rejected a request. */
 export type PermitRejection = 'queue-full' | 'deadline' | 'timeout' | 'aborted' | 'closed' | 'nested';
 
-/** How the work under a permit ended, as its holder sees it; `dropped` tells an adaptive limit of overload. */
+/** How the work under a permit ended, as its holder reports it; `dropped` signals overload to an adaptive limit. */
 export type PermitOutcome = 'ok' | 'dropped' | 'ignored';
 
-/** What a `ConcurrencyLimiter` tells. */
+/** The events of a `ConcurrencyLimiter`. */
 export interface LimiterEvents {
-  'permit:queued': LimiterTold;
-  'permit:acquired': LimiterTold & { readonly waitMs: number };
-  'permit:released': LimiterTold & { readonly outcome: PermitOutcome };
-  'permit:rejected': LimiterTold & {
+  'permit:queued': PermitEvent;
+  'permit:acquired': PermitEvent & { readonly waitMs: number };
+  'permit:released': PermitEvent & { readonly outcome: PermitOutcome };
+  'permit:rejected': PermitEvent & {
     readonly reason: PermitRejection;
     readonly waitMs: number;
-    readonly error: unknown;
+    readonly error: ErrorSummary;
   };
   'limit:changed': { readonly source: string; readonly previous: number; readonly maxConcurrent: number };
 }
 
-interface PoolTold extends Told {
-  /** Instances alive after this event: being created, idle, leased or being torn down. */
+interface PoolEvent extends ComponentEvent {
+  /** Instances alive after this event: being created, idle, leased or being destroyed. */
   readonly live: number;
   /** Leases held after this event. */
   readonly leased: number;
   /** Requests waiting for a lease after this event. */
-  readonly waiting: number;
-  /** The most instances the pool keeps. */
+  readonly queued: number;
+  /** The maximum number of instances. */
   readonly size: number;
 }
 
-interface InstanceTold extends PoolTold {
+interface InstanceEvent extends PoolEvent {
   readonly instanceId: number;
 }
 
-/** Why an instance was torn down. */
+/** Why an instance was destroyed. */
 export type DestroyReason =
-  | 'idle' // longer unused than `idleTimeoutMs`
+  | 'idle' // idle for longer than `idleTimeoutMs`
   | 'lifetime' // older than `maxLifetimeMs`
   | 'uses' // leased `maxUses` times
-  | 'unhealthy' // `validate` did not answer `true`
+  | 'unhealthy' // `validate` did not return `true`
   | 'prepare-failed'
   | 'reset-failed'
   | 'discarded' // `release({ discard: true })`
-  | 'revoked' // the lease was taken back
+  | 'revoked' // the lease was revoked
   | 'refreshed'
-  | 'resized' // more instances than the new size
-  | 'late' // `create` answered after its deadline
+  | 'resized' // more instances than the new `size`
+  | 'late' // `create` returned after its deadline
   | 'closed';
 
-/** Why a pool gave no lease. */
+/** Why a pool rejected a request. */
 export type LeaseRejection =
   | 'queue-full'
   | 'timeout'
@@ -87,56 +94,53 @@ export type LeaseRejection =
   | 'prepare-failed'
   | 'instance-gone';
 
-/** Why a lease was taken back. */
-export type RevocationReason = 'max-lease' | 'closed' | 'abandoned';
-
-/** What a `PipelinePool` tells. */
+/** The events of a `PipelinePool`. */
 export interface PoolEvents {
-  'instance:creating': InstanceTold;
-  'instance:created': InstanceTold & { readonly createMs: number };
-  'instance:createFailed': InstanceTold & {
-    readonly error: unknown;
+  'instance:creating': InstanceEvent;
+  'instance:created': InstanceEvent & { readonly createMs: number };
+  'instance:create-failed': InstanceEvent & {
+    readonly error: ErrorSummary;
     readonly createMs: number;
     /** Failures in a row, this one included. */
     readonly failures: number;
-    /** Milliseconds until the next creation may begin. */
-    readonly retryInMs: number;
+    /** Milliseconds until the next creation may start. */
+    readonly retryAfterMs: number;
   };
-  'instance:unhealthy': InstanceTold & {
-    /** The callback that found it out. */
+  'instance:unhealthy': InstanceEvent & {
+    /** The callback that failed. */
     readonly stage: 'validate' | 'prepare' | 'reset';
-    readonly error?: unknown;
+    readonly error?: ErrorSummary;
   };
-  'instance:destroyed': InstanceTold & {
+  'instance:destroyed': InstanceEvent & {
     readonly reason: DestroyReason;
     readonly destroyMs: number;
     readonly ageMs: number;
     readonly uses: number;
   };
-  'instance:destroyFailed': InstanceTold & {
+  'instance:destroy-failed': InstanceEvent & {
     readonly reason: DestroyReason;
     readonly destroyMs: number;
-    readonly error: unknown;
+    readonly error: ErrorSummary;
   };
-  'lease:queued': PoolTold;
-  'lease:acquired': InstanceTold & { readonly waitMs: number };
-  'lease:released': InstanceTold & { readonly heldMs: number; readonly discarded: boolean };
-  'lease:rejected': PoolTold & {
+  'lease:queued': PoolEvent;
+  'lease:acquired': InstanceEvent & { readonly waitMs: number };
+  'lease:released': InstanceEvent & { readonly heldMs: number; readonly discarded: boolean };
+  'lease:rejected': PoolEvent & {
     readonly reason: LeaseRejection;
     readonly waitMs: number;
-    readonly error: unknown;
+    readonly error: ErrorSummary;
   };
-  'lease:leaked': InstanceTold & {
+  'lease:leaked': InstanceEvent & {
     readonly heldMs: number;
-    /** `overdue`: still held at `leakWarningMs`; `returned`: it came back after all; `collected`: dropped without release. */
+    /** `overdue`: still held after `leakWarningMs`; `returned`: released after that; `collected`: garbage-collected without a release. */
     readonly kind: 'overdue' | 'returned' | 'collected';
     /** Where it was acquired. */
     readonly stack?: string;
   };
-  'lease:revoked': InstanceTold & { readonly heldMs: number; readonly reason: RevocationReason };
+  'lease:revoked': InstanceEvent & { readonly heldMs: number; readonly reason: RevocationReason };
 }
 
-interface RequestTold extends Told {
+interface RequestEvent extends ComponentEvent {
   readonly taskId: string;
   readonly requestId: string;
 }
@@ -144,120 +148,120 @@ interface RequestTold extends Told {
 /** How a request ended. */
 export type RequestOutcome = 'ok' | 'failed' | 'aborted' | 'timeout' | 'revoked' | 'shutdown';
 
-/** What a `PipelineManager` tells. */
+/** The events of a `PipelineManager`. */
 export interface ManagerEvents {
-  'request:queued': RequestTold;
-  'request:started': RequestTold & {
+  'request:queued': RequestEvent;
+  'request:started': RequestEvent & {
     readonly instanceId: number;
-    /** From the call to the start of the host's code. */
-    readonly queuedMs: number;
-    /** The part of it spent waiting to be admitted. */
+    /** From the call of `run` or `stream` to the start of the host's code. */
+    readonly waitMs: number;
+    /** The part of `waitMs` spent waiting for a permit. */
     readonly admissionMs: number;
-    /** The part of it spent waiting for an instance. */
+    /** The part of `waitMs` spent waiting for an instance. */
     readonly leaseMs: number;
   };
-  'request:finished': RequestTold & {
+  'request:finished': RequestEvent & {
     readonly instanceId: number;
     readonly outcome: RequestOutcome;
     /** From the start of the host's code to its end. */
     readonly durationMs: number;
-    readonly error?: unknown;
+    readonly error?: ErrorSummary;
   };
-  /** Turned away or failed before the host's code began. */
-  'request:rejected': RequestTold & {
+  /** Rejected or failed before the host's code started. */
+  'request:rejected': RequestEvent & {
     readonly outcome: Exclude<RequestOutcome, 'ok'>;
-    readonly queuedMs: number;
-    readonly error: unknown;
+    readonly waitMs: number;
+    readonly error: ErrorSummary;
   };
 }
 
-interface CallTold extends Told {
-  /** One call through the gate, all its attempts included. */
+interface CallEvent extends ComponentEvent {
+  /** One call through the gate, including all its attempts. */
   readonly callId: number;
-  /** The tool call that this call serves, where a `ToolManager` made it. */
+  /** The tool call that made this call, if a `ToolManager` did. */
   readonly toolCallId?: number;
 }
 
-/** What an attempt's result means for the call and for the key that made it. See `classify` of `ServiceGate`. */
+/** What the result of an attempt means for the call and for its key. See `classify` of `ServiceGate`. */
 export type OutcomeClass =
   | 'ok'
-  | 'wait' // the service is busy: cool down, try again
-  | 'other-key' // this key has met its limit: cool it down, try another
-  | 'key-spent' // the account is empty: rest this key, try another
-  | 'key-dead' // the key is refused: quarantine it, try another
-  | 'target' // the thing asked for is at fault, not the service: do not try again
-  | 'stop'; // a bug or a refusal: do not try again
+  | 'retryable' // the service is busy or unreachable: retry with backoff
+  | 'rate-limited' // this key has reached its limit: put it in cooldown, use another
+  | 'quota-exhausted' // the account has no quota left: put its key out of use for long, use another
+  | 'unauthorized' // the key is rejected: quarantine it, use another
+  | 'client-error' // the service is well, this request is wrong: do not retry
+  | 'fatal'; // nothing known: do not retry
 
-/** What a `ServiceGate` tells. Keys are masked, and an `error` is a copy without keys, credentials and inputs. */
+/** The events of a `ServiceGate`. A `key` is its position and its last four characters: `#2…9f3a`. */
 export interface GateEvents {
-  /** An attempt begins. */
-  'call:started': CallTold & { readonly attempt: number; readonly key?: string; readonly waitMs: number };
-  /** An attempt failed and another will follow. */
-  'call:retried': CallTold & {
+  /** An attempt starts. */
+  'call:started': CallEvent & { readonly attempt: number; readonly key?: string; readonly waitMs: number };
+  /** An attempt failed and is retried. */
+  'call:retried': CallEvent & {
     readonly attempt: number;
     readonly key?: string;
     readonly class: OutcomeClass;
     readonly status?: number;
-    readonly delayMs: number;
+    readonly retryAfterMs: number;
   };
-  /** The call has to wait for a rate window, a cool-down or a back-off. */
-  'call:throttled': CallTold & { readonly reason: 'rate' | 'cooldown' | 'backoff'; readonly waitMs: number };
-  'call:finished': CallTold & {
+  /** The call waits for a rate window, a cooldown or a backoff. */
+  'call:throttled': CallEvent & { readonly reason: 'rate' | 'cooldown' | 'backoff'; readonly waitMs: number };
+  'call:finished': CallEvent & {
     readonly outcome: OutcomeClass | 'aborted' | 'timeout' | 'rejected';
     readonly attempts: number;
     readonly key?: string;
     readonly durationMs: number;
-    /** The part of the duration spent waiting for permits, windows, cool-downs and back-offs. */
+    /** The part of `durationMs` spent waiting for permits, windows, cooldowns and backoffs. */
     readonly waitMs: number;
-    /** `off`: no cache key; `shared`: another caller's call in flight answered. */
+    /** `off`: the call has no cache key; `shared`: it shared another caller's in-flight call. */
     readonly cache: 'off' | 'hit' | 'miss' | 'shared';
-    readonly error?: unknown;
+    readonly error?: ErrorSummary;
   };
-  'key:cooledDown': {
+  'key:cooldown': {
     readonly source: string;
     readonly key: string;
-    readonly forMs: number;
+    readonly retryAfterMs: number;
     readonly status?: number;
   };
   'key:quarantined': {
     readonly source: string;
     readonly key: string;
-    readonly reason: 'dead' | 'spent';
-    readonly forMs?: number;
+    readonly reason: 'quarantined' | 'exhausted';
+    readonly retryAfterMs?: number;
   };
   'key:restored': { readonly source: string; readonly key: string };
-  'cache:hit': Told & { readonly shared: boolean };
-  'cache:miss': Told;
+  'cache:hit': ComponentEvent & { readonly shared: boolean };
+  'cache:miss': ComponentEvent;
 }
 
-interface ToolTold extends Told {
+interface ToolEvent extends ComponentEvent {
   readonly tool: string;
   readonly instanceId?: number;
   /** One call of one tool. */
   readonly toolCallId: number;
 }
 
-/** What a `ToolManager` tells. Inputs and results are left out, of an `error` too: they are the task's own business. */
+/** The events of a `ToolManager`. They carry neither inputs nor results. */
 export interface ToolEvents {
-  'tool:started': ToolTold;
-  'tool:finished': ToolTold & {
+  'tool:started': ToolEvent;
+  'tool:finished': ToolEvent & {
     readonly outcome: 'ok' | 'failed' | 'timeout' | 'aborted';
     readonly durationMs: number;
-    readonly error?: unknown;
+    readonly error?: ErrorSummary;
   };
-  /** Letting a tool's client go failed or took too long. Nobody waits for it any longer, but it may be alive still. */
-  'tool:disconnectFailed': Told & {
-    /** The first of the tools that the client serves. */
+  /** The `disconnect` of a client failed or exceeded its deadline. The client may still be connected. */
+  'tool:disconnect-failed': ComponentEvent & {
+    /** The first of the tools that share the client. */
     readonly tool: string;
-    /** Absent for a client that all instances share. */
+    /** Absent for a client of scope `shared`. */
     readonly instanceId?: number;
-    readonly error: unknown;
+    readonly error: ErrorSummary;
   };
 }
 
-/** What any component tells when a listener of yours failed. */
+/** A listener threw or rejected. */
 export interface HookEvents {
-  'hook:error': { readonly event: LifecycleEventName; readonly error: unknown };
+  'hook:error': { readonly event: LifecycleEventName; readonly error: ErrorSummary };
 }
 
 /** All events and their payloads. */
@@ -280,10 +284,10 @@ const NAMES = {
   'limit:changed': 0,
   'instance:creating': 0,
   'instance:created': 0,
-  'instance:createFailed': 0,
+  'instance:create-failed': 0,
   'instance:unhealthy': 0,
   'instance:destroyed': 0,
-  'instance:destroyFailed': 0,
+  'instance:destroy-failed': 0,
   'lease:queued': 0,
   'lease:acquired': 0,
   'lease:released': 0,
@@ -298,18 +302,18 @@ const NAMES = {
   'call:retried': 0,
   'call:throttled': 0,
   'call:finished': 0,
-  'key:cooledDown': 0,
+  'key:cooldown': 0,
   'key:quarantined': 0,
   'key:restored': 0,
   'cache:hit': 0,
   'cache:miss': 0,
   'tool:started': 0,
   'tool:finished': 0,
-  'tool:disconnectFailed': 0,
+  'tool:disconnect-failed': 0,
   'hook:error': 0,
 } satisfies Record<LifecycleEventName, 0>;
 
-/** Every event name, in the order of a request's way through. */
-export const LIFECYCLE_EVENTS: readonly LifecycleEventName[] = Object.freeze(
-  Object.keys(NAMES) as LifecycleEventName[],
+/** Every event name, in the order in which a request passes the components. */
+export const LIFECYCLE_EVENTS: readonly LifecycleEventName[] = /* @__PURE__ */ Object.freeze(
+  /* @__PURE__ */ Object.keys(NAMES) as LifecycleEventName[],
 );

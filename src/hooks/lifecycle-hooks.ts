@@ -1,12 +1,40 @@
+/**
+ * The hooks folder: `events.ts` has the event names and payload types, this file the emitter and its diagnostics
+ * channels, `attachment.ts` the listeners of one observer, which are removed together. The only importer of eventemitter3.
+ */
+import { type Channel, channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'eventemitter3';
-import { refusal } from '../internal/validate.js';
-import { channels } from './diagnostics.js';
-import type { LifecycleEventName, LifecycleEvents } from './events.js';
+import { type Redact, summarizeError } from '../internal/error-summary.js';
+import { callable, options as checkOptions, optional, refusal } from '../internal/validate.js';
+import { LIFECYCLE_EVENTS, type LifecycleEventName, type LifecycleEvents } from './events.js';
 
-/** A listener of one event. What it returns is ignored, except that a rejected promise is reported. */
+/** A listener of one event. Its result is ignored, but a promise that rejects is reported as `hook:error`. */
 export type LifecycleListener<E extends LifecycleEventName> = (payload: LifecycleEvents[E]) => unknown;
 
-/** What the emitter calls in place of a listener: it cannot throw, and is spent after the first call where `once`. */
+/** How `LifecycleHooks` are built. */
+export interface LifecycleHooksOptions {
+  /**
+   * Hides more than the library does: called with each text of a foreign error (name, `code`, message) before an event
+   * carries it, after the library's own redaction. If it throws or returns anything but a string, the text is dropped.
+   * @default only keys and credentials are redacted
+   */
+  readonly redact?: (text: string) => string;
+}
+
+/**
+ * Each event is also published on the diagnostics channel `pipeline-pool:<event>`, for tracing tools that subscribe from
+ * outside. A message is `{ event, payload }`, made only while the channel has subscribers.
+ */
+export const channels = /* @__PURE__ */ Object.freeze(
+  /* @__PURE__ */ Object.fromEntries(
+    /* @__PURE__ */ LIFECYCLE_EVENTS.map((event) => [event, channel(`pipeline-pool:${event}`)]),
+  ),
+) as Readonly<Record<LifecycleEventName, Channel>>;
+
+/** The channel of one event, for a module that keeps it in a constant: a bundler may drop the call with the constant. */
+export const channelOf = (event: LifecycleEventName): Channel => channels[event];
+
+/** What the emitter calls in place of a listener: it never throws, and removes itself after one call if `once`. */
 interface Guard {
   (payload: unknown): void;
   once: boolean;
@@ -16,9 +44,11 @@ interface Guard {
  * The typed lifecycle hooks. One instance may serve limiter, pool, gates and manager together.
  *
  * Invariants:
- * - Observers only. A listener that throws or rejects is reported as `hook:error`; it changes nothing for the request,
- *   and the listeners after it are still told.
- * - An event that nobody listens to costs one check: no payload is made, no clock is read.
+ * - Listeners only observe. One that throws or rejects is reported as `hook:error`; it changes nothing for the request,
+ *   and the listeners after it are still called.
+ * - An event without listeners costs one check: no payload is built, no clock is read.
+ *
+ * @throws {TypeError} naming the option that is wrong
  *
  * @example
  * const hooks = new LifecycleHooks();
@@ -31,49 +61,53 @@ export class LifecycleHooks {
   readonly #emitter = new EventEmitter();
   readonly #guarded = new Map<LifecycleEventName, Map<unknown, Guard>>();
   #listeners = 0;
+  /**
+   * Whether any event has a listener; set by `on`, `once` and `off`. A plain field for hot paths: `hasAnyListeners ||
+   * channel.hasSubscribers` is cheaper than `hasListeners(event)`, and true whenever that is.
+   */
+  hasAnyListeners = false;
+  /** The redaction of the host; emitters apply it last. */
+  readonly redact: Redact | undefined;
 
-  /** Calls `listener` each time `event` happens. Adding the same listener again changes nothing. */
+  constructor(options: LifecycleHooksOptions = {}) {
+    const { redact } = checkOptions('LifecycleHooks', options, ['redact']);
+    this.redact = optional('redact', redact, callable);
+  }
+
+  /** Calls `listener` on each `event`. Adding the same listener again changes nothing. */
   on<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
     return this.#add(event, listener, false);
   }
 
-  /** Calls `listener` the next time `event` happens, and then no more. Changes nothing for one that is there already. */
+  /** Calls `listener` on the next `event` only. Changes nothing if it is a listener of `event` already. */
   once<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
     return this.#add(event, listener, true);
   }
 
-  /** Takes a listener away again. */
+  /** Removes a listener. */
   off<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {
     const guards = this.#guarded.get(event);
     const guard = guards?.get(listener);
     if (guards === undefined || guard === undefined) return this;
     guards.delete(listener);
-    this.#listeners--;
+    this.hasAnyListeners = --this.#listeners > 0;
     this.#emitter.off(event, guard);
     return this;
   }
 
-  /** How many listeners an event has. */
+  /** The number of listeners of an event, without the subscribers of its channel. */
   listenerCount(event: LifecycleEventName): number {
     return this.#emitter.listenerCount(event);
   }
 
-  /**
-   * Whether any event has a listener. For paths where a look-up by name is felt: `hasListeners || channel.hasSubscribers`
-   * is cheaper than `hears`, and true wherever `hears` is.
-   */
-  get hasListeners(): boolean {
-    return this.#listeners !== 0;
-  }
-
-  /** Whether anybody would be told of this event: ask before making its payload. */
-  hears(event: LifecycleEventName): boolean {
+  /** Whether `event` has listeners or channel subscribers: check before building its payload. */
+  hasListeners(event: LifecycleEventName): boolean {
     return (
-      (this.#listeners !== 0 && this.#emitter.listenerCount(event) !== 0) || channels[event].hasSubscribers
+      (this.hasAnyListeners && this.#emitter.listenerCount(event) !== 0) || channels[event].hasSubscribers
     );
   }
 
-  /** Tells everybody who listens. Never throws. */
+  /** Calls the listeners of `event` and publishes it on its channel. Never throws. */
   emit<E extends LifecycleEventName>(event: E, payload: LifecycleEvents[E]): void {
     this.#emitter.emit(event, payload);
     const channel = channels[event];
@@ -97,7 +131,7 @@ export class LifecycleHooks {
       return this;
     }
     const callListener = (payload: unknown): void => {
-      // Taken away by a listener that was told of this very event before.
+      // Removed by an earlier listener of the same emit.
       if (guards.get(listener) !== guard) return;
       if (guard.once) this.off(event, listener);
       try {
@@ -112,20 +146,31 @@ export class LifecycleHooks {
     const guard: Guard = Object.assign(callListener, { once });
     guards.set(listener, guard);
     this.#listeners++;
+    this.hasAnyListeners = true;
     this.#emitter.on(event, guard);
     return this;
   }
 
   #report(event: LifecycleEventName, error: unknown): void {
-    // A failing listener of `hook:error` has nobody left to tell: telling itself would never end.
-    if (event !== 'hook:error') this.emit('hook:error', { event, error });
+    // Reporting a failed listener of `hook:error` to itself would never end.
+    if (event !== 'hook:error') this.emit('hook:error', { event, error: summarizeError(error, this.redact) });
   }
 }
 
-/** Refuses what is not lifecycle hooks; those of another copy of this package will do. */
-export function checkHooks(value: LifecycleHooks): LifecycleHooks {
-  if (typeof value?.emit !== 'function' || typeof value.hears !== 'function') {
-    throw new TypeError(refusal('hooks', 'a LifecycleHooks', value));
+class SilentHooks extends LifecycleHooks {
+  override hasListeners(): boolean {
+    return false;
   }
+
+  override emit(): void {}
+}
+
+/** For a limiter inside a pool or a gate, whose activity the pool or gate emits as its own events. */
+export const SILENT_HOOKS: LifecycleHooks = /* @__PURE__ */ new SilentHooks();
+
+/** Accepts the hooks of any copy of this package, and nothing else. */
+export function checkHooks(value: LifecycleHooks): LifecycleHooks {
+  if (typeof value?.emit !== 'function' || typeof value.hasListeners !== 'function')
+    throw new TypeError(refusal('hooks', 'a LifecycleHooks', value));
   return value;
 }

@@ -1,15 +1,29 @@
 /**
- * Time. Monotonic always: a step of the wall clock must not end a wait early or late.
+ * The monotonic clock: a step of the wall clock must not end a wait early or late.
  *
- * A clock read costs about as much as a bare `await`, so code on the hot path reads `turnMs()`, which looks at the clock
+ * A clock read costs about as much as a bare `await`, so code on the hot path calls `turnMs()`, which reads the clock
  * once per turn of the event loop.
  */
 
 /** Milliseconds on the monotonic clock, read now. */
 export const nowMs = (): number => performance.now();
 
+/** A clock of the host. When it throws or returns anything but a finite number, it stands still. */
+export function guardedClock(now: () => number): () => number {
+  let last = 0;
+  return () => {
+    try {
+      const read = now();
+      if (Number.isFinite(read)) last = read;
+    } catch {
+      // A failing clock makes waits look shorter; it must not cost a slot or a lease.
+    }
+    return last;
+  };
+}
+
 // Taken when the module loads: under a test's fake timers the turn of the real event loop still ends.
-const afterThisTurn = setImmediate;
+export const afterThisTurn = /* @__PURE__ */ (() => setImmediate)();
 
 let turn = 0;
 let wholeTurn = 0;
@@ -25,17 +39,40 @@ const readTurn = (): void => {
   afterThisTurn(endTurn);
 };
 
-/** Milliseconds on the monotonic clock, as they stood when this turn of the event loop first asked. */
+/** Milliseconds on the monotonic clock, as read first in this turn of the event loop. */
 export const turnMs = (): number => {
   if (!turnIsRead) readTurn();
   return turn;
 };
 
 /**
- * `turnMs` in whole milliseconds, as a 32-bit integer: V8 keeps those without an object of their own. It wraps around
+ * `turnMs` in whole milliseconds, as a 32-bit integer: V8 stores those without a heap object. It wraps around
  * after 24.8 days; differences, taken with `| 0`, survive that.
  */
 export const wholeTurnMs = (): number => {
   if (!turnIsRead) readTurn();
   return wholeTurn;
 };
+
+/** How many waiters one step of the event loop ends. */
+const BATCH = 250;
+
+/**
+ * Calls `act` for each item, a batch per turn of the event loop, so that ending 10,000 waiters does not block other code.
+ * The first batch is synchronous; returns `undefined` if it was the only one.
+ */
+export function inBatches<T>(items: readonly T[], act: (item: T) => void): Promise<void> | undefined {
+  let at = 0;
+  const step = (): boolean => {
+    for (const end = Math.min(at + BATCH, items.length); at < end; at++) act(items[at] as T);
+    return at < items.length;
+  };
+  if (!step()) return undefined;
+  return new Promise((resolve) => {
+    const next = (): void => {
+      if (step()) afterThisTurn(next);
+      else resolve();
+    };
+    afterThisTurn(next);
+  });
+}

@@ -3,6 +3,8 @@
  * value throws at once, naming the option and the value. Nothing is clamped and nothing is ignored.
  */
 
+import { ignoreRejection } from './abort.js';
+
 /** The longest delay a Node timer keeps (2^31 - 1 ms, 24.8 days); a longer one would fire at once. */
 export const MAX_TIMER_MS = 2_147_483_647;
 
@@ -52,6 +54,13 @@ export function text(option: string, value: unknown): string {
   if (typeof value !== 'string' || value === '')
     throw new TypeError(refusal(option, 'a non-empty string', value));
   return value;
+}
+
+/** The result of a callback that must not return a promise: it would be used as the value, and its rejection be lost. */
+export function synchronous<V>(callback: string, value: V): V {
+  if (typeof (value as PromiseLike<unknown> | null | undefined)?.then !== 'function') return value;
+  ignoreRejection(value);
+  throw new TypeError(`Expected \`${callback}\` to return its result itself, got a promise`);
 }
 
 /** `true` or `false`. */
@@ -104,4 +113,26 @@ export function optional<V, R>(
   check: (option: string, value: V) => R,
 ): R | undefined {
   return value === undefined ? undefined : check(option, value);
+}
+
+/** Checks one option. */
+export type Check = (option: string, value: unknown) => unknown;
+
+/** A whole number of any sign. */
+export const integer: Check = (option, value) => wholeNumber(option, value, Number.MIN_SAFE_INTEGER);
+
+/** Applies a table of checks to the options that were given, and refuses those that it does not list. */
+export function checkEach<O extends object>(
+  where: string,
+  given: O,
+  checks: { readonly [K in keyof O]-?: Check },
+): void {
+  const known = checks as Readonly<Record<string, Check>>;
+  const refuse = (): O => options<O>(where, given, Object.keys(known) as (keyof O & string)[]);
+  if (typeof given !== 'object' || given === null) refuse();
+  for (const option in given) {
+    const check = known[option];
+    if (check === undefined) refuse();
+    else if (given[option] !== undefined) check(option, given[option]);
+  }
 }

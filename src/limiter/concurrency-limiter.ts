@@ -1,13 +1,6 @@
-import {
-  DrainTimeoutError,
-  LimiterClosedError,
-  NestedAcquireError,
-  type PipelinePoolError,
-} from '../errors.js';
-import { channels } from '../hooks/diagnostics.js';
-import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import { DrainTimeoutError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { withDeadline } from '../internal/deadline.js';
+import { linkedController, withDeadline } from '../internal/abort.js';
 import {
   callable,
   options as checkOptions,
@@ -17,153 +10,156 @@ import {
   wholeNumber,
 } from '../internal/validate.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
-import { Admission } from './admission.js';
-import type { AcquireOptions, Limiter, LimiterStats, Permit } from './limiter.js';
+import type { AcquireOptions, Limiter, LimiterStats, MapContext, Permit } from './limiter.js';
 import {
   type ConcurrencyLimiterOptions,
   checkAcquireOptions,
   checkLimiterOptions,
   ownOptions,
-} from './limiter-options.js';
+} from './options.js';
 import {
+  completionOf,
   type Granted,
-  type LimiterPermit,
-  type PermitExtras,
-  type PermitIssuer,
   ReadyPermit,
-  WaitingPermit,
-} from './permit.js';
-import { reasonOf, tellAcquired, tellRejected, tellReleased, tellWaiting } from './permit-events.js';
-import { Runner, runPlain, standInFor, type Work } from './runner.js';
+  type RunCompletion,
+  Semaphore,
+  scoped,
+  startRun,
+  startSharedRun,
+  takeCompletion,
+  type WaitingPermit,
+  type Work,
+} from './semaphore.js';
 
-const { 'permit:acquired': ACQUIRED, 'permit:released': RELEASED } = channels;
+/*
+ * The limiter. In this folder: `semaphore.ts` grants and queues permits, `options.ts` checks what callers pass,
+ * `events.ts` emits, `adaptive-limit.ts` adjusts the limit, `limiter.ts` is the interface that gates and managers need.
+ */
 
 /**
- * A fair semaphore: at most `maxConcurrent` permits at once, given in the order in which they were asked for.
+ * A fair semaphore: admits at most `maxConcurrent` permits at once, in FIFO order. Use it to bound how much work runs at
+ * the same time, with priorities, tenants that take turns, weights, timeouts, `AbortSignal`s and backpressure.
  *
- * Invariants:
- * - The weight held never grows past `maxConcurrent`. Shrinking revokes nothing, so it may stand above it for a while;
- *   a waiter heavier than a shrunken limit then runs alone.
- * - Nobody overtakes: while somebody waits, everybody waits behind, `tryAcquire` included, and a light request never
- *   passes a heavy one. Priority and tenants decide the order (see `WaitQueue`), size never does.
- * - At rest (nothing held) nobody waits, unless paused.
- * - A waiter that gives up leaves in that step: its promise is rejected, its timer and listener are gone, and whoever
- *   could go on without it does.
- * - `release` has handed over before it returns.
+ * Guarantees:
+ * - The weight held never grows past `maxConcurrent`. Lowering the limit revokes nothing, so it may stand above the new
+ *   limit for a while; a request heavier than a lowered limit waits and then runs alone.
+ * - No overtaking: while there are waiters, newcomers queue behind them, `tryAcquire` included, and a light request never
+ *   passes a heavy one of its priority. Priority decides the order, and tenants of one priority take turns.
+ * - A waiter that aborts or times out leaves at once: its promise rejects, its timer and its listener are removed, and
+ *   waiters that its absence makes room for are granted.
+ * - `release` has granted the next waiter before it returns.
+ *
+ * The constructor throws a `TypeError` or `RangeError` that names the wrong option and its value.
  *
  * @example
  * const limiter = new ConcurrencyLimiter({ maxConcurrent: 10, maxQueue: 100 });
  * const answer = await limiter.run(({ signal }) => research(question, signal), { signal, timeoutMs: 30_000 });
  */
-export class ConcurrencyLimiter implements Limiter {
+export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
+  /** The `source` in events and errors. */
   readonly name: string;
+  /** Where its events are emitted. */
   readonly hooks: LifecycleHooks;
-  readonly #admission: Admission;
-  readonly #runner: Runner;
-  readonly #adaptive: AdaptiveLimit | undefined;
-  readonly #undrive: (() => void) | undefined;
-  readonly #issuer: PermitIssuer = {
-    takeBack: (permit, outcome) => {
-      if (outcome === 'ok' && this.#adaptive === undefined) this.#free(permit, outcome);
-      else this.#takeBack(permit, outcome);
-    },
-    abandon: (permit, reason) => this.#admission.giveUp(permit, 'aborted', reason),
-  };
-  /** Whether nobody is refused who asks without options, while the limiter is open. */
-  readonly #refusesNobody: boolean;
-  /** What a run gives back that asked for nothing. There is none where something has to be known of each permit. */
-  readonly #plain: LimiterPermit | undefined;
+  readonly #semaphore: Semaphore;
+  readonly #detectNested: boolean;
+  /** Ends the control by the adaptive limit. */
+  readonly #detach: (() => void) | undefined;
 
-  /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(given: ConcurrencyLimiterOptions) {
     checkLimiterOptions(given);
     const { adaptive } = given;
     this.name = given.name ?? 'limiter';
     this.hooks = given.hooks ?? new LifecycleHooks();
-    this.#runner = new Runner(given.detectNested === true);
-    this.#adaptive = adaptive;
+    this.#detectNested = given.detectNested === true;
     const maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
-    this.#admission = new Admission(this, maxConcurrent, given);
-    this.#refusesNobody = this.#admission.isUnbounded && given.detectNested !== true;
-    if (adaptive === undefined && given.detectNested !== true) this.#plain = standInFor(this.#issuer);
-    this.#undrive = adaptive?.drive(this);
+    this.#semaphore = new Semaphore(this, maxConcurrent, given);
+    this.#detach = adaptive?.attach(this);
   }
 
-  /** The limit. Growing it admits at once; shrinking it revokes nothing. */
+  /** The limit. Raising it admits waiters at once; lowering it revokes nothing. A whole number from 1. */
   get maxConcurrent(): number {
-    return this.#admission.maxConcurrent;
+    return this.#semaphore.maxConcurrent;
   }
 
   set maxConcurrent(value: number) {
-    const previous = this.#admission.maxConcurrent;
+    const previous = this.#semaphore.maxConcurrent;
     wholeNumber('maxConcurrent', value);
     if (value === previous) return;
-    this.#admission.resize(value);
-    if (this.hooks.hears('limit:changed')) {
+    this.#semaphore.resize(value);
+    if (this.hooks.hasListeners('limit:changed')) {
       this.hooks.emit('limit:changed', { source: this.name, previous, maxConcurrent: value });
     }
   }
 
   /** Weight held now. */
   get activeCount(): number {
-    return this.#admission.active;
+    return this.#semaphore.active;
   }
 
   /** Waiters now. */
   get queuedCount(): number {
-    return this.#admission.queued;
+    return this.#semaphore.queued;
   }
 
-  /** Counts, as they stand. */
+  /** A frozen snapshot of the counts. */
   stats(): LimiterStats {
-    return this.#admission.stats();
+    return this.#semaphore.stats();
   }
 
   /**
-   * Waits for a permit.
+   * Waits for a permit. Release it when the work is over.
    *
    * Rejects with `signal.reason`, `AcquireTimeoutError`, `QueueFullError`, `DeadlineUnmeetableError`,
-   * `LimiterClosedError`, `NestedAcquireError`, or a `TypeError` or `RangeError` naming a wrong option.
+   * `LimiterClosedError`, `NestedAcquireError`, or a `TypeError` or `RangeError` that names a wrong option.
    *
    * @example
    * using permit = await limiter.acquire({ signal, timeoutMs: 5_000 });
    */
   acquire(options?: AcquireOptions): Promise<Permit> {
-    // Small enough to be inlined where it is called; what is rare is elsewhere.
-    if (options === undefined && this.#admission.hasRoom) return this.#take(1, undefined).promised();
+    // Small enough to be inlined by its caller; rare cases are in functions of their own.
+    if (options === undefined && this.#semaphore.hasRoom)
+      return this.#semaphore.take(1, undefined).promised();
     return Promise.resolve(this.#request(options, undefined)) as Promise<Permit>;
   }
 
-  /** A permit, if there is one for the taking and nobody waits for it. */
-  tryAcquire(options?: { readonly weight?: number }): Permit | undefined {
+  /**
+   * A permit if one is free and there are no waiters, else `undefined`. Never waits.
+   *
+   * @throws {TypeError | RangeError} naming the wrong option
+   */
+  tryAcquire(options?: { readonly weight?: number | undefined }): Permit | undefined {
+    if (options === undefined && this.#semaphore.hasRoom) return this.#semaphore.take(1, undefined);
     if (options !== undefined) {
       checkOptions('tryAcquire', options, ['weight']);
-      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#heaviest());
+      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#semaphore.maxWeight);
     }
     const weight = options?.weight ?? 1;
-    return this.#admission.isFree(weight) ? this.#take(weight, undefined) : undefined;
+    return this.#semaphore.isFree(weight) ? this.#semaphore.take(weight, undefined) : undefined;
   }
 
   /**
-   * Runs `fn` under a permit and gives the permit back when it ends, however it ends.
+   * Runs `fn` under a permit, and releases the permit when `fn` ends, however it ends.
    *
-   * Settles as `fn` does; rejects as `acquire` does where no permit was given, and then `fn` was not called.
-   * `options.signal` ends the waiting; `fn` gets it and has to heed it itself.
+   * Settles as `fn` does. Rejects as `acquire` does where no permit was granted; `fn` was not called then.
+   * `options.signal` ends the wait; `fn` receives it and has to honor it itself. A failure of `fn` counts as `ignored` for
+   * an adaptive limit, unless `fn` has released the permit with another outcome.
+   *
+   * @example
+   * const page = await limiter.run(({ signal }) => fetch(url, { signal }), { signal, priority: 1 });
    */
   run<R>(fn: Work<R>, options?: AcquireOptions): Promise<R> {
     if (typeof fn !== 'function') return Promise.reject(notAFunction(fn));
-    const plain = this.#plain;
-    if (options === undefined && this.#admission.hasRoom && plain !== undefined && !this.#isHeard()) {
-      this.#admission.takePlain();
-      return runPlain(plain, fn);
+    if (options === undefined) {
+      const shared = this.#semaphore.takeShared();
+      if (shared !== undefined) return startSharedRun(shared, fn);
     }
     const permit = this.#request(options, fn);
-    if (permit instanceof ReadyPermit) return this.#runner.run(permit, fn);
-    return permit.then(this.#begin) as Promise<R>;
+    if (permit instanceof ReadyPermit) return this.#start(completionOf(permit), permit, fn);
+    return permit.then(this.#startGranted) as Promise<R>;
   }
 
   /**
-   * Gives a function that runs under this limiter each time it is called.
+   * Returns a function that runs `fn` under this limiter each time it is called.
    *
    * @example
    * const limitedFetch = limiter.wrap((url: string) => fetch(url));
@@ -173,92 +169,136 @@ export class ConcurrencyLimiter implements Limiter {
     options?: AcquireOptions,
   ): (...args: A) => Promise<R> {
     callable('fn', fn);
-    if (options !== undefined) checkAcquireOptions(options, this.#heaviest());
+    if (options !== undefined) checkAcquireOptions(options, this.#semaphore.maxWeight);
     const own = options && ownOptions(options);
     return (...args) => this.run(() => fn(...args), own);
   }
 
   /**
-   * Gives no further permits until `resume`. Permits held are not touched, requests queue up.
+   * Runs `fn` for each item under a permit of its own, and fulfills with the results in the order of the items.
    *
-   * A `timer` that will call `resume` keeps the process alive only while somebody waits, if it is told here.
+   * Items are taken from the iterable one at a time: the next one is queued when the previous one has its permit, so a
+   * long list neither fills the queue nor keeps other callers waiting behind all of it. `options` apply to each item.
+   *
+   * When an item fails, or `options.signal` aborts, no further item starts and the signal that running items received
+   * aborts; the promise rejects with the first failure once all running items have settled.
+   *
+   * @example
+   * const pages = await limiter.map(urls, (url, { signal }) => fetch(url, { signal }), { timeoutMs: 30_000 });
+   */
+  async map<T, R>(
+    items: Iterable<T>,
+    fn: (item: T, context: MapContext) => R | PromiseLike<R>,
+    options?: AcquireOptions,
+  ): Promise<Awaited<R>[]> {
+    callable('fn', fn);
+    if (options !== undefined) checkAcquireOptions(options, this.#semaphore.maxWeight);
+    const { controller, unlink } = linkedController(options?.signal);
+    const own = { ...(options && ownOptions(options)), signal: controller.signal };
+    const results: Awaited<R>[] = [];
+    const ends: Promise<void>[] = [];
+    const failures: unknown[] = [];
+    const fail = (error: unknown): void => {
+      failures.push(error);
+      controller.abort(error);
+    };
+    try {
+      let index = 0;
+      for (const item of items) {
+        await new Promise<void>((started) => {
+          const at = index++;
+          const end = this.run(async ({ permit }) => {
+            started();
+            try {
+              results[at] = await fn(item, { index: at, signal: controller.signal, permit });
+            } catch (error) {
+              // Before the permit is released: what is queued must not start.
+              fail(error);
+              throw error;
+            }
+          }, own).catch(fail);
+          ends.push(end);
+          void end.then(started);
+        });
+        if (controller.signal.aborted) break;
+      }
+      if (controller.signal.aborted) fail(controller.signal.reason);
+    } catch (error) {
+      // The iterable threw.
+      fail(error);
+    }
+    await Promise.all(ends);
+    unlink();
+    if (failures.length > 0) throw failures[0];
+    return results;
+  }
+
+  /**
+   * Grants no further permits until `resume`. Held permits are not affected, requests queue up.
+   *
+   * Pass the `timer` that will call `resume`, if there is one: it then keeps the process alive only while there are waiters.
    *
    * @example
    * limiter.pause(setTimeout(() => limiter.resume(), 5_000));
    */
   pause(timer?: NodeJS.Timeout): void {
     if (timer !== undefined && typeof timer?.unref !== 'function') {
-      throw new TypeError(refusal('timer', 'what setTimeout gave', timer));
+      throw new TypeError(refusal('timer', 'what setTimeout returned', timer));
     }
-    this.#admission.pause(timer);
+    this.#semaphore.pause(timer);
   }
 
-  /** Ends a `pause`. */
+  /** Ends a `pause`, and admits waiters as far as the limit allows. */
   resume(): void {
-    this.#admission.resume();
+    this.#semaphore.resume();
   }
 
-  /** Settles when nothing is held and nobody waits. */
+  /** Fulfills when nothing is held and there are no waiters. */
   onIdle(): Promise<void> {
-    return this.#admission.onIdle();
+    return this.#semaphore.onIdle();
   }
 
   /**
-   * Takes no further requests, and settles when nothing is held any more.
+   * Accepts no further requests, and fulfills when nothing is held any more.
    *
-   * Those who wait are turned away with `LimiterClosedError`, or served first with `drain`. With `timeoutMs` it rejects
-   * with `DrainTimeoutError` when that time is up, and turns away whoever still waits. A second call may turn a drain
-   * into a close at once.
+   * Waiters are rejected with `LimiterClosedError`, or served first with `drain`. With `timeoutMs` it rejects with
+   * `DrainTimeoutError` when that time is up, and rejects the remaining waiters. A second call may turn a drain into an
+   * immediate close.
    */
-  async close(options: { readonly drain?: boolean; readonly timeoutMs?: number } = {}): Promise<void> {
+  async close(
+    options: { readonly drain?: boolean | undefined; readonly timeoutMs?: number | undefined } = {},
+  ): Promise<void> {
     const { drain, timeoutMs } = checkOptions('close', options, ['drain', 'timeoutMs']);
     if (drain !== undefined) flag('drain', drain);
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    if (drain) this.#admission.drain();
-    else this.#turnAllAway();
+    if (drain) this.#semaphore.drain();
+    else this.#rejectAll();
     await withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {
-      this.#turnAllAway();
+      this.#rejectAll();
       return new DrainTimeoutError(this.name, elapsedMs, this.activeCount);
     });
-    this.#turnAllAway();
+    this.#rejectAll();
   }
 
-  /** The weight that can never be had begins above this. An adaptive limit that is low now comes up again. */
-  #heaviest(): number {
-    return this.#adaptive?.max ?? this.maxConcurrent;
+  /** `close()`: rejects the waiters, and waits for what is held. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
 
-  #take(weight: number, extras: PermitExtras | undefined): ReadyPermit {
-    const permit = new ReadyPermit(this.#issuer, weight, extras);
-    this.#admission.take(permit);
-    if (this.#isHeard()) tellAcquired(this, permit);
-    return permit;
-  }
-
-  /** Whether anybody would be told of a permit. A method, since V8 reads a private getter by a call into its runtime. */
-  #isHeard(): boolean {
-    return this.hooks.hasListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers;
-  }
-
-  /** Begins a `run` that had to wait: one function for all of them, and the caller's context from its own `then`. */
-  readonly #begin = (ticket: Granted): Promise<unknown> => this.#runner.runNext(ticket as number);
-
-  /** Any request: a permit where one is free, else the promise of one. */
+  /** Any request: a permit if one is free, else the promise of one. */
   #request(options: AcquireOptions | undefined, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
-    if (options !== undefined) return this.#requestWith(options, work);
-    if (this.#refusesNobody && this.#admission.isFull) return this.#wait(1, undefined, work);
-    return this.#takeOrWait(1, undefined, work);
+    return options === undefined ? this.#semaphore.requestPlain(work) : this.#requestWith(options, work);
   }
 
   #requestWith(options: AcquireOptions, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     try {
-      checkAcquireOptions(options, this.#heaviest());
+      checkAcquireOptions(options, this.#semaphore.maxWeight);
     } catch (error) {
       return Promise.reject(error);
     }
-    // Read once: the caller may use the object again for the next request.
+    // Read once: the caller may reuse the object for the next request.
     const { signal, timeoutMs, priority = 0, weight = 1, tenant, taskId, requestId } = options;
-    if (signal?.aborted) return this.#refuse('aborted', signal.reason, options);
+    if (signal?.aborted) return this.#semaphore.reject('aborted', signal.reason, options);
     const extras = {
       signal,
       timeoutMs,
@@ -266,71 +306,34 @@ export class ConcurrencyLimiter implements Limiter {
       tenant,
       taskId,
       requestId,
-      lane: undefined,
-      before: undefined,
+      queue: undefined,
+      previous: undefined,
     };
-    return this.#takeOrWait(weight, extras, work);
+    return this.#semaphore.request(weight, extras, work);
   }
 
-  /** A permit where one is free, else a place in the queue, unless something speaks against it. */
-  #takeOrWait(
-    weight: number,
-    extras: PermitExtras | undefined,
-    work: WaitingPermit['work'],
-  ): ReadyPermit | Promise<Granted> {
-    if (this.#admission.isFree(weight, extras?.priority ?? 0)) return this.#take(weight, extras);
-    const objection = this.#objection(weight, extras);
-    if (objection !== undefined) return this.#refuse(reasonOf(objection), objection, extras);
-    return this.#wait(weight, extras, work);
-  }
+  /** Starts a run that had to wait: one function for all of them, and the caller's context from its own `then`. */
+  readonly #startGranted = (id: Granted): Promise<unknown> => {
+    const completion = takeCompletion(id as number);
+    const permit = completion.permit as WaitingPermit;
+    const work = permit.work as Work<unknown>;
+    permit.work = undefined;
+    return this.#start(completion, permit, work);
+  };
 
-  #wait(weight: number, extras: PermitExtras | undefined, work: WaitingPermit['work']): Promise<Granted> {
-    const permit = new WaitingPermit(this.#issuer, weight, extras, work);
-    return tellWaiting(this, permit, this.#admission.enter(permit));
-  }
-
-  /** Why nobody, or not this caller, may wait. */
-  #objection(weight: number, extras: PermitExtras | undefined): PipelinePoolError | undefined {
-    if (!this.#admission.isOpen) return new LimiterClosedError(this.name);
-    if (this.#runner.isInside(this.#issuer)) return new NestedAcquireError(this.name);
-    return this.#admission.objection(weight, extras);
-  }
-
-  #refuse(reason: PermitRejection, error: unknown, options: AcquireOptions | undefined): Promise<never> {
-    this.#admission.reject();
-    tellRejected(this, reason, error, 0, options);
-    return Promise.reject(error);
-  }
-
-  #turnAllAway(): void {
-    this.#admission.turnAllAway();
-    this.#undrive?.();
-  }
-
-  /** Learns from the outcome before the permit is freed: the next waiter is let in under the new limit. */
-  #takeBack(permit: LimiterPermit, outcome: PermitOutcome): void {
-    if (outcome !== 'dropped' && outcome !== 'ignored' && outcome !== 'ok') {
-      // A misspelt outcome must not cost the permit.
-      this.#takeBack(permit, 'ignored');
-      throw new TypeError(refusal('outcome', '"ok", "dropped" or "ignored"', outcome));
+  /** Starts a run, unless its signal aborted between the grant and now. */
+  #start<R>(completion: RunCompletion, permit: ReadyPermit | WaitingPermit, work: Work<R>): Promise<R> {
+    const signal = permit.extras?.signal;
+    if (!signal?.aborted) {
+      return startRun(completion, { signal, permit }, this.#detectNested ? scoped(permit, work) : work);
     }
-    try {
-      if (this.#adaptive !== undefined) this.#sample(permit, outcome, this.#adaptive);
-    } finally {
-      this.#free(permit, outcome);
-    }
+    completion.finish('ignored');
+    return Promise.reject(signal.reason);
   }
 
-  #free(permit: LimiterPermit, outcome: PermitOutcome): void {
-    this.#admission.free(permit);
-    if (this.hooks.hasListeners || RELEASED.hasSubscribers) tellReleased(this, permit, outcome);
-  }
-
-  #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {
-    // While somebody waits the limit binds, also where the next is too heavy for what is left of it.
-    const { queued, isPaused, active, maxConcurrent } = this.#admission;
-    const inFlight = queued > 0 && !isPaused ? Math.max(active, maxConcurrent) : active;
-    adaptive.onSample({ startedMs: permit.extras?.grantedMs as number, outcome, inFlight });
+  #rejectAll(): void {
+    this.#semaphore.rejectAll();
+    this.#detach?.();
   }
 }
 

@@ -1,63 +1,77 @@
 import type { PermitOutcome } from '../hooks/events.js';
 
-/** How a permit is asked for. */
+/** Options of a request for a permit. */
 export interface AcquireOptions {
-  /** Ends the waiting; the promise rejects with `signal.reason`. A permit already given is not touched. */
-  readonly signal?: AbortSignal;
-  /** Milliseconds to wait at most; then `AcquireTimeoutError`. 0 does not wait at all. */
-  readonly timeoutMs?: number;
-  /** Higher goes first; a whole number, 0 if left out. */
-  readonly priority?: number;
-  /** What the permit counts for; a whole number from 1 to `maxConcurrent` (with an adaptive limit: to its `max`), 1 if left out. */
-  readonly weight?: number;
-  /** Whose request it is: tenants of one priority take turns. */
-  readonly tenant?: string;
-  /** Told in the events. */
-  readonly taskId?: string;
-  /** Told in the events. */
-  readonly requestId?: string;
+  /** Ends the wait; the promise rejects with `signal.reason`. A granted permit is not affected. @default none */
+  readonly signal?: AbortSignal | undefined;
+  /** Milliseconds to wait at most; then `AcquireTimeoutError`. 0 does not wait at all. @default the limiter's */
+  readonly timeoutMs?: number | undefined;
+  /** Higher goes first; a whole number. @default 0 */
+  readonly priority?: number | undefined;
+  /**
+   * What the permit counts for; a whole number from 1 to the highest `maxConcurrent` that the limiter has had (an adaptive
+   * limit: to its `max`). A request heavier than a lowered limit waits and runs alone. @default 1
+   */
+  readonly weight?: number | undefined;
+  /** Whose request it is: tenants of one priority take turns. @default none */
+  readonly tenant?: string | undefined;
+  /** Included in event payloads. @default none */
+  readonly taskId?: string | undefined;
+  /** Included in event payloads. @default none */
+  readonly requestId?: string | undefined;
 }
 
-/** One holder's share of a limit. Release it exactly when the work is over; a second release does nothing. */
+/** A share of a limit. Release it exactly when the work is over; a second release does nothing. */
 export interface Permit extends Disposable {
   /** What it counts for. */
   readonly weight: number;
   /** Milliseconds waited for it, exact to one turn of the event loop. */
   readonly waitMs: number;
-  /** Gives it back; the next waiter has it before this returns. `outcome` is for an adaptive limit, `ok` if left out. */
+  /** Releases it; the next waiter has it before this returns. `outcome` is for an adaptive limit. @default 'ok' */
   release(outcome?: PermitOutcome): void;
 }
 
-/** What work under a limiter is given. */
+/** What work under a limiter receives. */
 export interface RunContext {
   /** The caller's own signal, as it was passed. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
   readonly permit: Permit;
 }
 
-/** Figures of a limiter, counted, not derived. */
+/** What `map` passes to its function, besides the item. */
+export interface MapContext extends RunContext {
+  /** Aborts when another item fails or the caller's signal aborts. */
+  readonly signal: AbortSignal;
+  /** The item's place in the iterable. */
+  readonly index: number;
+}
+
+/** A snapshot of a limiter. Counted, not derived. */
 export interface LimiterStats {
   readonly maxConcurrent: number;
   /** Weight held. */
   readonly active: number;
   /** Waiters. */
   readonly queued: number;
-  /** Permits given so far. */
+  /** Permits granted so far. */
   readonly acquired: number;
-  /** Requests turned away so far, whatever the reason. */
+  /** Requests rejected so far, for whatever reason. */
   readonly rejected: number;
   readonly paused: boolean;
   readonly closed: boolean;
 }
 
-/** What a gate or a manager needs of a limiter; another machine's limit can stand behind it. */
+/** What a gate or a manager needs of a limiter; a limit shared by several machines can implement it. */
 export interface Limiter {
   readonly name: string;
   readonly maxConcurrent: number;
   readonly activeCount: number;
   readonly queuedCount: number;
   acquire(options?: AcquireOptions): Promise<Permit>;
-  tryAcquire(options?: { readonly weight?: number }): Permit | undefined;
+  tryAcquire(options?: { readonly weight?: number | undefined }): Permit | undefined;
   stats(): LimiterStats;
-  close(options?: { readonly drain?: boolean; readonly timeoutMs?: number }): Promise<void>;
+  close(options?: {
+    readonly drain?: boolean | undefined;
+    readonly timeoutMs?: number | undefined;
+  }): Promise<void>;
 }

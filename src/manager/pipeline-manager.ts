@@ -1,68 +1,90 @@
+/**
+ * The manager: what a host calls for each request.
+ *
+ * - `pipeline-manager.ts` (here): `PipelineManager`, and `createPipelineManager`, which builds it with pool and limiter
+ * - `request.ts`: one request from its permit to its end, and the registry of the current requests
+ * - `request-stream.ts`: a request whose results come one by one
+ * - `config.ts`: settings from the environment, presets, warnings
+ * - `health.ts`: the result of a health check
+ */
 import { ManagerClosedError } from '../errors.js';
+import type { GateStats } from '../gate/service-gate.js';
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { nowMs } from '../internal/clock.js';
-import { withDeadline } from '../internal/deadline.js';
-import { callable, options as checkOptions, durationMs, refusal, text } from '../internal/validate.js';
+import { withDeadline } from '../internal/abort.js';
+import { inBatches, nowMs } from '../internal/clock.js';
+import {
+  callable,
+  options as checkOptions,
+  durationMs,
+  flag,
+  optional,
+  refusal,
+  text,
+} from '../internal/validate.js';
+import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import type { Limiter, LimiterStats } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
-import type { PipelinePool } from '../pool/pipeline-pool.js';
-import { diagnosisWindow, Recorder } from './diagnosis/recorder.js';
-import { type Diagnosis, type DiagnosisOptions, diagnose } from './diagnosis.js';
-import { gateFigures } from './gate-figures.js';
-import { type Health, healthOf } from './health.js';
-import { HealthWatch } from './health-watch.js';
+import type { PipelinePoolOptions, PoolStats } from '../pool/options.js';
+import { PipelinePool } from '../pool/pipeline-pool.js';
+import type { RequestContext } from '../request/current-request.js';
+import { completeConfig, type PipelineConfig } from './config.js';
+import { CreationWatch, gateStatsOf, type Health, healthOf } from './health.js';
 import {
   checkRequest,
   ManagedRequest,
-  type RequestContext,
-  type RequestDesk,
+  type RequestDependencies,
+  type RequestInfo,
   type RequestOptions,
+  RequestRegistry,
 } from './request.js';
-import { RequestStream, type StreamSource } from './request-stream.js';
+import { RequestStream, type StreamIterator, type StreamSource } from './request-stream.js';
 
-/** A gate, as a manager sees it. */
+/** What a manager needs of a gate. A `ServiceGate` is one. */
 export interface ManagedGate {
   readonly name: string;
   /** Where its events go; `diagnose` listens there. @default the manager's hooks */
-  readonly hooks?: LifecycleHooks;
-  stats(): unknown;
+  readonly hooks?: LifecycleHooks | undefined;
+  stats(): GateStats;
   close(): unknown;
 }
 
 /** What a `PipelineManager` is built from. `shutdown` closes all of it. */
 export interface PipelineManagerOptions<T> {
+  /** Leases the instances. */
   readonly pool: PipelinePool<T>;
+  /** Admits the requests. Give it a limit at least as high as the pool's size. */
   readonly limiter: Limiter;
-  /** The gates of the services that the pipelines call: told in `stats`, closed by `shutdown`. */
-  readonly gates?: readonly ManagedGate[];
-  /** Milliseconds that a whole request may take, waiting included. @default none */
-  readonly requestTimeoutMs?: number;
-  /** Milliseconds that code which ignores its aborted signal may go on before its instance is torn down. @default 5000 */
-  readonly abortGraceMs?: number;
+  /** The gates of the services that the pipelines call: included in `stats`, closed by `shutdown`. @default none */
+  readonly gates?: readonly ManagedGate[] | undefined;
+  /** Milliseconds that a whole request may take, queueing included. @default unlimited */
+  readonly requestTimeoutMs?: number | undefined;
+  /** Milliseconds for which code may ignore its aborted signal before its instance is destroyed. @default 5000 */
+  readonly abortGraceMs?: number | undefined;
   /**
-   * Records from the start what `diagnose` looks at. Without it the recording begins with the first call of `diagnose`.
-   * @default false
+   * Whether `currentRequest()` works in the code of requests, so that gates and tools know their request. It uses an
+   * AsyncLocalStorage.
+   * @default true
    */
-  readonly diagnosis?: boolean | DiagnosisOptions;
-  /** Told as `source` in events and errors. @default 'manager' */
-  readonly name?: string;
+  readonly trackRequests?: boolean | undefined;
+  /** The `source` of events and errors. @default 'manager' */
+  readonly name?: string | undefined;
   /** Where the manager's own events go. @default hooks of its own */
-  readonly hooks?: LifecycleHooks;
+  readonly hooks?: LifecycleHooks | undefined;
 }
 
-/** Figures of a manager and of what it manages. */
-export interface ManagerStats<T> {
+/** Statistics of a manager and of what it manages. */
+export interface ManagerStats {
   /** Requests that hold a permit. */
   readonly active: number;
-  /** Requests that wait for a permit or an instance. */
-  readonly waiting: number;
-  /** Requests taken so far. */
+  /** Requests that wait for a permit. */
+  readonly queued: number;
+  /** Requests so far. */
   readonly requests: number;
   readonly uptimeMs: number;
   readonly limiter: LimiterStats;
-  readonly pool: ReturnType<PipelinePool<T>['stats']>;
-  /** By name. */
-  readonly gates: Readonly<Record<string, unknown>>;
+  readonly pool: PoolStats;
+  /** By the gate's name. */
+  readonly gates: Readonly<Record<string, GateStats>>;
 }
 
 const MANAGER_OPTIONS: readonly (keyof PipelineManagerOptions<unknown>)[] = [
@@ -71,83 +93,105 @@ const MANAGER_OPTIONS: readonly (keyof PipelineManagerOptions<unknown>)[] = [
   'gates',
   'requestTimeoutMs',
   'abortGraceMs',
-  'diagnosis',
+  'trackRequests',
   'name',
   'hooks',
 ];
 
 /**
- * Runs requests, each on a pipeline instance of its own: admitted by a limiter, served from a pool.
+ * Runs requests, each on a pipeline instance that it alone uses: admitted by a limiter, served from a pool.
+ *
+ * `createPipelineManager` builds one with its pool and limiter; use the constructor to bring your own.
  *
  * Invariants:
- * - A request that has not entered holds nothing; one that has holds one permit and one lease, and both come back,
+ * - A request that has not entered holds nothing; one that has holds one permit and one lease, and both are released,
  *   however it ends.
  * - After `shutdown` no request begins.
  *
+ * @throws {TypeError | RangeError} naming the option that is wrong, and its value
+ *
  * @example
- * const manager = createPipelineManager({ create: () => new ResearchPipeline() });
+ * const manager = new PipelineManager({
+ *   pool: new PipelinePool({ size: 5, create: () => new ResearchPipeline(), reset: (pipeline) => pipeline.clear() }),
+ *   limiter: new ConcurrencyLimiter({ maxConcurrent: 10 }),
+ *   requestTimeoutMs: 1_800_000,
+ * });
  * const answer = await manager.run(taskId, ({ pipeline, signal }) => pipeline.research(question, { signal }));
  */
 export class PipelineManager<T> implements AsyncDisposable {
+  /** The `source` of its events and errors. */
   readonly name: string;
+  /** Where its `request:*` events go. */
   readonly hooks: LifecycleHooks;
   readonly pool: PipelinePool<T>;
   readonly limiter: Limiter;
   readonly gates: readonly ManagedGate[];
   readonly #requestTimeoutMs: number | undefined;
-  readonly #desk: RequestDesk<T>;
-  readonly #requests = new Set<ManagedRequest<T>>();
-  readonly #admitted = new Set<ManagedRequest<T>>();
+  readonly #requests = new RequestRegistry<T>();
+  readonly #dependencies: RequestDependencies<T>;
   readonly #startedMs = nowMs();
-  #taken = 0;
-  #healthWatch: HealthWatch | undefined;
-  readonly #diagnosisMs: number;
-  #recorder: Recorder | undefined;
+  #creations: CreationWatch | undefined;
   #shutdown: Promise<void> | undefined;
-  #tellEmpty: (() => void) | undefined;
 
-  /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
-  constructor(given: PipelineManagerOptions<T>) {
-    checkOptions('PipelineManager', given, MANAGER_OPTIONS);
-    const { pool, limiter, gates = [], requestTimeoutMs, abortGraceMs = 5_000, name = 'manager' } = given;
+  // No comment of its own: it would hide the class's on hover.
+  constructor(options: PipelineManagerOptions<T>) {
+    checkOptions('PipelineManager', options, MANAGER_OPTIONS);
+    const { pool, limiter, gates = [], requestTimeoutMs, abortGraceMs = 5_000, name = 'manager' } = options;
     if (typeof pool?.acquire !== 'function') throw new TypeError(refusal('pool', 'a PipelinePool', pool));
     if (typeof limiter?.acquire !== 'function') {
       throw new TypeError(refusal('limiter', 'a ConcurrencyLimiter', limiter));
     }
     if (!Array.isArray(gates)) throw new TypeError(refusal('gates', 'an array of gates', gates));
     this.name = text('name', name);
-    this.hooks = given.hooks === undefined ? new LifecycleHooks() : checkHooks(given.hooks);
+    this.hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks(options.hooks);
     this.pool = pool;
     this.limiter = limiter;
     this.gates = [...gates];
-    this.#requestTimeoutMs =
-      requestTimeoutMs === undefined ? undefined : durationMs('requestTimeoutMs', requestTimeoutMs, 1);
-    this.#desk = {
+    this.#requestTimeoutMs = optional('requestTimeoutMs', requestTimeoutMs, (option, value) =>
+      durationMs(option, value, 1),
+    );
+    this.#dependencies = {
       name,
       hooks: this.hooks,
       limiter,
       pool,
       abortGraceMs: durationMs('abortGraceMs', abortGraceMs),
-      admitted: (request) => this.#admitted.add(request),
-      ended: (request) => this.#ended(request),
+      trackRequests: optional('trackRequests', options.trackRequests, flag) ?? true,
+      requests: this.#requests,
     };
-    this.#diagnosisMs = diagnosisWindow(given.diagnosis);
-    if (given.diagnosis !== undefined && given.diagnosis !== false) this.#record();
-  }
-
-  /** Makes the pool's `min` instances now, so that the first requests need not wait for them. */
-  start(options: { readonly signal?: AbortSignal; readonly timeoutMs?: number } = {}): Promise<void> {
-    return this.#shutdown === undefined
-      ? this.pool.warmUp(options)
-      : Promise.reject(new ManagerClosedError(this.name));
   }
 
   /**
-   * Runs `work` on an instance of its own, and gives the instance back when it ends, however it ends.
+   * Creates the pool's `min` instances now, so that the first requests need not wait for them.
    *
-   * Settles as `work` does. Rejects with `signal.reason`, `RequestTimeoutError`, `LeaseRevokedError` or
-   * `ManagerClosedError` where the request is ended early, and as the limiter's and the pool's `acquire` do where it
-   * never began.
+   * @throws {ManagerClosedError} after `shutdown`; otherwise rejects as `PipelinePool.warmUp`
+   *
+   * @example
+   * await manager.warmUp({ timeoutMs: 120_000 });
+   * server.listen(8080);
+   */
+  async warmUp(
+    options: { readonly signal?: AbortSignal | undefined; readonly timeoutMs?: number | undefined } = {},
+  ): Promise<void> {
+    if (this.#shutdown !== undefined) throw new ManagerClosedError(this.name);
+    await this.pool.warmUp(options);
+  }
+
+  /**
+   * Runs `work` on an instance that it alone uses, and returns the instance when it ends, however it ends.
+   *
+   * Settles as `work` does. Rejects in the step of the abort with `signal.reason`, `RequestTimeoutError`,
+   * `LeaseRevokedError` or `ManagerClosedError` if the request is ended early, and as the limiter's and the pool's
+   * `acquire` do if it never began. The signal that `work` receives also aborts once the request is over.
+   *
+   * @throws {TypeError | RangeError} naming the option that is wrong, and its value
+   *
+   * @example
+   * const answer = await manager.run(
+   *   taskId,
+   *   ({ pipeline, signal }) => pipeline.research(question, { signal }),
+   *   { signal: request.signal, tenant: customer },
+   * );
    */
   async run<R>(
     taskId: string,
@@ -160,10 +204,13 @@ export class PipelineManager<T> implements AsyncDisposable {
   }
 
   /**
-   * Streams what a generator yields, on an instance of its own. The instance is held from the first `next` until the
-   * last item is taken, or until `break`, `return`, a throw on either side, or an abort.
+   * Streams the items of a generator that runs on an instance of its own. The instance is held from the first `next`
+   * until the last item is consumed, or until `break`, `return`, a throw on either side, or an abort.
    *
-   * @throws {TypeError | RangeError} at once, naming the option that is wrong; all else rejects the first `next`
+   * The stream ends normally only if the generator did: a deadline, an abort, a revocation or a shutdown rejects the
+   * next `next`, even between two items. `generator` may also return, or resolve with, any async iterable.
+   *
+   * @throws {TypeError | RangeError} at once, naming the option that is wrong; everything else rejects `next`
    *
    * @example
    * for await (const token of manager.stream(taskId, ({ pipeline, signal }) => pipeline.answer(question, { signal }))) {
@@ -174,15 +221,17 @@ export class PipelineManager<T> implements AsyncDisposable {
     taskId: string,
     generator: StreamSource<T, Y, R>,
     options: RequestOptions = {},
-  ): AsyncIterableIterator<Y, R | undefined> {
+  ): StreamIterator<Y, R | undefined> {
     checkRequest(taskId, options);
     callable('generator', generator);
     return new RequestStream(() => this.#open(taskId, options), generator);
   }
 
   /**
-   * Admits a task and leases it an instance, for code that cannot be put into one function. However the lease ends, the
-   * task's permit goes back with it. `timeoutMs` bounds the waiting.
+   * Admits a task and leases it an instance, for code that does not fit into one function. However the lease ends, its
+   * permit is released with it. `timeoutMs` and `signal` bound only the wait.
+   *
+   * @throws {TypeError | RangeError} naming the option that is wrong; otherwise rejects as `run` does before it begins
    *
    * @example
    * const lease = await manager.acquirePipeline(taskId, { signal });
@@ -197,48 +246,39 @@ export class PipelineManager<T> implements AsyncDisposable {
     return this.#open(taskId, options).enter(true);
   }
 
-  /** Gives back what `acquirePipeline` gave. Never rejects; a second time changes nothing. */
+  /** Releases what `acquirePipeline` returned. Never rejects; a second call changes nothing. */
   releasePipeline(lease: Lease<T>): Promise<void> {
     return lease.release();
   }
 
   /**
-   * How the service is, for a health check. What takes a while to show (long waits, creations that keep failing) counts
-   * from the first call on.
+   * The health of the service. Whether creations keep failing is observed from the first call on.
+   *
+   * @example
+   * const { status, reasons } = manager.health();
+   * if (status !== 'healthy') console.warn(status, reasons);
    */
   health(): Health {
-    this.#healthWatch ??= new HealthWatch({ manager: this, pool: this.pool });
+    this.#creations ??= new CreationWatch(this.pool);
     return healthOf({
       stopping: this.#shutdown !== undefined,
-      activeRequests: this.#admitted.size,
-      waitingRequests: this.#requests.size - this.#admitted.size,
-      longestWaitMs: this.#healthWatch.longestWaitMs,
-      failedCreations: this.#healthWatch.failedCreations,
+      activeRequests: this.#requests.admitted,
+      queuedRequests: this.#requests.queued,
+      longestWaitMs: this.#requests.longestWaitMs,
+      failedCreations: this.#creations.failedCreations,
       uptimeMs: nowMs() - this.#startedMs,
       limiter: this.limiter.stats(),
       pool: this.pool.stats(),
-      gates: gateFigures(this.gates),
+      gates: gateStatsOf(this.gates),
     });
   }
 
-  /**
-   * What holds requests up at present, with the evidence and the remedy. It looks back two minutes, or as long as it has
-   * been recorded: from the start with the option `diagnosis`, otherwise from the first call on.
-   *
-   * @example
-   * const { bottleneck } = manager.diagnose();
-   * if (bottleneck !== undefined) console.warn(`${bottleneck.message}. ${bottleneck.remedy}`);
-   */
-  diagnose(): Diagnosis {
-    return diagnose(this.#record().report());
-  }
-
-  /** Counts, as they stand. */
-  stats(): ManagerStats<T> {
+  /** The current statistics. */
+  stats(): ManagerStats {
     return Object.freeze({
-      active: this.#admitted.size,
-      waiting: this.#requests.size - this.#admitted.size,
-      requests: this.#taken,
+      active: this.#requests.admitted,
+      queued: this.#requests.queued,
+      requests: this.#requests.total,
       uptimeMs: nowMs() - this.#startedMs,
       limiter: this.limiter.stats(),
       pool: this.pool.stats(),
@@ -247,20 +287,33 @@ export class PipelineManager<T> implements AsyncDisposable {
   }
 
   /**
-   * Takes no further requests, serves those it has, and closes the pool, the limiter and the gates.
+   * The current requests, in the order in which they came.
    *
-   * At `timeoutMs` the requests that are left are aborted with `ManagerClosedError`; their code has `abortGraceMs` to
-   * let go. Without `timeoutMs` it waits for all of them. A second call with an earlier deadline brings it forward.
+   * @example
+   * for (const { taskId, state, ageMs } of manager.requests()) console.log(taskId, state, ageMs);
    */
-  async shutdown(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+  requests(): readonly RequestInfo[] {
+    return [...this.#requests].map((request) => request.info());
+  }
+
+  /**
+   * Accepts no further requests, serves those it has, and closes the pool, the limiter and the gates.
+   *
+   * At `timeoutMs` the remaining requests are aborted with `ManagerClosedError`; their code has `abortGraceMs` to
+   * settle. Without `timeoutMs` it waits for all of them. A second call with an earlier deadline takes effect.
+   *
+   * @throws {TypeError | RangeError} naming the option that is wrong, and its value
+   */
+  async shutdown(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
     const { timeoutMs } = checkOptions('shutdown', options, ['timeoutMs']);
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    this.#shutdown ??= this.#empty().then(() => this.#closeAll());
-    const tooLong = (elapsedMs: number): Error => new RangeError(`not empty after ${elapsedMs} ms`);
-    await withDeadline(this.#empty(), timeoutMs, tooLong).catch(() => this.#abortAll());
+    this.#shutdown ??= this.#requests.empty().then(() => this.#closeAll());
+    const tooLong = (ms: number): Error => new RangeError(`Requests were left after ${ms} ms`);
+    await withDeadline(this.#requests.empty(), timeoutMs, tooLong).catch(() => this.#abortAll());
     return this.#shutdown;
   }
 
+  /** As `shutdown` without a deadline. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.shutdown();
   }
@@ -268,45 +321,74 @@ export class PipelineManager<T> implements AsyncDisposable {
   #open(taskId: string, options: RequestOptions): ManagedRequest<T> {
     if (this.#shutdown !== undefined) throw new ManagerClosedError(this.name);
     const { timeoutMs = this.#requestTimeoutMs } = options;
-    const request = new ManagedRequest(this.#desk, taskId, { ...options, timeoutMs });
-    this.#requests.add(request);
-    this.#taken++;
-    return request;
+    return new ManagedRequest(this.#dependencies, taskId, { ...options, timeoutMs });
   }
 
-  #record(): Recorder {
-    this.#recorder ??= new Recorder(this, this.#diagnosisMs);
-    return this.#recorder;
-  }
-
-  #ended(request: ManagedRequest<T>): void {
-    this.#requests.delete(request);
-    this.#admitted.delete(request);
-    if (this.#requests.size === 0) this.#tellEmpty?.();
-  }
-
-  /** Ends what is left: code under `run` and `stream` by its signal, who holds a lease by the lease's. */
-  #abortAll(): void {
-    for (const request of this.#requests) request.shutDown();
-    // Its own deadline tears down what is still held then, so that this always ends.
-    this.pool.close({ timeoutMs: this.#desk.abortGraceMs }).catch(() => {});
-  }
-
-  /** Settles when no request is left. */
-  #empty(): Promise<void> {
-    if (this.#requests.size === 0) return Promise.resolve();
-    return new Promise((resolve) => {
-      const tellOthers = this.#tellEmpty;
-      this.#tellEmpty = () => {
-        this.#tellEmpty = undefined;
-        tellOthers?.();
-        resolve();
-      };
-    });
+  /** Ends what is left: code under `run` and `stream` by its signal, holders of a lease by the lease's. */
+  async #abortAll(): Promise<void> {
+    // The latest first: what is queued must not start in place of what is running.
+    const aborting = inBatches([...this.#requests].reverse(), (request) => request.shutDown());
+    if (aborting !== undefined) await aborting;
+    // At its own deadline it destroys the instances still held, so that this always ends.
+    this.pool.close({ timeoutMs: this.#dependencies.abortGraceMs }).catch(() => {});
   }
 
   async #closeAll(): Promise<void> {
     await Promise.all([this.pool.close(), this.limiter.close(), ...this.gates.map((gate) => gate.close())]);
-    this.#recorder?.stop();
   }
+}
+
+/** The pool's options, and what else a manager takes. Only `create` is required. */
+export interface CreatePipelineManagerOptions<T>
+  extends Omit<PipelinePoolOptions<T>, 'size' | 'maxQueue' | 'hooks'> {
+  /** Sizes and time limits. What it omits is read from the environment. @default loadConfig() */
+  readonly config?: Partial<PipelineConfig> | undefined;
+  /**
+   * Admits the requests in place of a limiter of `maxConcurrentRequests`; then `maxConcurrentRequests`, `maxQueue` and
+   * `acquireTimeoutMs` of `config` are not used.
+   * @default a ConcurrencyLimiter
+   */
+  readonly limiter?: Limiter | undefined;
+  /** The gates of the services that the pipelines call: included in `stats`, closed by `shutdown`. @default none */
+  readonly gates?: readonly ManagedGate[] | undefined;
+  /** Whether `currentRequest()` works in the code of requests. @default true */
+  readonly trackRequests?: boolean | undefined;
+  /** Where the events of manager, pool and limiter go. @default hooks of its own */
+  readonly hooks?: LifecycleHooks | undefined;
+}
+
+/**
+ * Builds limiter, pool and manager from one configuration, with one set of hooks: the shortest setup.
+ *
+ * @throws {TypeError | RangeError} naming the option or the environment variable that is wrong, and its value
+ *
+ * @example
+ * const manager = createPipelineManager({
+ *   config: { poolSize: 3 },
+ *   create: ({ instanceId }) => new ResearchPipeline(instanceId),
+ *   reset: (pipeline) => pipeline.clear(),
+ *   destroy: (pipeline) => pipeline.close(),
+ * });
+ */
+export function createPipelineManager<T>({
+  config = {},
+  limiter,
+  gates,
+  trackRequests,
+  hooks = new LifecycleHooks(),
+  ...poolOptions
+}: CreatePipelineManagerOptions<T>): PipelineManager<T> {
+  const { poolSize, maxConcurrentRequests, maxQueue, acquireTimeoutMs, requestTimeoutMs, abortGraceMs } =
+    completeConfig(config);
+  return new PipelineManager({
+    pool: new PipelinePool<T>({ ...poolOptions, size: poolSize, hooks }),
+    limiter:
+      limiter ??
+      new ConcurrencyLimiter({ maxConcurrent: maxConcurrentRequests, maxQueue, acquireTimeoutMs, hooks }),
+    gates,
+    requestTimeoutMs,
+    abortGraceMs,
+    trackRequests,
+    hooks,
+  });
 }

@@ -1,46 +1,69 @@
-import type { ManagedRequest, RequestContext } from './request.js';
+import { CheckedIterator } from '../internal/iteration.js';
+import type { RequestContext } from '../request/current-request.js';
+import type { ManagedRequest } from './request.js';
 
-/** The host's generator: what it yields goes to the consumer one by one, each when it is asked for. */
-export type StreamSource<T, Y, R = unknown> = (
-  context: RequestContext<T>,
-) => AsyncIterable<Y, R> | AsyncIterator<Y, R>;
+// Not `AsyncIterable<Y, R>`: before TypeScript 5.6 it has one parameter.
+interface Iterable<Y, R> {
+  [Symbol.asyncIterator](): AsyncIterator<Y, R>;
+}
 
-type Command<Y, R> = {
-  readonly perform: (iterator: AsyncIterator<Y, R>) => Promise<IteratorResult<Y, R>>;
-  readonly settle: (result: IteratorResult<Y, R> | Promise<never>) => void;
-};
+/** What a stream can be read from. */
+type Items<Y, R> = Iterable<Y, R> | AsyncIterator<Y, R>;
+
+/** An `AsyncIterableIterator` with a return value. */
+export interface StreamIterator<Y, R> extends AsyncIterator<Y, R> {
+  [Symbol.asyncIterator](): StreamIterator<Y, R>;
+}
 
 /**
- * Where a stream is.
+ * The host's generator, or a function that returns or resolves with anything to iterate asynchronously. What it yields
+ * goes to the consumer one by one, each when it is asked for.
+ */
+export type StreamSource<T, Y, R = unknown> = (
+  context: RequestContext<T>,
+) => Items<Y, R> | PromiseLike<Items<Y, R>>;
+
+interface Command<Y, R> {
+  readonly perform: (iterator: CheckedIterator<Y, R>) => Promise<IteratorResult<Y, R>>;
+  readonly settle: (result: IteratorResult<Y, R> | Promise<never>) => void;
+}
+
+/**
+ * The state of a stream.
  *
- *     idle ──first next──► open ──last item, break, throw, abort──► over
- *       └──return, throw──────────────────────────────────────────►┘
+ *     idle ──first next──► open ──last item, break, throw──► over
+ *       │                    └──abort, failure──► failed ──next──► over
+ *       └──return, throw────────────────────────────────────────► over
  */
 type StreamState<T> =
   | { readonly kind: 'idle' }
   | { readonly kind: 'open'; readonly request: ManagedRequest<T> }
+  /** Ended with an error that the consumer has not seen yet: it did not wait for an item at that time. */
+  | { readonly kind: 'failed'; readonly error: unknown }
   | { readonly kind: 'over' };
 
 const OVER = { kind: 'over' } as const;
-const END = Object.freeze({ done: true, value: undefined });
+const END = /* @__PURE__ */ Object.freeze({ done: true, value: undefined });
 
 /**
- * A request whose results come one by one. It is a request like any other, whose work takes the consumer's commands
- * (`next`, `return`, `throw`) in order and carries each out on the host's generator.
+ * A request whose results come one by one. It is a request like any other, whose work performs the consumer's commands
+ * (`next`, `return`, `throw`) in order on the host's iterator.
  *
  * Invariants:
  * - Nothing is held until the first `next`, and nothing after the end, however it comes: the last item, `break`,
  *   `return`, a throw on either side, an abort.
- * - The generator runs only while an item is asked for: a slow consumer holds it back.
- * - `return` does not wait for an item under way: it aborts the request, and the item's `next` gives the end.
+ * - It ends normally only if its source did. Any other end rejects the `next` that waits, or else the next one.
+ * - Every command is settled.
+ * - The source runs only while an item is asked for: backpressure.
+ * - `return` does not wait for an item that is being made: it aborts the request, and that item's `next` is done.
  */
-export class RequestStream<T, Y, R> implements AsyncIterableIterator<Y, R | undefined> {
+export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> {
   readonly #open: () => ManagedRequest<T>;
   readonly #source: StreamSource<T, Y, R>;
   readonly #commands: Command<Y, R>[] = [];
   #state: StreamState<T> = { kind: 'idle' };
   #wake: (() => void) | undefined;
-  /** The command that the generator is carrying out. */
+  /** The command that is being performed. */
   #current: Command<Y, R> | undefined;
   #returned = false;
 
@@ -54,39 +77,42 @@ export class RequestStream<T, Y, R> implements AsyncIterableIterator<Y, R | unde
   }
 
   next(): Promise<IteratorResult<Y, R | undefined>> {
-    if (this.#state.kind === 'over' || this.#returned) return Promise.resolve(END);
+    const state = this.#state;
+    if (state.kind === 'failed') {
+      this.#state = OVER;
+      return Promise.reject(state.error);
+    }
+    if (state.kind === 'over' || this.#returned) return Promise.resolve(END);
     const item = this.#send((iterator) => iterator.next());
-    if (this.#state.kind === 'idle') this.#begin();
+    if (state.kind === 'idle') this.#begin();
     return item;
   }
 
   return(): Promise<IteratorResult<Y, R | undefined>> {
-    const { kind } = this.#state;
-    if (kind !== 'open' || this.#returned) {
-      this.#state = kind === 'idle' ? OVER : this.#state;
+    const state = this.#state;
+    if (state.kind !== 'open' || this.#returned) {
+      // A consumer that leaves by itself asks for no error.
+      if (state.kind !== 'open') this.#state = OVER;
       return Promise.resolve(END);
     }
     this.#returned = true;
     if (this.#current === undefined && this.#commands.length === 0) {
       return this.#send(async (iterator) => {
-        await iterator.return?.();
-        // Over, even where the generator would rather yield once more.
+        await iterator.return();
+        // Over, even if the generator yields once more.
         return END as IteratorResult<Y, R>;
       });
     }
-    this.#state.request.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
+    state.request.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
     return Promise.resolve(END);
   }
 
   throw(error?: unknown): Promise<IteratorResult<Y, R | undefined>> {
     if (this.#state.kind !== 'open' || this.#returned) {
-      this.#state = this.#state.kind === 'idle' ? OVER : this.#state;
+      if (this.#state.kind !== 'open') this.#state = OVER;
       return Promise.reject(error);
     }
-    return this.#send((iterator) => {
-      if (iterator.throw !== undefined) return iterator.throw(error);
-      throw error;
-    });
+    return this.#send((iterator) => iterator.throw(error));
   }
 
   #send(perform: Command<Y, R>['perform']): Promise<IteratorResult<Y, R>> {
@@ -101,7 +127,7 @@ export class RequestStream<T, Y, R> implements AsyncIterableIterator<Y, R | unde
     try {
       request = this.#open();
     } catch (error) {
-      this.#finish(Promise.reject(error));
+      this.#finish({ error });
       return;
     }
     this.#state = { kind: 'open', request };
@@ -109,28 +135,35 @@ export class RequestStream<T, Y, R> implements AsyncIterableIterator<Y, R | unde
       .run((context) => this.#work(context))
       .then(
         () => this.#finish(undefined),
-        (error: unknown) => this.#finish(this.#returned ? undefined : Promise.reject(error)),
+        (error: unknown) => this.#finish(this.#returned ? undefined : { error }),
       );
   }
 
-  /** The request's work: carries out one command after another until the generator is done. */
+  /** The request's work: performs one command after another until the source is done. */
   async #work(context: RequestContext<T>): Promise<void> {
-    const made = this.#source(context);
-    const iterator = Symbol.asyncIterator in made ? made[Symbol.asyncIterator]() : made;
-    let done = false;
-    context.signal.addEventListener('abort', () => this.#wake?.(), { once: true });
+    const { signal } = context;
+    const items = await this.#source(context);
+    const iterator = CheckedIterator.of(items, 'generator', 'a function that returns an async iterable');
+    // Whether the iterator is neither busy nor over, so that its `return` must be called.
+    let open = true;
+    const onAbort = (): void => this.#wake?.();
+    signal.addEventListener('abort', onAbort, { once: true });
     try {
-      while (!done) {
-        const command = await this.#nextCommand(context.signal);
+      for (let done = false; !done; ) {
+        const command = await this.#nextCommand(signal);
         this.#current = command;
+        open = false;
         const result = await command.perform(iterator);
-        this.#current = undefined;
         done = result.done === true;
+        open = !done;
+        // A source that ends quietly because it was aborted has not come to its end.
+        if (signal.aborted) throw signal.reason;
+        this.#current = undefined;
         command.settle(result);
       }
     } finally {
-      // Aborted between two items: the generator's own `finally` must run all the same.
-      if (!done && this.#current === undefined) await iterator.return?.();
+      signal.removeEventListener('abort', onAbort);
+      if (open) await iterator.return();
     }
   }
 
@@ -146,15 +179,18 @@ export class RequestStream<T, Y, R> implements AsyncIterableIterator<Y, R | unde
     }
   }
 
-  /** Answers whoever still waits: the first with the failure, if there is one, the rest with the end. */
-  #finish(failure: Promise<never> | undefined): void {
-    this.#state = OVER;
-    const waiting = this.#current === undefined ? this.#commands : [this.#current, ...this.#commands];
-    const [first, ...others] = waiting.splice(0);
-    this.#commands.length = 0;
+  /** Settles all commands: the first with the failure, if there is one, the others with the end. */
+  #finish(failure: { readonly error: unknown } | undefined): void {
+    const commands = this.#current === undefined ? [] : [this.#current];
+    commands.push(...this.#commands.splice(0));
     this.#current = undefined;
-    if (first === undefined) failure?.catch(() => {});
-    else first.settle(failure ?? (END as IteratorResult<Y, R>));
+    const [first, ...others] = commands;
+    if (failure !== undefined && first === undefined) {
+      this.#state = { kind: 'failed', error: failure.error };
+      return;
+    }
+    this.#state = OVER;
+    first?.settle(failure === undefined ? (END as IteratorResult<Y, R>) : Promise.reject(failure.error));
     for (const { settle } of others) settle(END as IteratorResult<Y, R>);
   }
 }

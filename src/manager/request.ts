@@ -2,53 +2,62 @@ import { randomUUID } from 'node:crypto';
 import { LeaseRevokedError, ManagerClosedError, RequestTimeoutError } from '../errors.js';
 import type { LifecycleEvents, ManagerEvents, RequestOutcome } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
+import { type AbortWatcher, LazySignal, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { nowMs } from '../internal/clock.js';
-import { toldOf } from '../internal/told-error.js';
+import { Condition } from '../internal/condition.js';
+import { redactError } from '../internal/redaction.js';
 import { abortSignal, options as checkOptions, durationMs, text, wholeNumber } from '../internal/validate.js';
+import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import type { Limiter } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
+import { type RequestContext, runInRequest } from '../request/current-request.js';
 
-/** How a request asks to be served. */
+/** How a request is served. */
 export interface RequestOptions {
-  /** The caller's own signal: aborting it ends the request, waiting or running. */
-  readonly signal?: AbortSignal;
-  /** Milliseconds that the whole request may take, waiting included. @default the manager's `requestTimeoutMs` */
-  readonly timeoutMs?: number;
-  /** Higher goes first; a whole number, 0 if left out. */
-  readonly priority?: number;
-  /** Whose request it is: tenants of one priority take turns. */
-  readonly tenant?: string;
-  /** What the request counts for in the limiter; 1 if left out. */
-  readonly weight?: number;
-  /** Only this instance will do (see `PipelinePool.acquire`). */
-  readonly instanceId?: number;
+  /** The caller's own signal: aborting it ends the request, queued or running. */
+  readonly signal?: AbortSignal | undefined;
+  /** Milliseconds that the whole request may take, queueing included. @default the manager's `requestTimeoutMs` */
+  readonly timeoutMs?: number | undefined;
+  /** Higher goes first; an integer. @default 0 */
+  readonly priority?: number | undefined;
+  /** The owner of the request: tenants of the same priority share the limiter and the pool. @default none */
+  readonly tenant?: string | undefined;
+  /** What the request counts as in the limiter; an integer from 1. @default 1 */
+  readonly weight?: number | undefined;
+  /** Waits for this instance and no other (see `PipelinePool.acquire`). @default any */
+  readonly instanceId?: number | undefined;
 }
 
-/** What the host's code is given. */
-export interface RequestContext<T> {
-  readonly pipeline: T;
-  /** Aborts on the caller's abort, the deadline, revocation and shutdown. Heed it: see `abortGraceMs`. */
-  readonly signal: AbortSignal;
+/** One of the current requests of a manager. */
+export interface RequestInfo {
   readonly taskId: string;
-  readonly instanceId: number;
-  /** One pass through the manager; a task that is tried again gets another. */
   readonly requestId: string;
+  readonly tenant?: string;
+  readonly state: 'queued' | 'running';
+  /** What a queued request waits for. */
+  readonly waitsFor?: 'permit' | 'instance';
+  /** The instance of a running request. */
+  readonly instanceId?: number;
+  /** Milliseconds since the request came. */
+  readonly ageMs: number;
+  /** Milliseconds that it was queued, so far or in all. */
+  readonly waitMs: number;
 }
 
-/** What a request needs of its manager. */
-export interface RequestDesk<T> {
+/** What a request takes from its manager. */
+export interface RequestDependencies<T> {
   readonly name: string;
   readonly hooks: LifecycleHooks;
   readonly limiter: Limiter;
   readonly pool: PipelinePool<T>;
   readonly abortGraceMs: number;
-  /** A permit was given for this request. */
-  admitted(request: ManagedRequest<T>): void;
-  /** It is over, permit and instance are back. */
-  ended(request: ManagedRequest<T>): void;
+  readonly trackRequests: boolean;
+  readonly requests: RequestRegistry<T>;
 }
+
+/** One for all requests: to make it costs as much as half a request. */
+let requestOver: DOMException | undefined;
 
 type EarlyEnd = Exclude<RequestOutcome, 'ok' | 'failed'>;
 
@@ -61,7 +70,7 @@ const REQUEST_OPTIONS: readonly (keyof RequestOptions)[] = [
   'instanceId',
 ];
 
-/** Refuses wrong options of one request. */
+/** Rejects wrong options of one request. */
 export function checkRequest(taskId: string, given: RequestOptions): void {
   text('taskId', taskId);
   checkOptions('the request', given, REQUEST_OPTIONS);
@@ -74,31 +83,78 @@ export function checkRequest(taskId: string, given: RequestOptions): void {
   if (instanceId !== undefined) wholeNumber('instanceId', instanceId);
 }
 
+/** The current requests of a manager: from the call until permit and instance are back. */
+export class RequestRegistry<T> {
+  /** In the order in which they came. */
+  readonly #current = new Set<ManagedRequest<T>>();
+  readonly #empty = new Condition(() => this.#current.size === 0);
+  /** Requests so far. */
+  total = 0;
+  /** Current requests that hold a permit. */
+  admitted = 0;
+
+  get queued(): number {
+    return this.#current.size - this.admitted;
+  }
+
+  /** Milliseconds for which the longest waiting request has waited; 0 if none is queued. */
+  get longestWaitMs(): number {
+    for (const request of this.#current) if (request.isQueued) return request.waitMs;
+    return 0;
+  }
+
+  [Symbol.iterator](): IterableIterator<ManagedRequest<T>> {
+    return this.#current.values();
+  }
+
+  add(request: ManagedRequest<T>): void {
+    this.#current.add(request);
+    this.total++;
+  }
+
+  /** Counts once, however often it is called. */
+  delete(request: ManagedRequest<T>): void {
+    if (!this.#current.delete(request)) return;
+    if (request.isAdmitted) this.admitted--;
+    this.#empty.check();
+  }
+
+  /** Settles when no request is left. */
+  empty(): Promise<void> {
+    return this.#empty.reached();
+  }
+}
+
 /**
- * One request's way: admitted, given an instance, run, and both given back.
+ * One request: admitted, given an instance, run, and both returned.
  *
- *     waiting ──► entered ──► running ──► settled ──► ended
- *        └──────────┴── rejected ──────────────────────►┘
+ *     queued for a permit ──► queued for an instance ──► running ──► settled ──► ended
+ *        └──────────────────────────┴── rejected ──────────────────────────────►┘
  *
  * Invariants:
- * - The permit is held from before the lease until after it: whoever waits for an instance has been admitted.
- * - The caller is settled in the step of the abort. Lease and permit stay until the host's code has settled too, or its
- *   grace is over; then the instance is torn down. So an instance never serves two tasks at once.
- * - However the lease ends, the permit goes back with it, once.
+ * - The permit is held from before the lease until after it: a request that waits for an instance has been admitted.
+ * - The caller is settled in the step of the abort. Lease and permit stay until the host's code has settled too, or
+ *   `abortGraceMs` is over and the instance is destroyed: an instance never serves two tasks at once.
+ * - However the lease ends, the permit is released with it, once.
+ * - Once the request is over, for whatever reason, its signal is aborted: code that it left running ends too.
  */
 export class ManagedRequest<T> implements AbortWatcher {
   readonly requestId = randomUUID();
   readonly taskId: string;
-  readonly #desk: RequestDesk<T>;
+  readonly #dependencies: RequestDependencies<T>;
   readonly #options: RequestOptions;
-  readonly #controller = new AbortController();
+  /** Most host code never reads its signal, and an AbortController is dear. */
+  readonly #abortable = new LazySignal();
   readonly #openedMs = nowMs();
   #timer: NodeJS.Timeout | undefined;
   #earlyEnd: EarlyEnd | undefined;
+  #admittedMs: number | undefined;
+  #startedMs: number | undefined;
+  #instanceId: number | undefined;
   #stopWaiting: ((reason: unknown) => void) | undefined;
 
-  constructor(desk: RequestDesk<T>, taskId: string, options: RequestOptions) {
-    this.#desk = desk;
+  constructor(dependencies: RequestDependencies<T>, taskId: string, options: RequestOptions) {
+    this.#dependencies = dependencies;
     this.taskId = taskId;
     this.#options = options;
     const { signal, timeoutMs } = options;
@@ -106,14 +162,47 @@ export class ManagedRequest<T> implements AbortWatcher {
     else if (signal !== undefined) watchAbort(signal, this);
     if (timeoutMs !== undefined) {
       this.#timer = setTimeout(() => {
-        this.end('timeout', new RequestTimeoutError(desk.name, taskId, timeoutMs));
+        this.end('timeout', new RequestTimeoutError(dependencies.name, taskId, timeoutMs));
       }, timeoutMs);
     }
-    this.#tell('request:queued', {});
+    dependencies.requests.add(this);
+    this.#emit('request:queued', {});
   }
 
   get signal(): AbortSignal {
-    return this.#controller.signal;
+    return this.#abortable.signal;
+  }
+
+  get isAdmitted(): boolean {
+    return this.#admittedMs !== undefined;
+  }
+
+  get isQueued(): boolean {
+    return this.#startedMs === undefined;
+  }
+
+  get waitMs(): number {
+    return (this.#startedMs ?? nowMs()) - this.#openedMs;
+  }
+
+  info(): RequestInfo {
+    const { taskId, requestId, isQueued, waitMs } = this;
+    const { tenant } = this.#options;
+    const instanceId = this.#instanceId;
+    return Object.freeze({
+      taskId,
+      requestId,
+      ...(tenant === undefined ? {} : { tenant }),
+      ...(isQueued
+        ? {
+            state: 'queued' as const,
+            waitsFor: this.isAdmitted ? ('instance' as const) : ('permit' as const),
+          }
+        : { state: 'running' as const }),
+      ...(instanceId === undefined ? {} : { instanceId }),
+      ageMs: nowMs() - this.#openedMs,
+      waitMs,
+    });
   }
 
   /** The caller aborted. */
@@ -123,30 +212,34 @@ export class ManagedRequest<T> implements AbortWatcher {
 
   /** The manager is closing. */
   shutDown(): void {
-    this.end('shutdown', new ManagerClosedError(this.#desk.name));
+    this.end('shutdown', new ManagerClosedError(this.#dependencies.name));
   }
 
-  /** Ends the request where it stands; the first reason stands too. */
+  /** Ends the request early; the first reason counts. */
   end(outcome: EarlyEnd, reason: unknown): void {
-    if (this.#controller.signal.aborted) return;
+    if (this.#abortable.aborted) return;
     this.#earlyEnd = outcome;
-    this.#controller.abort(reason);
+    this.#abortable.fire(reason);
     this.#stopWaiting?.(reason);
   }
 
   /**
-   * Waits for a permit and an instance. The permit goes back when the lease ends.
+   * Waits for a permit and an instance. The permit is released when the lease ends.
    *
    * @param untilReleased whether the host holds the lease from here on, and its end is the end of the request
    */
   async enter(untilReleased = false): Promise<Lease<T>> {
-    const { limiter, pool } = this.#desk;
+    const { limiter, pool, requests } = this.#dependencies;
     const { priority, tenant, weight, instanceId } = this.#options;
-    const ids = { taskId: this.taskId, requestId: this.requestId, priority, tenant, signal: this.signal };
+    const { watchable } = this.#abortable;
+    const ids = { taskId: this.taskId, requestId: this.requestId, priority, tenant, signal: watchable };
     try {
-      const permit = await limiter.acquire({ ...ids, weight });
-      this.#desk.admitted(this);
+      // Another limiter may do more with a signal than to watch it.
+      const signal = limiter instanceof ConcurrencyLimiter ? watchable : this.signal;
+      const permit = await limiter.acquire({ ...ids, signal, weight });
       const admittedMs = nowMs();
+      this.#admittedMs = admittedMs;
+      requests.admitted++;
       let lease: Lease<T>;
       try {
         lease = await pool.acquire({ ...ids, instanceId });
@@ -155,96 +248,124 @@ export class ManagedRequest<T> implements AbortWatcher {
         throw error;
       }
       const startedMs = nowMs();
-      this.#tell('request:started', {
+      this.#startedMs = startedMs;
+      this.#instanceId = lease.instanceId;
+      this.#emit('request:started', {
         instanceId: lease.instanceId,
-        queuedMs: startedMs - this.#openedMs,
+        waitMs: startedMs - this.#openedMs,
         admissionMs: admittedMs - this.#openedMs,
         leaseMs: startedMs - admittedMs,
       });
-      // The request must not keep the lease itself alive: one that is dropped is found by the garbage collector.
-      const { instanceId: held, signal: leaseSignal } = lease;
-      const onRevoked = (): void => {
-        const { reason } = leaseSignal;
-        this.end(reason instanceof LeaseRevokedError ? 'revoked' : 'shutdown', reason);
+      // The request must not keep the lease itself alive: a leaked lease is found by the garbage collector.
+      const { watchable: leaseSignal } = lease;
+      const leaseWatcher: AbortWatcher = {
+        onAbort: (reason) => this.end(reason instanceof LeaseRevokedError ? 'revoked' : 'shutdown', reason),
       };
-      if (leaseSignal.aborted) onRevoked();
-      else leaseSignal.addEventListener('abort', onRevoked, { once: true });
+      if (leaseSignal.aborted) leaseWatcher.onAbort(leaseSignal.reason);
+      else watchAbort(leaseSignal, leaseWatcher);
+      // `timeoutMs` and the caller's signal bound the wait for a lease that the host holds itself.
+      if (untilReleased) this.#stopWatching();
       void lease.ended.then(() => {
-        leaseSignal.removeEventListener('abort', onRevoked);
+        unwatchAbort(leaseSignal, leaseWatcher);
         permit.release();
-        if (untilReleased) this.#finish(held, startedMs, leaseSignal.aborted ? 'revoked' : 'ok');
+        if (untilReleased) this.#finish(leaseSignal.aborted ? 'revoked' : 'ok');
         this.#close();
       });
       return lease;
     } catch (error) {
       const outcome = this.#outcomeOf(error);
       this.#close();
-      this.#tell('request:rejected', { outcome, queuedMs: nowMs() - this.#openedMs, error });
+      this.#emit('request:rejected', { outcome, waitMs: nowMs() - this.#openedMs, error });
       throw error;
     }
   }
 
-  /** The whole way of a request whose work is one function. */
+  /** Serves a request whose work is one function. */
   async run<R>(work: (context: RequestContext<T>) => R | PromiseLike<R>): Promise<R> {
     const lease = await this.enter();
-    const { instanceId } = lease;
-    const startedMs = nowMs();
-    const { signal, taskId, requestId } = this;
+    const { aborted, reason } = this.#abortable;
     const answer = new Promise<R>((resolve, reject) => {
       // Aborted between the grant and this step: nothing has begun.
-      if (signal.aborted) reject(signal.reason);
-      else resolve(work({ pipeline: lease.pipeline, signal, taskId, instanceId, requestId }));
+      if (aborted) reject(reason);
+      else resolve(this.#call(work, lease));
     });
     try {
-      const result = await this.#unlessAborted(answer);
-      this.#finish(instanceId, startedMs, 'ok');
+      const result = await this.#unlessEnded(answer);
+      this.#finish('ok');
       return result;
     } catch (error) {
-      this.#finish(instanceId, startedMs, this.#outcomeOf(error), error);
+      this.#finish(this.#outcomeOf(error), error);
       throw error;
     } finally {
       this.#release(lease, answer);
     }
   }
 
+  #call<R>(work: (context: RequestContext<T>) => R, { pipeline, instanceId }: Lease<T>): R {
+    const abortable = this.#abortable;
+    const { taskId, requestId } = this;
+    const { tenant, priority } = this.#options;
+    const context: RequestContext<T> = {
+      pipeline,
+      get signal() {
+        return abortable.signal;
+      },
+      taskId,
+      instanceId,
+      requestId,
+      ...(tenant === undefined ? {} : { tenant }),
+      ...(priority === undefined ? {} : { priority }),
+    };
+    return this.#dependencies.trackRequests ? runInRequest(context, work) : work(context);
+  }
+
   /** Settles as `answer` does, or rejects in the step in which the request is ended early. */
-  #unlessAborted<R>(answer: Promise<R>): Promise<R> {
+  #unlessEnded<R>(answer: Promise<R>): Promise<R> {
     return new Promise((resolve, reject) => {
-      if (this.signal.aborted) reject(this.signal.reason);
+      if (this.#abortable.aborted) reject(this.#abortable.reason);
       this.#stopWaiting = reject;
       answer.then(resolve, reject);
     });
   }
 
-  /** Gives the instance back when the host's code has let go of it, or up when it does not in time. */
+  /** Returns the instance once the host's code has settled, or discards it after the grace period. */
   #release(lease: Lease<T>, answer: Promise<unknown>): void {
     let grace: NodeJS.Timeout | undefined;
-    const letGo = (): void => {
+    const release = (): void => {
       clearTimeout(grace);
       void lease.release();
     };
-    if (!this.signal.aborted) {
-      letGo();
+    if (this.#earlyEnd === undefined) {
+      release();
       return;
     }
-    grace = setTimeout(() => void lease.release({ discard: true }), this.#desk.abortGraceMs);
-    answer.then(letGo, letGo);
+    grace = setTimeout(() => void lease.release({ discard: true }), this.#dependencies.abortGraceMs);
+    answer.then(release, release);
   }
 
   #outcomeOf(error: unknown): Exclude<RequestOutcome, 'ok'> {
-    if (this.#earlyEnd !== undefined && error === this.signal.reason) return this.#earlyEnd;
+    if (this.#earlyEnd !== undefined && error === this.#abortable.reason) return this.#earlyEnd;
     return error instanceof LeaseRevokedError ? 'revoked' : 'failed';
   }
 
+  /** Permit and instance are back. */
   #close(): void {
     this.#stopWatching();
-    this.#desk.ended(this);
+    this.#dependencies.requests.delete(this);
   }
 
-  #finish(instanceId: number, startedMs: number, outcome: RequestOutcome, error?: unknown): void {
+  /** The host's code is over, or no longer waited for. */
+  #finish(outcome: RequestOutcome, error?: unknown): void {
     this.#stopWatching();
-    const durationMs = nowMs() - startedMs;
-    this.#tell('request:finished', { instanceId, outcome, durationMs, error });
+    // Whatever the host's code left running must not outlive its instance.
+    requestOver ??= new DOMException('The request is over', 'AbortError');
+    this.#abortable.fire(requestOver);
+    this.#emit('request:finished', {
+      instanceId: this.#instanceId as number,
+      outcome,
+      durationMs: nowMs() - (this.#startedMs as number),
+      error,
+    });
   }
 
   /** Nothing can end it early any more. */
@@ -253,23 +374,26 @@ export class ManagedRequest<T> implements AbortWatcher {
     if (this.#options.signal !== undefined) unwatchAbort(this.#options.signal, this);
   }
 
-  #tell<E extends keyof ManagerEvents>(event: E, more: Omit<ManagerEvents[E], keyof Ids>): void {
-    const { hooks, name } = this.#desk;
-    if (!hooks.hears(event)) return;
+  #emit<E extends keyof ManagerEvents>(event: E, more: Details<E> & { readonly error?: unknown }): void {
+    const { hooks, name } = this.#dependencies;
+    if (!hooks.hasListeners(event)) return;
     const ids: Ids = {
       source: name,
       taskId: this.taskId,
       requestId: this.requestId,
       tenant: this.#options.tenant,
     };
-    const told = 'error' in more ? { ...more, error: toldOf(more.error) } : more;
-    hooks.emit(event, { ...ids, ...told } as unknown as LifecycleEvents[E]);
+    const { error } = more;
+    const details = error === undefined ? more : { ...more, error: redactError(error, hooks.redact) };
+    hooks.emit(event, { ...ids, ...details } as unknown as LifecycleEvents[E]);
   }
 }
+
+type Details<E extends keyof ManagerEvents> = Omit<ManagerEvents[E], keyof Ids | 'error'>;
 
 interface Ids {
   readonly source: string;
   readonly taskId: string;
   readonly requestId: string;
-  readonly tenant?: string;
+  readonly tenant?: string | undefined;
 }

@@ -1,134 +1,101 @@
-import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
-import { nowMs, turnMs } from '../internal/clock.js';
-import { Lane } from '../internal/lane.js';
-import type { HostCallbacks } from './host-callbacks.js';
-import type { Instance } from './instance.js';
-import type { PoolSettings } from './pool-options.js';
-import type { PoolTeller } from './pool-teller.js';
-import type { Roster } from './roster.js';
-
-/** What a creator works with. */
-export interface CreatorParts<T> {
-  readonly settings: PoolSettings<T>;
-  readonly roster: Roster<T>;
-  readonly teller: PoolTeller<T>;
-  readonly callbacks: HostCallbacks<T>;
-  /** How many creations are needed beyond those under way, and have room. */
-  readonly needed: () => number;
-  /** A creation begins: finds out whom it is for. */
-  readonly began: (instance: Instance<T>) => void;
-  /** An instance is there, in nobody's hands. */
-  readonly done: (instance: Instance<T>) => void;
-  /** The instance is struck off; its slot is free. */
-  readonly failed: (instance: Instance<T>, error: unknown) => void;
-  /** An instance came after its time was up. */
-  readonly late: (instanceId: number, pipeline: T) => void;
-}
+import { afterThisTurn } from '../internal/clock.js';
+import { JobQueue } from '../internal/job-queue.js';
+import type { PoolState } from './pool-state.js';
 
 /**
- * Creates instances, apart from those who wait for them.
+ * Decides when creations start.
  *
  * Invariants:
- * - A creation begins only if it is still needed at that moment.
- * - At most `createConcurrency` are under way at once; after a failure, one at a time until one succeeds.
- * - After a failure nothing begins for a while, drawn at random between `baseMs` and a ceiling that doubles with each
- *   such pause up to `maxMs` ("full jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/,
- *   with a floor). So a factory that always fails costs timers, never the event loop.
+ * - At most `createConcurrency` creations are in progress; after a failure, one at a time until one succeeds.
+ * - After a failure none starts during a backoff, drawn at random between `baseMs` and a ceiling that doubles with each
+ *   backoff up to `maxMs` ("full jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, with
+ *   a floor). A `create` that always fails costs timers and never starves the event loop.
+ * - After an instance was destroyed unused, none starts before the event loop has turned. Whatever discards new instances
+ *   (a listener that calls `refresh`, a `prepare` that fails) never starves it either.
  */
 export class Creator<T> {
-  readonly #parts: CreatorParts<T>;
-  readonly #settings: PoolSettings<T>;
-  readonly #roster: Roster<T>;
-  readonly #teller: PoolTeller<T>;
-  readonly #lane: Lane;
-  /** Failures in a row, and the pauses they have led to. */
-  #failures = 0;
-  #pauses = 0;
-  #lastFailure: { readonly error: unknown } | undefined;
-  #pause: { readonly timer: NodeJS.Timeout; readonly endsMs: number } | undefined;
+  /** Called when creations may start again. */
+  onReady: (() => void) | undefined = undefined;
+  readonly #pool: PoolState<T>;
+  /** Only `createConcurrency` makes creations queue. */
+  readonly #queue: JobQueue | undefined;
+  /** Failures since the last success, and the backoffs they led to. */
+  failures = 0;
+  #backoffs = 0;
+  #backoff: { readonly timer: NodeJS.Timeout; readonly endsMs: number } | undefined;
+  #isYielding = false;
+  #isClosed = false;
 
-  constructor(parts: CreatorParts<T>) {
-    this.#parts = parts;
-    this.#settings = parts.settings;
-    this.#roster = parts.roster;
-    this.#teller = parts.teller;
-    this.#lane = new Lane({ concurrency: parts.settings.createConcurrency });
-  }
-
-  /** What the last creation failed with, until one succeeds. */
-  get lastError(): unknown {
-    return this.#lastFailure?.error;
-  }
-
-  /** Sees to it that `count` creations begin as soon as they may; a pause keeps the process alive if somebody waits. */
-  want(count: number, somebodyWaits: boolean): void {
-    if (somebodyWaits) this.#pause?.timer.ref();
-    // An attempt that waits in the lane asks again, when its turn comes, whether it is needed.
-    for (let planned = this.#lane.waiting; planned < count; planned++) void this.#lane.run(this.#attempt);
-  }
-
-  /** Begins nothing any more. */
-  close(): void {
-    clearTimeout(this.#pause?.timer);
-    this.#lane.clear();
-  }
-
-  readonly #attempt = (): Promise<void> => NEUTRAL_CONTEXT.run(() => this.#create());
-
-  async #create(): Promise<void> {
-    const { callbacks, needed, late } = this.#parts;
-    if (needed() < 1) return;
-    const { instance, call } = this.#roster.enter((id) =>
-      callbacks.create(id, (pipeline) => late(id, pipeline)),
-    );
-    const beganMs = nowMs();
-    this.#parts.began(instance);
-    this.#teller.creating(instance.id);
-    try {
-      instance.pipeline = await call.run();
-    } catch (error) {
-      this.#failed(instance, error, nowMs() - beganMs);
-      return;
+  constructor(pool: PoolState<T>) {
+    this.#pool = pool;
+    const { createConcurrency } = pool.settings;
+    if (createConcurrency !== Number.POSITIVE_INFINITY) {
+      this.#queue = new JobQueue({ concurrency: createConcurrency });
     }
-    this.#succeeded(instance, nowMs() - beganMs);
   }
 
-  #succeeded(instance: Instance<T>, createMs: number): void {
-    this.#failures = 0;
-    this.#pauses = 0;
-    this.#lastFailure = undefined;
-    this.#lane.concurrency = this.#settings.createConcurrency;
-    instance.bornMs = turnMs();
-    instance.usedMs = instance.bornMs;
-    instance.goodMs = instance.bornMs;
-    this.#roster.created++;
-    this.#teller.created(instance.id, createMs);
-    this.#parts.done(instance);
+  /** Starts `count` creations, now or as soon as the limits allow; a queued one asks again whether it is needed. */
+  start(count: number, create: () => Promise<void>): void {
+    const { instances, waiters } = this.#pool;
+    if (this.#backoff !== undefined) {
+      // The end of the backoff starts what is needed then; a waiter keeps the process alive until it comes.
+      if (waiters.queued > 0) this.#backoff.timer.ref();
+    } else if (this.#isYielding) {
+      // The next turn of the event loop starts what is needed then.
+    } else if (this.#queue !== undefined) {
+      for (let queued = this.#queue.queued; queued < count; queued++) void this.#queue.run(create);
+    } else {
+      const most = this.failures === 0 ? count : Math.min(count, 1 - instances.creating);
+      for (let started = 0; started < most; started++) void create();
+    }
   }
 
-  #failed(instance: Instance<T>, error: unknown, createMs: number): void {
-    this.#failures++;
-    this.#lastFailure = { error };
-    this.#lane.concurrency = 1;
-    this.#roster.createFailed++;
-    this.#roster.leave(instance);
-    // Creations that were under way together fail together: that is one reason to pause, not several.
-    const pause = this.#pause ?? this.#beginPause();
-    const retryInMs = Math.max(0, pause.endsMs - nowMs());
-    this.#teller.createFailed(instance.id, { error, createMs, failures: this.#failures, retryInMs });
-    this.#parts.failed(instance, error);
+  /** Whether a creation may start now. */
+  get isReady(): boolean {
+    return this.#backoff === undefined && !this.#isYielding;
   }
 
-  #beginPause() {
-    const { baseMs, maxMs } = this.#settings.createRetry;
-    const ceiling = Math.min(maxMs, baseMs * 2 ** ++this.#pauses);
-    const pauseMs = baseMs + Math.random() * (ceiling - baseMs);
-    this.#lane.pause();
+  /** Starts nothing more in this turn of the event loop. */
+  yieldTurn(): void {
+    if (this.#isYielding || this.#isClosed) return;
+    this.#isYielding = true;
+    afterThisTurn(() => {
+      this.#isYielding = false;
+      if (!this.#isClosed) this.onReady?.();
+    });
+  }
+
+  succeeded(): void {
+    this.failures = 0;
+    this.#backoffs = 0;
+    if (this.#queue !== undefined) this.#queue.concurrency = this.#pool.settings.createConcurrency;
+  }
+
+  /** Begins a backoff; returns the milliseconds until it ends. */
+  failed(): number {
+    this.failures++;
+    if (this.#queue !== undefined) this.#queue.concurrency = 1;
+    // Creations that were in progress together fail together: that is one reason to back off, not several.
+    this.#backoff ??= this.#backOff();
+    return Math.max(0, this.#backoff.endsMs - this.#pool.settings.now());
+  }
+
+  /** Starts nothing any more. */
+  close(): void {
+    this.#isClosed = true;
+    clearTimeout(this.#backoff?.timer);
+    this.#queue?.clear();
+  }
+
+  #backOff() {
+    const { now, createRetry } = this.#pool.settings;
+    const { baseMs, maxMs } = createRetry;
+    const ceiling = Math.min(maxMs, baseMs * 2 ** ++this.#backoffs);
+    const backoffMs = baseMs + Math.random() * (ceiling - baseMs);
     const timer = setTimeout(() => {
-      this.#pause = undefined;
-      this.#lane.resume();
-    }, pauseMs).unref();
-    this.#pause = { timer, endsMs: nowMs() + pauseMs };
-    return this.#pause;
+      this.#backoff = undefined;
+      this.onReady?.();
+    }, backoffMs).unref();
+    return { timer, endsMs: now() + backoffMs };
   }
 }

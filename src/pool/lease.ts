@@ -1,14 +1,14 @@
-/** How a lease is given back. */
+/** The options of `release`. */
 export interface ReleaseOptions {
-  /** Tears the instance down instead of keeping it for the next task: it is broken, or not to be trusted. @default false */
-  readonly discard?: boolean;
+  /** Destroys the instance instead of keeping it for the next task, because it is broken or not trusted. @default false */
+  readonly discard?: boolean | undefined;
 }
 
 /**
- * One holder's right to one instance, until it is released or taken back. Leases come from `PipelinePool.acquire`.
+ * One holder's time-limited, revocable right to one instance, granted by `PipelinePool.acquire`.
  *
- * A token of its own: released twice, late, or after it was taken back, it changes nothing for whoever holds the
- * instance by then.
+ * Each lease is a separate token: releasing it twice, late, or after revocation does not affect the current holder of the
+ * instance.
  *
  * @example
  * await using lease = await pool.acquire({ taskId, signal });
@@ -16,39 +16,42 @@ export interface ReleaseOptions {
  */
 export interface Lease<T> extends AsyncDisposable {
   /**
-   * The instance.
+   * The instance, for this holder alone until the release or a revocation.
    *
    * @throws {LeaseReleasedError} after `release`
-   * @throws {LeaseRevokedError} after the lease was taken back
+   * @throws {LeaseRevokedError} after the lease was revoked
    */
   readonly pipeline: T;
 
-  /** Counts from 1 in each pool, and is never used again. */
+  /** Starts at 1 in each pool and is never reused. */
   readonly instanceId: number;
 
-  /** As it was given to `acquire`. */
+  /** The `taskId` passed to `acquire`. */
   readonly taskId: string | undefined;
 
-  /** Milliseconds waited for it, exact to one turn of the event loop. */
+  /** Milliseconds that the request waited, accurate to one turn of the event loop. */
   readonly waitMs: number;
 
   /**
-   * Aborts when the lease is taken back (`LeaseRevokedError`) or the pool is closed (`PoolClosedError`; the instance is
-   * then still the holder's until the deadline of `close`). Not aborted by `release`.
+   * Aborts when the lease is revoked (`LeaseRevokedError`) or the pool is closed (`PoolClosedError`; the holder then keeps
+   * the instance until the deadline of `close`). `release` does not abort it.
    */
   readonly signal: AbortSignal;
 
-  /** Settles when the lease has ended, however it did, and the instance is back or gone. Never rejects. */
+  /** @internal `signal` for code that only uses `watchAbort`; costs no AbortController. */
+  readonly watchable: AbortSignal;
+
+  /** Settles when the lease has ended for any reason and the instance is back or gone. Never rejects. */
   readonly ended: Promise<void>;
 
-  /** Whether the lease still stands: neither released nor taken back. */
+  /** Whether the lease is neither released nor revoked. */
   readonly isHeld: boolean;
 
   /**
-   * Gives the instance back. Never rejects; settles when the instance is ready for the next task, or gone. Again, or
-   * after the lease was taken back, it changes nothing.
+   * Returns the instance. The promise never rejects; it settles when the instance is ready for the next task, or gone. A
+   * second call, or a call after revocation, does nothing.
    *
-   * @throws {TypeError} naming a wrong option; the lease is over all the same, and the instance discarded
+   * @throws {TypeError} naming an invalid option; the lease ends all the same, and the instance is discarded
    */
   release(options?: ReleaseOptions): Promise<void>;
 }

@@ -1,51 +1,59 @@
-import { CreateError, PoolClosedError } from '../errors.js';
-import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+/**
+ * The pool. What is where in this folder:
+ *
+ * - `options`, `lease`: the public types, and the validation of options
+ * - `pool-state`: what the parts of a pool share. `instances` (states of instances and requests, and their numbers),
+ *   `waiters`, `events`, and `callbacks` (the host's, with their deadlines)
+ * - `scheduler`: assigns instances to waiters and runs creations, which `creator` admits
+ * - `leases`: grants and ends leases
+ * - `idle-instances`: holds what is idle, over generic-pool; `teardown` destroys instances
+ * - `housekeeper`: validates idle instances in the background
+ * - `shutdown`: drains and closes
+ */
+import { PoolClosedError } from '../errors.js';
+import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
-import { turnMs } from '../internal/clock.js';
 import {
   abortSignal,
+  checkEach,
   options as checkOptions,
   durationMs,
   refusal,
   wholeNumber,
 } from '../internal/validate.js';
-import { Closing } from './closing.js';
 import { Creator } from './creator.js';
-import { Dispatcher } from './dispatcher.js';
-import { HoldExtras } from './hold.js';
-import { HostCallbacks } from './host-callbacks.js';
-import { IdleStock } from './idle-stock.js';
-import type { Instance } from './instance.js';
-import { Keeper } from './keeper.js';
+import { Housekeeper } from './housekeeper.js';
+import { IdleInstances } from './idle-instances.js';
+import { LeaseRequestExtras } from './instances.js';
 import type { Lease } from './lease.js';
-import { LeaseDesk } from './lease-desk.js';
+import { Leases } from './leases.js';
 import {
-  checkLeaseOptions,
+  LEASE_CHECKS,
   type LeaseOptions,
   type PipelinePoolOptions,
   type PoolSettings,
+  type PoolStats,
   poolSettings,
-} from './pool-options.js';
-import type { PoolStats } from './pool-stats.js';
-import { PoolTeller } from './pool-teller.js';
-import { Roster } from './roster.js';
+} from './options.js';
+import { PoolState } from './pool-state.js';
+import { Scheduler } from './scheduler.js';
+import { Shutdown } from './shutdown.js';
 import { Teardown } from './teardown.js';
-import { WaitingLine } from './waiting-line.js';
-import { WarmUp } from './warm-up.js';
 
 /**
- * Leases stateful, expensive instances to one holder at a time.
+ * A pool of stateful, expensive instances, each leased to one holder at a time.
  *
- * Invariants:
+ * Guarantees:
  * - At most `size` instances are alive at any moment, counted from the start of `create` to the end of `destroy`. A
- *   callback that outlives its deadline gives its slot up, and that is reported.
- * - An instance has at most one holder, and only a healthy one is given to anybody.
- * - Nobody overtakes. A request is served, or rejected with a reason of its own, and leaves nothing behind.
- * - Whatever a callback does (reject, throw at once, never settle, answer nonsense) costs at most the request that it
- *   served: never a slot, never another waiter, never an unhandled rejection.
+ *   callback that exceeds its deadline gives up its slot, and an event reports it.
+ * - An instance has at most one holder, and only a healthy instance is leased.
+ * - FIFO by priority: a request is served in its turn, or rejected with a reason of its own, and leaves nothing behind.
+ * - Whatever a callback does (reject, throw synchronously, never settle, return nonsense) affects at most the request that
+ *   it served: never a slot, never another waiter, and there is never an unhandled rejection.
  *
- * Creation is apart from those who wait: whoever is next takes whichever instance is free first, the one made for it or
- * one released meanwhile.
+ * A waiter takes whichever instance is available first: one created for it, or one released in the meantime.
+ *
+ * @throws {TypeError | RangeError} naming an invalid option and its value
  *
  * @example
  * const pool = new PipelinePool({
@@ -57,141 +65,79 @@ import { WarmUp } from './warm-up.js';
  * const answer = await pool.use((pipeline, { signal }) => pipeline.research(question, signal), { taskId });
  */
 export class PipelinePool<T> implements AsyncDisposable {
+  /** The `source` of its events and errors. */
   readonly name: string;
+  /** Emits the events of this pool. */
   readonly hooks: LifecycleHooks;
+  readonly #pool: PoolState<T>;
   readonly #settings: PoolSettings<T>;
-  readonly #roster: Roster<T>;
-  readonly #teller: PoolTeller<T>;
-  readonly #line: WaitingLine<T>;
-  readonly #stock: IdleStock<T>;
-  readonly #desk: LeaseDesk<T>;
-  readonly #creator: Creator<T>;
-  readonly #teardown: Teardown<T>;
-  readonly #dispatcher: Dispatcher<T>;
-  readonly #keeper: Keeper<T>;
-  readonly #warmUp: WarmUp;
-  readonly #closing: Closing<T>;
+  readonly #leases: Leases<T>;
+  readonly #scheduler: Scheduler<T>;
+  readonly #shutdown: Shutdown<T>;
   readonly #keepsContext: boolean;
 
-  /** @throws {TypeError | RangeError} naming the option that is wrong, and its value */
   constructor(options: PipelinePoolOptions<T>) {
     const settings = poolSettings(options);
-    const { name } = settings;
-    const hooks = settings.hooks ?? new LifecycleHooks();
-    const giveUp = new AbortController();
-    const roster = new Roster<T>(settings, (instance) => this.#line.dismissClaims(instance));
-    const teller = new PoolTeller(name, hooks, roster, () => this.#line.waiting);
-    const callbacks = new HostCallbacks(settings, giveUp.signal);
-    const retire: Teardown<T>['retire'] = (instance, reason) => {
-      const gone = this.#teardown.retire(instance, reason);
-      // It no longer counts for `min`, and with room left its successor need not wait for its end.
-      this.#dispatcher.pump();
-      return gone;
-    };
-    const letGo: Dispatcher<T>['letGo'] = (instance, reason) => this.#dispatcher.letGo(instance, reason);
-    const changed = (): void => this.#closing.check();
-    const parts = { settings, roster, teller, callbacks, retire };
-
-    this.name = name;
-    this.hooks = hooks;
+    const pool = new PoolState(settings);
+    const teardown = new Teardown(pool);
+    const idle = new IdleInstances(settings, pool.instances, teardown);
+    const leases = new Leases(pool, teardown);
+    const creator = new Creator(pool);
+    const scheduler = new Scheduler(pool, leases, idle, creator, teardown);
+    const housekeeper = new Housekeeper(settings, pool.instances, scheduler);
+    this.name = settings.name;
+    this.hooks = pool.hooks;
+    this.#pool = pool;
     this.#settings = settings;
+    this.#leases = leases;
+    this.#scheduler = scheduler;
+    this.#shutdown = new Shutdown(pool, { scheduler, leases, idle, creator, teardown, housekeeper });
     this.#keepsContext = settings.prepare !== undefined || settings.reset !== undefined;
-    this.#roster = roster;
-    this.#teller = teller;
-    this.#teardown = new Teardown({ ...parts, gone: () => this.#onGone() });
-    this.#line = new WaitingLine({ ...parts, lastCreateError: () => this.#creator.lastError, left: changed });
-    this.#stock = new IdleStock({
-      idleTimeoutMs: settings.idleTimeoutMs,
-      maySpare: ({ usedMs }) => turnMs() - usedMs >= settings.idleTimeoutMs && roster.usable > roster.min,
-      letGo: (instance) => retire(instance, 'idle'),
-    });
-    this.#desk = new LeaseDesk({ ...parts, cameBack: (instance) => this.#dispatcher.offer(instance) });
-    this.#creator = new Creator({
-      ...parts,
-      needed: () => this.#dispatcher.creationsNeeded(),
-      began: (instance) => this.#dispatcher.assign(instance),
-      done: (instance) => this.#onCreated(instance),
-      failed: (instance, error) => this.#onCreateFailed(instance, error),
-      late: (instanceId, pipeline) => this.#teardown.retireLate(instanceId, pipeline),
-    });
-    this.#dispatcher = new Dispatcher({
-      ...parts,
-      line: this.#line,
-      stock: this.#stock,
-      desk: this.#desk,
-      wantCreations: (count) => this.#creator.want(count, this.#line.waiting > 0),
-      rested: changed,
-    });
-    this.#keeper = new Keeper({
-      settings,
-      roster,
-      expired: (instance) => letGo(instance, 'lifetime'),
-      recheck: (instance) => this.#dispatcher.recheck(instance),
-    });
-    this.#warmUp = new WarmUp(() => roster.usable - roster.creating >= roster.min);
-    this.#closing = new Closing({
-      name,
-      roster,
-      line: this.#line,
-      stock: this.#stock,
-      desk: this.#desk,
-      creator: this.#creator,
-      keeper: this.#keeper,
-      teardown: this.#teardown,
-      warmUp: this.#warmUp,
-      giveUp,
-      letGo,
-    });
     // Not in this step: the host's `create` may refer to the pool that is being built.
-    NEUTRAL_CONTEXT.run(() => queueMicrotask(() => this.#dispatcher.pump()));
+    NEUTRAL_CONTEXT.run(() => queueMicrotask(() => scheduler.plan()));
   }
 
   /**
    * Leases an instance, now or when its turn comes.
    *
    * Rejects with `signal.reason`, `AcquireTimeoutError`, `QueueFullError`, `CreateError`, `PrepareError`,
-   * `InstanceGoneError`, `PoolClosedError`, or a `TypeError` or `RangeError` naming a wrong option.
+   * `InstanceGoneError`, `PoolClosedError`, or a `TypeError` or `RangeError` naming an invalid option.
    *
-   * With `instanceId` it waits for that instance and no other: among those who want the same one by priority, tenant and
-   * arrival, and between them and those who take any, the higher priority first, then whoever came first.
+   * With `instanceId` it waits for that instance and no other. Waiters for the same instance are served by priority, tenant
+   * and arrival; between them and the waiters for any instance, the higher priority first, then the earlier arrival.
    *
    * @example
    * await using lease = await pool.acquire({ taskId, signal, timeoutMs: 5_000 });
    */
   acquire(options?: LeaseOptions): Promise<Lease<T>> {
-    let extras: HoldExtras<T> | undefined;
+    let extras: LeaseRequestExtras<T> | undefined;
     if (options !== undefined) {
       try {
-        checkLeaseOptions('acquire', options);
+        checkEach('acquire', options, LEASE_CHECKS);
       } catch (error) {
         return Promise.reject(error);
       }
-      extras = new HoldExtras();
-      // A copy: the caller may use the object again for the next request.
+      extras = new LeaseRequestExtras();
+      // A copy: the caller may reuse the object for the next request.
       extras.options = { ...options };
-      if (options.signal?.aborted) return this.#line.refuse(options, 'aborted', options.signal.reason);
-    }
-    const { state } = this.#closing;
-    if (state !== 'open') {
-      return this.#line.refuse(options, 'closed', new PoolClosedError(this.name, state));
     }
     if (this.#keepsContext) {
-      extras ??= new HoldExtras();
+      extras ??= new LeaseRequestExtras();
       extras.context = new AsyncContext();
     }
     if (this.#settings.leakWarningMs !== undefined) {
-      extras ??= new HoldExtras();
+      extras ??= new LeaseRequestExtras();
       extras.site = new Error('The lease was acquired here');
       Error.captureStackTrace(extras.site, this.acquire);
     }
-    return this.#dispatcher.acquire(extras);
+    return this.#scheduler.acquire(extras);
   }
 
   /**
-   * Runs `fn` with a leased instance and gives the lease back when it ends, however it ends. A failure of `fn` does not
+   * Runs `fn` with a leased instance and releases the lease when it ends, however it ends. A failure of `fn` does not
    * discard the instance: `lease.release({ discard: true })` does.
    *
-   * Settles as `fn` does, without waiting for `reset`; rejects as `acquire` does where no lease was given.
+   * Settles as `fn` does, without waiting for `reset`; rejects as `acquire` does if no lease was granted.
    */
   async use<R>(fn: (pipeline: T, lease: Lease<T>) => R | PromiseLike<R>, options?: LeaseOptions): Promise<R> {
     if (typeof fn !== 'function') throw new TypeError(refusal('fn', 'a function', fn));
@@ -204,106 +150,107 @@ export class PipelinePool<T> implements AsyncDisposable {
   }
 
   /**
-   * Settles when `min` instances are there. The pool fills up to `min` by itself in any case; this waits for it, and
-   * rejects with `CreateError` as soon as a creation fails, `AcquireTimeoutError`, `PoolClosedError` or `signal.reason`.
+   * Settles when `min` instances exist and `minIdle` of them are idle. The pool creates them in any case; this waits for
+   * them, and rejects with `CreateError` as soon as a creation fails (not with `onCreateFailure: 'retry'`),
+   * `AcquireTimeoutError`, `PoolClosedError` or `signal.reason`.
    */
-  async warmUp(options: { readonly signal?: AbortSignal; readonly timeoutMs?: number } = {}): Promise<void> {
+  async warmUp(
+    options: { readonly signal?: AbortSignal | undefined; readonly timeoutMs?: number | undefined } = {},
+  ): Promise<void> {
     const { signal, timeoutMs } = checkOptions('warmUp', options, ['signal', 'timeoutMs']);
     if (signal !== undefined) abortSignal('signal', signal).throwIfAborted();
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    const { state } = this.#closing;
-    if (state !== 'open') throw new PoolClosedError(this.name, state);
-    this.#dispatcher.pump();
-    return this.#warmUp.wait(signal, timeoutMs, (elapsedMs) => this.#line.timeoutError(elapsedMs, 'create'));
+    const { status, waiters } = this.#pool;
+    if (status !== 'open') throw new PoolClosedError(this.name, status);
+    this.#scheduler.plan();
+    return waiters.warmUp(signal, timeoutMs);
   }
 
   /**
-   * Changes how many instances may live. Growing serves those who wait at once; shrinking lets idle ones go, the longest
-   * unused first, and those that are leased when they come back.
+   * Changes how many instances may be alive. Growing serves waiters at once; shrinking destroys idle instances, the longest
+   * unused first, and leased ones when they are released.
    */
   resize(size: number): void {
-    const roster = this.#roster;
-    roster.size = wholeNumber('size', size, Math.max(1, this.#settings.min));
-    const idle = [...roster].filter(({ state }) => state.kind === 'idle');
+    const { instances } = this.#pool;
+    instances.size = wholeNumber('size', size, Math.max(1, this.#settings.min));
+    const idle = [...instances].filter(({ state }) => state.kind === 'idle');
     idle.sort((a, b) => a.usedMs - b.usedMs);
     for (const instance of idle) {
-      if (roster.surplus > 0) this.#dispatcher.letGo(instance, 'resized');
+      if (instances.surplus > 0) this.#scheduler.evict(instance, 'resized');
     }
-    this.#dispatcher.pump();
+    this.#scheduler.plan();
   }
 
   /**
-   * Replaces all instances: idle ones now, the others when they come back. Waits for no holder. For a change that every
-   * instance has to pick up, such as rotated keys or new prompts.
+   * Replaces all instances: idle ones now, leased ones when they are released. Does not wait for holders. For a change
+   * that every instance must pick up, such as rotated keys or new prompts.
    */
   refresh(): void {
-    for (const instance of [...this.#roster]) this.#dispatcher.letGo(instance, 'refreshed');
+    for (const instance of [...this.#pool.instances]) this.#scheduler.evict(instance, 'refreshed');
   }
 
-  /** Counts, as they stand. */
+  /**
+   * Grants no lease until `resume`, for example while a backend is replaced. Requests wait, with their timeouts and up to
+   * `maxQueue`; leases that are held stay valid, and what is released stays idle. `drain` ends a pause.
+   */
+  pause(): void {
+    this.#scheduler.pause();
+  }
+
+  /** Ends `pause`, and serves the waiters in order. */
+  resume(): void {
+    this.#scheduler.resume();
+  }
+
+  /** A snapshot of the counts. */
   stats(): PoolStats {
-    const roster = this.#roster;
+    const { instances, waiters, status, paused } = this.#pool;
     return Object.freeze({
-      size: roster.size,
+      size: instances.size,
       min: this.#settings.min,
-      live: roster.live,
-      creating: roster.creating,
-      idle: roster.idle,
-      readying: roster.validating + roster.preparing,
-      leased: roster.leased,
-      resetting: roster.resetting,
-      destroying: roster.destroying,
-      waiting: this.#line.waiting,
-      created: roster.created,
-      createFailed: roster.createFailed,
-      destroyed: roster.destroyed,
-      acquired: this.#desk.acquired,
-      released: this.#desk.released,
-      revoked: this.#desk.revoked,
-      rejected: this.#line.rejected,
-      state: this.#closing.state,
+      minIdle: this.#settings.minIdle,
+      live: instances.live,
+      creating: instances.creating,
+      idle: instances.idle,
+      readying: instances.validating + instances.preparing,
+      leased: instances.leased,
+      resetting: instances.resetting,
+      destroying: instances.destroying,
+      queued: waiters.queued,
+      created: instances.created,
+      createFailed: instances.createFailed,
+      destroyed: instances.destroyed,
+      acquired: this.#leases.acquired,
+      released: this.#leases.released,
+      revoked: this.#leases.revoked,
+      rejected: waiters.rejected,
+      state: status,
+      paused,
     });
   }
 
   /**
-   * Gives no further leases, serves those who wait, and settles when every lease is back. Idle instances stay until
-   * `close`. With `timeoutMs` it rejects with `DrainTimeoutError`, naming the holders, when that time is up first.
+   * Grants no further leases, serves the queued waiters, and settles when every lease is released. Idle instances stay
+   * until `close`. With `timeoutMs` it rejects at that deadline with `DrainTimeoutError`, which names the holders.
    */
-  drain(options: { readonly timeoutMs?: number } = {}): Promise<void> {
-    return this.#closing.drain(options);
+  drain(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
+    return this.#shutdown.drain(options);
   }
 
   /**
-   * Gives no further leases, turns those who wait away with `PoolClosedError`, aborts the signals of all holders and
-   * callbacks, tears down what is idle, and settles when every instance is gone. Never rejects.
+   * Grants no further leases, rejects the waiters with `PoolClosedError`, aborts the signals of all holders and callbacks,
+   * destroys what is idle, and settles when every instance is gone. Never rejects.
    *
-   * Holders have `timeoutMs` (5 s; `Infinity` for as long as they like) to release. Then their leases are taken back,
-   * callbacks under way are no longer waited for, and what is left is torn down, each within `destroyTimeoutMs`. A second
-   * call may shorten the time, not lengthen it.
+   * Holders have `timeoutMs` (5 s; `Infinity` for no deadline) to release. Then their leases are revoked, callbacks in
+   * progress are no longer awaited, and what is left is destroyed, each within `destroyTimeoutMs`. A second call may
+   * shorten the time, not lengthen it.
    */
-  close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
-    return this.#closing.close(options);
+  close(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
+    return this.#shutdown.close(options);
   }
 
-  /** `close()` with its default time. */
+  /** `close()` with its default deadline. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
-  }
-
-  #onCreated(instance: Instance<T>): void {
-    this.#keeper.adopt(instance);
-    this.#dispatcher.creationDone(instance);
-    this.#warmUp.check();
-  }
-
-  #onCreateFailed(instance: Instance<T>, error: unknown): void {
-    this.#warmUp.fail(new CreateError(this.#teller.poolFigures(0, instance.id), error));
-    this.#dispatcher.creationFailed(instance, error);
-    this.#closing.check();
-  }
-
-  #onGone(): void {
-    this.#closing.check();
-    this.#dispatcher.pump();
   }
 }

@@ -1,95 +1,86 @@
 import type { DestroyReason } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
-import { turnMs } from '../internal/clock.js';
-import { DONE } from './hold.js';
-import type { HostCallbacks } from './host-callbacks.js';
-import { GONE, Instance } from './instance.js';
-import type { PoolSettings } from './pool-options.js';
-import type { PoolTeller } from './pool-teller.js';
-import type { Roster } from './roster.js';
-
-/** What a teardown works with. */
-export interface TeardownParts<T> {
-  readonly settings: PoolSettings<T>;
-  readonly roster: Roster<T>;
-  readonly teller: PoolTeller<T>;
-  readonly callbacks: HostCallbacks<T>;
-  /** A slot is free. */
-  readonly gone: () => void;
-}
+import { DONE, GONE, Instance } from './instances.js';
+import type { PoolState } from './pool-state.js';
 
 /**
- * Takes instances apart.
+ * Destroys instances.
  *
  * Invariants:
- * - An instance counts as live until its `destroy` has ended, or used up its time.
- * - Whatever `destroy` does, the slot comes back, and the failure is told and goes no further.
+ * - An instance counts as live until its `destroy` has ended or exceeded its deadline.
+ * - Whatever `destroy` does, the slot is freed, and the failure is emitted and goes no further.
  */
 export class Teardown<T> {
-  readonly #parts: TeardownParts<T>;
-  readonly #stragglers = new Set<Promise<void>>();
+  /** Called when an instance stopped being usable and when its slot is free: a successor may be due. */
+  onChange: ((instance: Instance<T>) => void) | undefined = undefined;
+  readonly #pool: PoolState<T>;
+  readonly #late = new Set<Promise<void>>();
 
-  constructor(parts: TeardownParts<T>) {
-    this.#parts = parts;
+  constructor(pool: PoolState<T>) {
+    this.#pool = pool;
   }
 
-  /** Tears an instance down that nobody holds; settles when it is gone, and never rejects. */
-  retire(instance: Instance<T>, reason: DestroyReason): Promise<void> {
-    const { settings, roster } = this.#parts;
+  /** Destroys an instance that has no holder; settles when it is gone, and never rejects. */
+  destroy(instance: Instance<T>, reason: DestroyReason): Promise<void> {
+    const { settings, instances } = this.#pool;
     clearTimeout(instance.lifetimeTimer);
-    roster.doom(instance, reason);
+    instances.evict(instance, reason);
+    let done = DONE;
     if (settings.destroy === undefined) {
-      roster.move(instance, { kind: 'destroying', done: DONE });
-      NEUTRAL_CONTEXT.run(() => this.#strikeOff(instance, reason, 0));
-      return DONE;
+      instances.move(instance, { kind: 'destroying', done });
+      NEUTRAL_CONTEXT.run(() => this.#finish(instance, reason, 0));
+    } else {
+      let end!: () => void;
+      done = new Promise<void>((resolve) => {
+        end = resolve;
+      });
+      instances.move(instance, { kind: 'destroying', done });
+      void NEUTRAL_CONTEXT.run(() => this.#call(instance, reason)).then(end);
     }
-    let end!: () => void;
-    const done = new Promise<void>((resolve) => {
-      end = resolve;
-    });
-    roster.move(instance, { kind: 'destroying', done });
-    void NEUTRAL_CONTEXT.run(() => this.#takeApart(instance, reason)).then(end);
+    this.onChange?.(instance);
     return done;
   }
 
-  /** Takes apart what `create` gave after its time was up. Its slot was given up then: it does not count as live. */
-  retireLate(instanceId: number, pipeline: T): void {
+  /** Destroys what `create` returned after its deadline. It gave up its slot then, so it does not count as live. */
+  destroyLate(instanceId: number, pipeline: T): void {
     const instance = new Instance<T>(instanceId, GONE);
     instance.pipeline = pipeline;
-    instance.bornMs = turnMs();
-    const gone = NEUTRAL_CONTEXT.run(() => this.#takeApart(instance, 'late'));
-    this.#stragglers.add(gone);
-    void gone.then(() => this.#stragglers.delete(gone));
+    instance.bornMs = this.#pool.settings.turnNow();
+    const gone = NEUTRAL_CONTEXT.run(() => this.#call(instance, 'late'));
+    this.#late.add(gone);
+    void gone.then(() => this.#late.delete(gone));
   }
 
-  /** Settles when the late ones under way are gone too. */
-  async stragglersGone(): Promise<void> {
-    await Promise.all(this.#stragglers);
+  /** Settles when the late instances that are being destroyed are gone. */
+  async lateOnesGone(): Promise<void> {
+    await Promise.all(this.#late);
   }
 
-  async #takeApart(instance: Instance<T>, reason: DestroyReason): Promise<void> {
-    const beganMs = turnMs();
-    const call = this.#parts.callbacks.destroy(instance, reason);
+  async #call(instance: Instance<T>, reason: DestroyReason): Promise<void> {
+    const { callbacks, settings } = this.#pool;
+    const startMs = settings.turnNow();
     let failure: { readonly error: unknown } | undefined;
     try {
-      await call.run();
+      await callbacks.destroy(instance, reason).run();
     } catch (error) {
       failure = { error };
     }
-    this.#strikeOff(instance, reason, turnMs() - beganMs, failure);
+    this.#finish(instance, reason, settings.turnNow() - startMs, failure);
   }
 
-  #strikeOff(
+  #finish(
     instance: Instance<T>,
     reason: DestroyReason,
     destroyMs: number,
     failure?: { readonly error: unknown },
   ): void {
-    const { roster, teller, gone } = this.#parts;
-    if (instance.state !== GONE) roster.leave(instance);
-    roster.destroyed++;
-    if (failure === undefined) teller.destroyed(instance, reason, destroyMs);
-    else teller.destroyFailed(instance.id, reason, destroyMs, failure.error);
-    gone();
+    const { settings, instances, events } = this.#pool;
+    if (instance.state !== GONE) instances.leave(instance);
+    instances.destroyed++;
+    if (failure === undefined)
+      events.destroyed(instance, reason, destroyMs, settings.turnNow() - instance.bornMs);
+    else events.destroyFailed(instance.id, reason, destroyMs, failure.error);
+    instances.onProgress?.();
+    this.onChange?.(instance);
   }
 }

@@ -1,14 +1,22 @@
+/** The state of the batch of a `StubLlm`. */
+export interface LlmBatchStats {
+  readonly running: number;
+  readonly queued: number;
+  readonly peakRunning: number;
+  readonly peakQueued: number;
+}
+
 /**
- * The running batch of an inference server: so many calls at once, the others wait in the order they came.
+ * The running batch of an inference server: at most `size` concurrent calls; the others are queued in FIFO order.
  *
- * Invariant: a call holds its place, or its turn in the queue, until its signal aborts, and not a moment longer.
+ * Invariant: a call occupies its place in the batch or the queue exactly until its signal aborts.
  */
 export class Batch {
   #size: number;
   #running = 0;
   #peakRunning = 0;
-  #peakWaiting = 0;
-  readonly #waiting = new Set<() => void>();
+  #peakQueued = 0;
+  readonly #queued = new Set<() => void>();
 
   constructor(size: number) {
     this.#size = size;
@@ -18,44 +26,37 @@ export class Batch {
     return this.#size;
   }
 
-  /** Shrinking interrupts no call; growing lets waiting ones in at once. */
+  /** Lowering it interrupts no call; raising it admits queued calls at once. */
   set size(size: number) {
     this.#size = size;
     this.#admit();
   }
 
-  get running(): number {
-    return this.#running;
-  }
-
-  get waiting(): number {
-    return this.#waiting.size;
-  }
-
-  get peakRunning(): number {
-    return this.#peakRunning;
-  }
-
-  get peakWaiting(): number {
-    return this.#peakWaiting;
+  stats(): LlmBatchStats {
+    return {
+      running: this.#running,
+      queued: this.#queued.size,
+      peakRunning: this.#peakRunning,
+      peakQueued: this.#peakQueued,
+    };
   }
 
   get isFull(): boolean {
-    return this.#running >= this.#size || this.#waiting.size > 0;
+    return this.#running >= this.#size || this.#queued.size > 0;
   }
 
-  /** Resolves when the call runs. Its signal ends the waiting as well as the running. */
+  /** Resolves when the call runs. The call ends, queued or running, when its signal aborts. */
   enter(signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       if (signal.aborted) return reject(signal.reason);
       const start = (): void => {
-        this.#waiting.delete(start);
+        this.#queued.delete(start);
         this.#running++;
         this.#peakRunning = Math.max(this.#peakRunning, this.#running);
         resolve();
       };
       const leave = (): void => {
-        if (this.#waiting.delete(start)) {
+        if (this.#queued.delete(start)) {
           reject(signal.reason);
           return;
         }
@@ -63,19 +64,19 @@ export class Batch {
         this.#admit();
       };
       signal.addEventListener('abort', leave, { once: true });
-      this.#waiting.add(start);
+      this.#queued.add(start);
       this.#admit();
-      this.#peakWaiting = Math.max(this.#peakWaiting, this.#waiting.size);
+      this.#peakQueued = Math.max(this.#peakQueued, this.#queued.size);
     });
   }
 
   resetPeaks(): void {
     this.#peakRunning = this.#running;
-    this.#peakWaiting = this.#waiting.size;
+    this.#peakQueued = this.#queued.size;
   }
 
   #admit(): void {
-    for (const start of this.#waiting) {
+    for (const start of this.#queued) {
       if (this.#running >= this.#size) return;
       start();
     }

@@ -1,71 +1,66 @@
 import { finiteNumber } from '../internal/validate.js';
 import type { StubCall } from './stub-call.js';
 
-/** What was counted of some calls. */
+/** Counts of a set of calls. */
 export interface StubTally {
-  /** Calls that arrived. */
+  /** Received calls. */
   readonly calls: number;
-  /** Calls under way now. */
+  /** Calls in flight now. */
   readonly inFlight: number;
-  /** The most that were ever under way together. */
+  /** Maximum of `inFlight`. */
   readonly peakInFlight: number;
-  /** Calls whose client left, or was cut off, before the answer was complete. */
+  /** Calls that ended before their response was complete. */
   readonly disconnects: number;
-  /** Answers by their HTTP status, among them those that were cut off later. */
+  /** Responses by HTTP status, including those that were cut later. */
   readonly statuses: Readonly<Record<number, number>>;
 }
 
-/** What a stub service counted: of all calls, of each route and of each key. */
+/** Counts of a stub service: all calls, by route and by key. */
 export interface StubStats extends StubTally {
   readonly byRoute: Readonly<Record<string, StubTally>>;
   readonly byKey: Readonly<Record<string, StubTally>>;
 }
 
-/** Which calls are meant; all, if left out. */
+/** Selects calls; all if empty. */
 export interface CallFilter {
-  /** A route as it stands in `stats().byRoute`. */
+  /** A route as in `stats().byRoute`. */
   readonly route?: string;
   readonly key?: string;
 }
 
 class Tally {
-  #calls = 0;
-  #inFlight = 0;
-  #peak = 0;
-  #disconnects = 0;
-  readonly #statuses = new Map<number, number>();
+  calls = 0;
+  inFlight = 0;
+  peakInFlight = 0;
+  disconnects = 0;
+  statuses: Record<number, number> = {};
 
   arrive(): void {
-    this.#calls++;
-    this.#inFlight++;
-    this.#peak = Math.max(this.#peak, this.#inFlight);
+    this.calls++;
+    this.inFlight++;
+    this.peakInFlight = Math.max(this.peakInFlight, this.inFlight);
   }
 
   answer(status: number): void {
-    this.#statuses.set(status, (this.#statuses.get(status) ?? 0) + 1);
+    this.statuses[status] = (this.statuses[status] ?? 0) + 1;
   }
 
   depart(disconnected: boolean): void {
-    this.#inFlight--;
-    if (disconnected) this.#disconnects++;
-  }
-
-  /** Forgets what is over. Calls under way stay counted, since they will depart. */
-  reset(): void {
-    this.#calls = this.#inFlight;
-    this.#peak = this.#inFlight;
-    this.#disconnects = 0;
-    this.#statuses.clear();
+    this.inFlight--;
+    if (disconnected) this.disconnects++;
   }
 
   snapshot(): StubTally {
-    return {
-      calls: this.#calls,
-      inFlight: this.#inFlight,
-      peakInFlight: this.#peak,
-      disconnects: this.#disconnects,
-      statuses: Object.fromEntries(this.#statuses),
-    };
+    return { ...this, statuses: { ...this.statuses } };
+  }
+
+  /** Resets the counts. Calls in flight remain counted, since they will depart. */
+  reset(): void {
+    Object.assign(this, new Tally(), {
+      calls: this.inFlight,
+      inFlight: this.inFlight,
+      peakInFlight: this.inFlight,
+    });
   }
 }
 
@@ -73,14 +68,14 @@ const snapshots = (tallies: Map<string, Tally>): Record<string, StubTally> =>
   Object.fromEntries([...tallies].map(([name, tally]) => [name, tally.snapshot()]));
 
 /**
- * What a stub service saw. A call arrives with its request headers and departs with the last byte of its answer, just
- * before that byte is sent: a client that starts its next call on receiving it is never counted twice.
+ * Counts the calls of a stub service. A call arrives with its request headers and departs just before the last byte of its
+ * response is sent, so a client that then starts its next call is never counted twice.
  */
 export class CallLedger {
   readonly #total = new Tally();
   readonly #byRoute = new Map<string, Tally>();
   readonly #byKey = new Map<string, Tally>();
-  // Kept for every call, however small the log: a peak over a window must not miss one. About 50 bytes each.
+  // Kept for all calls, since `peakStartsPer` must not miss one. About 50 bytes each.
   #starts: { readonly atMs: number; readonly route: string; readonly key: string | undefined }[] = [];
   #log: StubCall[] = [];
   readonly #logSize: number;
@@ -97,7 +92,7 @@ export class CallLedger {
     for (const tally of this.#tallies(call)) tally.arrive();
     this.#starts.push({ atMs: call.startedAtMs, route: call.route, key: call.key });
     this.#log.push(call);
-    // Cut in halves, not call by call: moving a whole array each time would make a long run quadratic.
+    // Trimmed when twice as long: shifting the array for each call would be quadratic.
     if (this.#log.length > 2 * this.#logSize) this.#log = this.#log.slice(-this.#logSize);
   }
 
@@ -113,7 +108,7 @@ export class CallLedger {
     return { ...this.#total.snapshot(), byRoute: snapshots(this.#byRoute), byKey: snapshots(this.#byKey) };
   }
 
-  /** The most calls that started within `windowMs`, wherever the window is laid: from a start, up to but excluding its end. */
+  /** The maximum number of calls that started within any half-open window of `windowMs`. */
   peakStartsPer(windowMs: number, filter: CallFilter): number {
     finiteNumber('windowMs', windowMs, Number.MIN_VALUE, Number.MAX_VALUE);
     const starts = this.#starts.filter(
@@ -144,10 +139,7 @@ export class CallLedger {
 }
 
 function tallyOf(tallies: Map<string, Tally>, name: string): Tally {
-  let tally = tallies.get(name);
-  if (tally === undefined) {
-    tally = new Tally();
-    tallies.set(name, tally);
-  }
+  const tally = tallies.get(name) ?? new Tally();
+  tallies.set(name, tally);
   return tally;
 }

@@ -1,10 +1,10 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { ConnectionCut, type StubCall, type StubCallEnd, type StubReply } from './stub-call.js';
 
-/** How the sending of an answer is broken off after its first part. */
+/** How a response is interrupted. */
 export type Break = 'stall' | 'reset';
 
-/** Who counts what happens on the wire. */
+/** Counts responses and departures. */
 export interface ConversationObserver {
   answer(call: StubCall, status: number): void;
   depart(call: StubCall, disconnected: boolean): void;
@@ -12,10 +12,10 @@ export interface ConversationObserver {
 
 type Mutable<T> = { -readonly [P in keyof T]: T[P] };
 
-/** What is known of a call when its headers have arrived. */
+/** A call whose headers have arrived. */
 export type ArrivedCall = Omit<StubCall, 'body' | 'signal' | 'end' | 'status' | 'fault'>;
 
-/** One call on the wire: reads its body, sends its answer whole or broken off, and sees its client leave. */
+/** The HTTP exchange of one call: reads the body, sends the response, complete or interrupted, and detects a disconnect. */
 export class Conversation {
   readonly #call: Mutable<StubCall>;
   readonly #over = new AbortController();
@@ -41,7 +41,7 @@ export class Conversation {
     return this.#call;
   }
 
-  /** Reads the body into `call.body`. False if it is not JSON. */
+  /** Reads the body into `call.body`; returns false if it is not JSON. */
   async readBody(): Promise<boolean> {
     const pieces: Buffer[] = [];
     for await (const piece of this.#request as AsyncIterable<Buffer>) pieces.push(piece);
@@ -58,11 +58,11 @@ export class Conversation {
     this.#call.fault = type;
   }
 
-  /** Sends an answer; with `broken`, only its first part. */
+  /** Sends a response; with `broken`, only its first part. */
   async send(reply: StubReply, broken?: Break): Promise<void> {
     const { status = 200, headers = {}, body = '', tail = '' } = reply;
     if (this.#call.end !== undefined) return;
-    // Without a body there is no first part: its headers would be the whole answer.
+    // Without a body, the headers would be the complete response.
     if (broken !== undefined && body === '') return this.breakOff(broken);
     this.#call.status = status;
     this.#observer.answer(this.#call, status);
@@ -84,14 +84,14 @@ export class Conversation {
     this.#end(tail);
   }
 
-  /** `stall`: leaves the client waiting. `reset`: resets the connection. */
+  /** `stall`: sends nothing more. `reset`: resets the connection. */
   breakOff(how: Break): void {
     if (how === 'stall') return;
     this.#depart('cut');
     this.#request.socket.resetAndDestroy();
   }
 
-  /** Ends a call whose work threw: its client has left, its connection is to be cut, or a script failed. */
+  /** Ends a call whose handling threw: the client disconnected, the connection is to be cut, or a script failed. */
   fail(error: unknown, service: string): void {
     if (this.#call.end !== undefined) return;
     if (error instanceof ConnectionCut || this.#response.headersSent) {
@@ -99,7 +99,7 @@ export class Conversation {
       return;
     }
     const text = error instanceof Error ? error.message : String(error);
-    // A wording of its own, so that a broken script is not taken for a staged fault.
+    // A distinct message, so that a broken script is not mistaken for an injected fault.
     const body = Buffer.from(JSON.stringify({ message: `A script of ${service} failed: ${text}` }));
     this.#call.status = 500;
     this.#observer.answer(this.#call, 500);
@@ -113,7 +113,7 @@ export class Conversation {
     this.#response.end(last);
   }
 
-  /** Writes, and waits until the bytes are with the system or the client has left. */
+  /** Writes, and waits until the data is flushed or the client has disconnected. */
   #write(piece: string | Buffer): Promise<void> {
     return new Promise((resolve) => {
       this.#response.write(piece, () => resolve());

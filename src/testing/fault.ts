@@ -1,15 +1,7 @@
-import {
-  durationMs,
-  finiteNumber,
-  oneOf,
-  optional,
-  options,
-  refusal,
-  wholeNumber,
-} from '../internal/validate.js';
+import { durationMs, finiteNumber, oneOf, options, refusal, wholeNumber } from '../internal/validate.js';
 
 /**
- * How a refusal says when to come back. Services differ, and some say nothing at all.
+ * How a rejection states when to retry.
  *
  * - `seconds`: `Retry-After` as a whole number of seconds, rounded up.
  * - `date`: `Retry-After` as an HTTP date, rounded up to the next whole second.
@@ -22,53 +14,53 @@ export interface RetryAfter {
   readonly ms: number;
 }
 
-/** Why a service refuses: called too often, or all that was paid for is used up. */
+/** Why a service rejects a call: its rate limit, or an exhausted quota. */
 export type RefusalReason = 'rate' | 'quota';
 
-/** An error status with the body that the service itself would send, unless `body` says otherwise. */
+/** An error status, with the body of the real service unless `body` is set. */
 export interface StatusFault {
   readonly type: 'status';
   /** From 400 to 599. */
   readonly status: number;
-  /** Tells the two kinds of 429 apart; `rate` if left out. */
+  /** Distinguishes the two kinds of 429. @default 'rate' */
   readonly reason?: RefusalReason;
-  /** Left out: the answer does not say when to come back. */
+  /** @default the response does not state when to retry */
   readonly retryAfter?: RetryAfter;
   readonly headers?: Readonly<Record<string, string>>;
-  /** Sent as JSON, or as it stands when it is a string. */
+  /** A string is sent as is, anything else as JSON. */
   readonly body?: unknown;
 }
 
-/** The body of an error under HTTP 200. */
+/** An error body with HTTP status 200. */
 export interface EnvelopeFault {
   readonly type: 'envelope';
-  /** The status that the body tells of, from 400 to 599. */
+  /** The status in the body, from 400 to 599. */
   readonly status: number;
-  /** `rate` if left out. */
+  /** @default 'rate' */
   readonly reason?: RefusalReason;
 }
 
-/** A stream that opens well, and whose first event is an error. A call that does not stream gets the status itself. */
+/** A stream whose first event is an error. A call that does not stream gets the status itself. */
 export interface StreamErrorFault {
   readonly type: 'stream-error';
-  /** The status that the event tells of, from 400 to 599. */
+  /** The status in the event, from 400 to 599. */
   readonly status: number;
-  /** `rate` if left out. */
+  /** @default 'rate' */
   readonly reason?: RefusalReason;
 }
 
-/** The call is taken and never answered; the connection stays open until the client leaves. */
+/** The call gets no response; the connection stays open until the client disconnects. */
 export interface NoHeadersFault {
   readonly type: 'no-headers';
 }
 
-/** Headers and the first part of the real answer, then silence. An answer without a body sends nothing at all. */
+/** The headers and the first part of the real response, then nothing. A response without a body sends nothing. */
 export interface StallFault {
   readonly type: 'stall';
 }
 
 /**
- * The connection is reset (TCP RST), at once or after the first part of the real answer; an answer without a body is
+ * The connection is reset (TCP RST), at once or after the first part of the real response. A response without a body is
  * reset before its headers.
  */
 export interface ResetFault {
@@ -76,61 +68,38 @@ export interface ResetFault {
   readonly when: 'before-headers' | 'mid-body';
 }
 
-/** Everything that can be made to go wrong with one call to a stub service. */
+/** A fault of one call to a stub service. */
 export type Fault = StatusFault | EnvelopeFault | StreamErrorFault | NoHeadersFault | StallFault | ResetFault;
 
-const errorStatus = (value: unknown): number => wholeNumber('fault.status', value, 400, 599);
-const reason = (option: string, value: unknown): string => oneOf(option, value, ['rate', 'quota']);
+const FIELDS: Readonly<Record<Fault['type'], readonly string[]>> = {
+  status: ['type', 'status', 'reason', 'retryAfter', 'headers', 'body'],
+  envelope: ['type', 'status', 'reason'],
+  'stream-error': ['type', 'status', 'reason'],
+  'no-headers': ['type'],
+  stall: ['type'],
+  reset: ['type', 'when'],
+};
+const TYPES = Object.keys(FIELDS) as Fault['type'][];
+const RETRY_FORMS = ['seconds', 'date', 'milliseconds', 'reset-requests', 'reset-tokens'] as const;
 
-/** Refuses a fault that could not be staged as it is written. */
+/** Validates a fault. */
 export function checkFault(fault: Fault): Fault {
   if (typeof fault !== 'object' || fault === null) throw new TypeError(refusal('fault', 'an object', fault));
-  switch (fault.type) {
-    case 'status': {
-      options('fault', fault, ['type', 'status', 'reason', 'retryAfter', 'headers', 'body']);
-      errorStatus(fault.status);
-      optional('fault.reason', fault.reason, reason);
-      const { retryAfter } = fault;
-      if (retryAfter !== undefined) {
-        options('fault.retryAfter', retryAfter, ['as', 'ms']);
-        oneOf('fault.retryAfter.as', retryAfter.as, [
-          'seconds',
-          'date',
-          'milliseconds',
-          'reset-requests',
-          'reset-tokens',
-        ]);
-        durationMs('fault.retryAfter.ms', retryAfter.ms);
-      }
-      return fault;
-    }
-    case 'envelope':
-    case 'stream-error':
-      options('fault', fault, ['type', 'status', 'reason']);
-      errorStatus(fault.status);
-      optional('fault.reason', fault.reason, reason);
-      return fault;
-    case 'no-headers':
-    case 'stall':
-      return options('fault', fault, ['type']);
-    case 'reset':
-      options('fault', fault, ['type', 'when']);
-      oneOf('fault.when', fault.when, ['before-headers', 'mid-body']);
-      return fault;
-    default: {
-      const { type } = fault as { type?: unknown };
-      throw new TypeError(
-        refusal(
-          'fault.type',
-          'one of "status", "envelope", "stream-error", "no-headers", "stall", "reset"',
-          type,
-        ),
-      );
-    }
+  options<object>('fault', fault, FIELDS[oneOf('fault.type', fault.type, TYPES)] as never[]);
+  if (fault.type === 'reset') oneOf('fault.when', fault.when, ['before-headers', 'mid-body']);
+  if (fault.type === 'status' || fault.type === 'envelope' || fault.type === 'stream-error') {
+    wholeNumber('fault.status', fault.status, 400, 599);
+    if (fault.reason !== undefined) oneOf('fault.reason', fault.reason, ['rate', 'quota']);
   }
+  if (fault.type === 'status' && fault.retryAfter !== undefined) {
+    const { as, ms } = options('fault.retryAfter', fault.retryAfter, ['as', 'ms']);
+    oneOf('fault.retryAfter.as', as, RETRY_FORMS);
+    durationMs('fault.retryAfter.ms', ms);
+  }
+  return fault;
 }
 
-/** The headers by which a refusal says when to come back. */
+/** The headers that state when to retry. */
 export function retryAfterHeaders(retryAfter: RetryAfter): Record<string, string> {
   const { as, ms } = retryAfter;
   switch (as) {
@@ -147,7 +116,7 @@ export function retryAfterHeaders(retryAfter: RetryAfter): Record<string, string
   }
 }
 
-/** A duration as Go prints it, and OpenAI's headers carry it: `12ms`, `33.023s`, `6m0s`, `1h23m31s`. */
+/** A duration in Go's format, which OpenAI's headers use: `12ms`, `33.023s`, `6m0s`, `1h23m31s`. */
 export function goDuration(ms: number): string {
   const whole = Math.ceil(ms);
   if (whole === 0) return '0s';
@@ -159,7 +128,7 @@ export function goDuration(ms: number): string {
 }
 
 /**
- * A fault that befalls calls at random, the same ones in every run with the same `seed`.
+ * Injects a fault into random calls, the same ones in every run with the same `seed`.
  *
  * @example
  * const jina = new StubJina({ fault: randomFault(0.1, { type: 'status', status: 429 }) });
@@ -168,7 +137,7 @@ export function randomFault(probability: number, fault: Fault, seed = 1): () => 
   finiteNumber('probability', probability, 0, 1);
   checkFault(fault);
   let state = wholeNumber('seed', seed, 0, 0xffff_ffff);
-  // Mulberry32 (Tommy Ettinger, 2017): 32 bits of state are plenty for choosing calls, and the order is reproducible.
+  // Mulberry32 (Tommy Ettinger, 2017).
   const draw = (): number => {
     state = (state + 0x6d2b_79f5) | 0;
     let mixed = Math.imul(state ^ (state >>> 15), state | 1);

@@ -1,4 +1,12 @@
-/** Test doubles for services built on `pipeline-pool`: stub services on loopback, and a scripted pool factory. */
+/**
+ * The entry point `pipeline-pool/testing`: test doubles for services built on `pipeline-pool`.
+ *
+ * - `stub-service.ts`, `stub-llm.ts`, `stub-serper.ts`, `stub-jina.ts`, `stub-e2b.ts`: stub services on loopback
+ * - `fault.ts`: the faults they can inject. `call-ledger.ts`: what they count
+ * - `conversation.ts`, `stub-call.ts`: one call over HTTP. `stub-rate.ts`, `batch.ts`, `sandbox-fleet.ts`: their limits
+ * - `scripted-factory.ts`: callbacks for a pool under test
+ */
+export type { LlmBatchStats } from './batch.js';
 export type { CallFilter, StubStats, StubTally } from './call-ledger.js';
 export {
   type EnvelopeFault,
@@ -13,7 +21,6 @@ export {
   type StreamErrorFault,
 } from './fault.js';
 export type { LlmReply, LlmRequest, StubToolCall } from './llm-answer.js';
-export type { StubRoute } from './routes.js';
 export type { StubSandbox } from './sandbox-fleet.js';
 export {
   type HeldCall,
@@ -26,10 +33,10 @@ export {
   type StageStep,
 } from './scripted-factory.js';
 export { type StubServices, type StubServicesOptions, startStubServices } from './start-stub-services.js';
-export type { StubCall, StubCallEnd, StubReply } from './stub-call.js';
+export type { StubCall, StubCallEnd, StubReply, StubRoute } from './stub-call.js';
 export { StubE2b, type StubE2bOptions, type StubExecution } from './stub-e2b.js';
 export { type JinaPage, StubJina, type StubJinaOptions } from './stub-jina.js';
-export { type LlmBatchStats, StubLlm, type StubLlmOptions } from './stub-llm.js';
+export { StubLlm, type StubLlmOptions } from './stub-llm.js';
 export type { StubRate } from './stub-rate.js';
 export { type SerperRequest, type SerperResult, StubSerper, type StubSerperOptions } from './stub-serper.js';
 export { type Refusal, StubService, type StubServiceOptions } from './stub-service.js';

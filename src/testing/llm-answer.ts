@@ -1,21 +1,21 @@
-/** A tool that the model wants called. */
+/** A tool call by the model. */
 export interface StubToolCall {
   readonly name: string;
-  /** An object is sent as JSON; a string as it stands, so that broken JSON can be staged. */
+  /** A string is sent as is, so it may be broken JSON; an object is sent as JSON. */
   readonly arguments: string | Readonly<Record<string, unknown>>;
 }
 
-/** What the model says: a text, tools to call, or both. */
+/** A reply of the model: text, tool calls, or both. */
 export type LlmReply =
   | string
   | {
       readonly text?: string;
       readonly toolCalls?: readonly StubToolCall[];
-      /** `tool_calls` with tool calls, else `stop`, if left out. */
+      /** @default `tool_calls` with tool calls, otherwise `stop` */
       readonly finishReason?: 'stop' | 'length' | 'tool_calls' | 'content_filter';
     };
 
-/** The body of a chat completion, as far as the stub looks at it. */
+/** The request body of a chat completion, as far as the stub reads it. */
 export interface LlmRequest {
   readonly model: string;
   readonly messages: readonly { readonly role: string; readonly content?: unknown }[];
@@ -25,7 +25,7 @@ export interface LlmRequest {
   readonly [other: string]: unknown;
 }
 
-/** Words with the blanks before them: joined together they are the text again. */
+/** Words with their leading whitespace; joined, they are the text. */
 export const tokensOf = (text: string): readonly string[] => text.match(/\s*\S+|\s+$/g) ?? [];
 
 const textOf = (content: unknown): string => {
@@ -36,7 +36,7 @@ const textOf = (content: unknown): string => {
     .join(' ');
 };
 
-/** What the model says unless it is told otherwise: the same to the same question, always. */
+/** The default reply: the same for the same question. */
 export function defaultReply({ messages }: LlmRequest): LlmReply {
   const asked = textOf(messages.findLast(({ role }) => role !== 'assistant')?.content);
   return `This is the answer of a stub to: ${asked.slice(0, 200)}`;
@@ -48,7 +48,7 @@ interface Delta {
   readonly tool_calls?: readonly unknown[];
 }
 
-/** One reply of the model, in OpenAI's two forms: a completion, and the chunks of a stream. */
+/** One reply in OpenAI's two forms: a completion, and the chunks of a stream. */
 export class LlmAnswer {
   readonly #id: string;
   readonly #created = Math.floor(Date.now() / 1000);
@@ -82,7 +82,7 @@ export class LlmAnswer {
     ];
   }
 
-  /** How many tokens the model makes; each is one chunk of the stream. */
+  /** The number of tokens; each is one chunk of the stream. */
   get tokens(): number {
     return this.#deltas.length;
   }
@@ -112,7 +112,7 @@ export class LlmAnswer {
     };
   }
 
-  /** The events of the stream without its `[DONE]`: the role, each token, the reason of the end, the usage if asked for. */
+  /** The events of the stream without `[DONE]`: role, tokens, finish reason, and usage if requested. */
   *chunks(): Generator<string> {
     yield this.#event({ role: 'assistant', content: '' });
     for (const delta of this.#deltas) yield this.#event(delta);

@@ -1,31 +1,31 @@
 import { ConnectionCut } from './stub-call.js';
 
-/** A sandbox as a test sees it. */
+/** A sandbox of a `StubE2b`. */
 export interface StubSandbox {
   readonly sandboxId: string;
   readonly templateId: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly state: 'running' | 'paused';
   readonly startedAt: Date;
-  /** When it is killed, or paused, unless its time is extended. */
+  /** When it is killed or paused, unless its time is extended. */
   readonly endAt: Date;
 }
 
-/** How a sandbox is asked for. */
-export interface SandboxOrder {
+/** The parameters of a new sandbox. */
+export interface SandboxParameters {
   readonly templateId: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly timeoutMs: number;
   readonly pauseAtEnd: boolean;
 }
 
-/** One sandbox: runs until its time is up or it is killed, and can be paused and resumed. */
+/** One sandbox: it runs until its time is up or it is killed, and can be paused and resumed. */
 export class Sandbox implements StubSandbox {
   readonly sandboxId: string;
   readonly templateId: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly startedAt: Date;
-  /** Rejects when it stops running: what it was working on is cut off. */
+  /** Rejects when it stops running, which interrupts its execution. */
   #stopped: PromiseWithReject;
   #state: 'running' | 'paused' = 'running';
   #endAt: Date;
@@ -33,14 +33,14 @@ export class Sandbox implements StubSandbox {
   #executions = 0;
   readonly #onTimeUp: () => void;
 
-  constructor(sandboxId: string, order: SandboxOrder, onTimeUp: () => void) {
+  constructor(sandboxId: string, parameters: SandboxParameters, onTimeUp: () => void) {
     this.sandboxId = sandboxId;
-    this.templateId = order.templateId;
-    this.metadata = order.metadata;
+    this.templateId = parameters.templateId;
+    this.metadata = parameters.metadata;
     this.#onTimeUp = onTimeUp;
     this.#stopped = rejectable();
-    [this.#endAt, this.#timer] = this.#endIn(order.timeoutMs);
-    this.startedAt = new Date(this.#endAt.getTime() - order.timeoutMs);
+    [this.#endAt, this.#timer] = this.#endIn(parameters.timeoutMs);
+    this.startedAt = new Date(this.#endAt.getTime() - parameters.timeoutMs);
   }
 
   get state(): 'running' | 'paused' {
@@ -55,7 +55,7 @@ export class Sandbox implements StubSandbox {
     return ++this.#executions;
   }
 
-  /** What `work` gives, unless the sandbox stops first. */
+  /** The result of `work`, unless the sandbox stops first. */
   whileRunning<T>(work: Promise<T>): Promise<T> {
     return Promise.race([work, this.#stopped.promise]);
   }
@@ -96,27 +96,27 @@ function rejectable(): PromiseWithReject {
   const promise = new Promise<never>((_, rejectIt) => {
     reject = rejectIt;
   });
-  // Mostly nobody is working when a sandbox stops.
+  // Usually nothing is awaiting it when a sandbox stops.
   promise.catch(() => {});
   return { promise, reject };
 }
 
 /**
- * All sandboxes of a stub, and the account's cap on them.
+ * All sandboxes of a stub, and the account's limit.
  *
- * Invariant: running sandboxes, those being created, and those deleted less than the lag ago are never more than `cap`
- * together. Paused ones do not count.
+ * Invariant: the number of sandboxes that are running, being created, or deleted less than the lag ago never exceeds `cap`.
+ * Paused ones do not count.
  */
 export class SandboxFleet {
   readonly #cap: number;
+  /** How long a deleted sandbox still counts. */
   readonly #lagMs: number;
   readonly #sandboxes = new Map<string, Sandbox>();
   #counted = 0;
   #alive = 0;
   #peakAlive = 0;
-  #made = 0;
+  #created = 0;
 
-  /** `lagMs`: how long a deleted sandbox still counts. */
   constructor(cap: number, lagMs: number) {
     this.#cap = cap;
     this.#lagMs = lagMs;
@@ -126,12 +126,12 @@ export class SandboxFleet {
     return this.#cap;
   }
 
-  /** Running and paused ones, oldest first. */
+  /** Running and paused sandboxes, oldest first. */
   get all(): readonly Sandbox[] {
     return [...this.#sandboxes.values()];
   }
 
-  /** The most that were being created and running at once. */
+  /** Maximum number that were being created or running at once. */
   get peakAlive(): number {
     return this.#peakAlive;
   }
@@ -140,7 +140,7 @@ export class SandboxFleet {
     return this.#sandboxes.get(sandboxId);
   }
 
-  /** Takes a place under the cap; false if there is none. */
+  /** Reserves a place; returns false if the limit is reached. */
   reserve(): boolean {
     if (this.#counted >= this.#cap) return false;
     this.#counted++;
@@ -149,21 +149,21 @@ export class SandboxFleet {
     return true;
   }
 
-  /** Gives back the place of a sandbox that does not run any more, or never came to be. */
+  /** Frees the place of a sandbox that no longer runs, or was not created. */
   unreserve(lagMs = 0): void {
     this.#alive--;
     if (lagMs === 0) this.#counted--;
     else setTimeout(() => this.#counted--, lagMs).unref();
   }
 
-  /** Makes a sandbox in the place that was reserved for it. */
-  create(order: SandboxOrder): Sandbox {
-    const sandboxId = `stub${++this.#made}`;
+  /** Creates a sandbox in a reserved place. */
+  create(parameters: SandboxParameters): Sandbox {
+    const sandboxId = `stub${++this.#created}`;
     const onTimeUp = (): void => {
-      if (order.pauseAtEnd) this.pause(sandbox);
+      if (parameters.pauseAtEnd) this.pause(sandbox);
       else this.kill(sandbox);
     };
-    const sandbox = new Sandbox(sandboxId, order, onTimeUp);
+    const sandbox = new Sandbox(sandboxId, parameters, onTimeUp);
     this.#sandboxes.set(sandboxId, sandbox);
     return sandbox;
   }

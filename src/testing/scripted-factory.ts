@@ -3,17 +3,18 @@ import { callable, durationMs, oneOf, options, refusal } from '../internal/valid
 /** The callbacks of a pool. */
 export type PoolStage = 'create' | 'validate' | 'prepare' | 'reset' | 'destroy';
 
+const STEPS = ['ok', 'returns', 'rejects', 'throws', 'slow', 'until-abort', 'never', 'held'] as const;
 const STAGES = ['create', 'validate', 'prepare', 'reset', 'destroy'] as const;
 
 /**
  * What one call of a callback does.
  *
- * - `ok`: does its work at once: `create` makes an instance, `validate` says `true`.
- * - `returns`: fulfils with this value instead: `false` from `validate`, or nonsense.
- * - `rejects`: gives a promise that rejects. `throws`: throws before there is a promise.
- * - `slow`: does its work after `ms`, whatever its signal says.
- * - `heeds`: takes for ever, but rejects with its signal's reason when that aborts.
- * - `never`: takes for ever, whatever its signal says.
+ * - `ok`: succeeds at once: `create` returns an instance, `validate` returns `true`.
+ * - `returns`: resolves with this value instead, for example `false` from `validate`.
+ * - `rejects`: returns a promise that rejects. `throws`: throws synchronously.
+ * - `slow`: succeeds after `ms`, ignoring its signal.
+ * - `until-abort`: never settles, except that it rejects with the signal's reason when that aborts.
+ * - `never`: never settles, ignoring its signal.
  * - `held`: waits in `held(stage)` until the test settles it.
  */
 export type StageStep =
@@ -22,34 +23,34 @@ export type StageStep =
   | { readonly does: 'rejects'; readonly error?: unknown }
   | { readonly does: 'throws'; readonly error?: unknown }
   | { readonly does: 'slow'; readonly ms: number }
-  | { readonly does: 'heeds' }
+  | { readonly does: 'until-abort' }
   | { readonly does: 'never' }
   | { readonly does: 'held' };
 
-/** What a pool tells a callback, as far as the stage has it. */
+/** What a pool passes to a callback. */
 export interface StageContext {
   readonly instanceId: number;
   readonly signal: AbortSignal;
-  /** Of `prepare` and `reset`. */
+  /** For `prepare` and `reset`. */
   readonly taskId?: string | undefined;
-  /** Of `destroy`. */
+  /** For `destroy`. */
   readonly reason?: string;
 }
 
-/** One call of a callback, as it was seen. */
+/** One recorded call of a callback. */
 export interface StageCall extends StageContext {
   readonly stage: PoolStage;
 }
 
-/** A call that waits for the test. */
+/** A call that the test has to settle. */
 export interface HeldCall extends StageCall {
-  /** Lets it do its work. */
+  /** Lets it succeed. */
   readonly release: () => void;
   /** Makes it reject. */
   readonly fail: (error: unknown) => void;
 }
 
-/** The callbacks that a pool takes. */
+/** The callbacks for a `PipelinePool`. */
 export interface ScriptedCallbacks<T> {
   readonly create: (context: StageContext) => Promise<T>;
   readonly validate: (pipeline: T, context: StageContext) => Promise<boolean>;
@@ -58,16 +59,17 @@ export interface ScriptedCallbacks<T> {
   readonly destroy: (pipeline: T, context: StageContext) => Promise<void>;
 }
 
-/** What a `ScriptedFactory` makes unless it is told otherwise. */
+/** The default instance of a `ScriptedFactory`. */
 export interface ScriptedPipeline {
   readonly instanceId: number;
 }
 
 /**
- * A pool's callbacks by remote control: each call does what the test says, and everything is counted.
+ * Callbacks for a `PipelinePool` under test: each call does what the test scripts, and all calls are recorded. The option
+ * `make` creates the instances; by default they are `{ instanceId }`.
  *
- * Invariant, which a pool under test must uphold: `violations` stays empty. It lists callbacks that ran on an instance
- * at the same time (only `destroy` may overtake one that hangs), and callbacks on an instance that is torn down.
+ * Invariant, to be kept by the pool: `violations` stays empty. It lists callbacks that ran concurrently on one instance (only
+ * `destroy` may overtake one that hangs), and callbacks on a destroyed instance.
  *
  * @example
  * const factory = new ScriptedFactory();
@@ -87,7 +89,6 @@ export class ScriptedFactory<T = ScriptedPipeline> {
   readonly #live = new Map<number, Set<PoolStage>>();
   #peakLive = 0;
 
-  /** `make` makes the instances; `{ instanceId }`, if left out. */
   constructor(given: { readonly make?: (instanceId: number) => T } = {}) {
     const { make } = options('ScriptedFactory options', given, ['make']);
     this.#make = make === undefined ? (instanceId) => ({ instanceId }) as T : callable('make', make);
@@ -100,40 +101,40 @@ export class ScriptedFactory<T = ScriptedPipeline> {
     };
   }
 
-  /** Says what the next calls of a callback do, one each, in this order. */
+  /** Scripts the next calls of a callback, one step each. */
   next(stage: PoolStage, ...steps: readonly StageStep[]): this {
-    const queue = this.#next.get(oneOf('stage', stage, STAGES)) ?? [];
-    queue.push(...steps.map(checkStep));
-    this.#next.set(stage, queue);
+    const queued = this.#next.get(oneOf('stage', stage, STAGES)) ?? [];
+    this.#next.set(stage, [...queued, ...steps.map(checkStep)]);
     return this;
   }
 
-  /** Says what a callback does where `next` says nothing; `ok` to begin with. */
+  /** Scripts all calls of a callback without a step from `next`; initially `ok`. */
   always(stage: PoolStage, step: StageStep): this {
     this.#always.set(oneOf('stage', stage, STAGES), checkStep(step));
     return this;
   }
 
-  /** The calls of a callback that wait for the test, oldest first. */
+  /** The held calls of a callback, oldest first. */
   held(stage: PoolStage): readonly HeldCall[] {
     return this.#held.filter((call) => call.stage === stage);
   }
 
-  /** All calls so far, of one callback or of all, in their order. */
+  /** All calls so far, of one callback or of all, in order. */
   calls(stage?: PoolStage): readonly StageCall[] {
     return stage === undefined ? [...this.#calls] : this.#calls.filter((call) => call.stage === stage);
   }
 
-  /** Instances that are being made, are there, or are being torn down. */
+  /** Instances from the start of `create` to the end of `destroy`. */
   get live(): number {
     return this.#live.size;
   }
 
-  /** The most that were ever live at once: what a pool must keep at or below its size. */
+  /** Maximum of `live`; a pool must keep it at or below its size. */
   get peakLive(): number {
     return this.#peakLive;
   }
 
+  /** Broken guarantees of the pool, as text. */
   get violations(): readonly string[] {
     return this.#violations;
   }
@@ -174,7 +175,7 @@ export class ScriptedFactory<T = ScriptedPipeline> {
       case 'slow':
         await new Promise((resolve) => setTimeout(resolve, step.ms));
         return work();
-      case 'heeds':
+      case 'until-abort':
         return new Promise((_, reject) => {
           if (call.signal.aborted) reject(call.signal.reason);
           call.signal.addEventListener('abort', () => reject(call.signal.reason), { once: true });
@@ -204,7 +205,7 @@ export class ScriptedFactory<T = ScriptedPipeline> {
     });
   }
 
-  /** Notes that a callback runs. What it gives back notes the end. */
+  /** Records the start of a callback; returns a function that records its end. */
   #begin({ stage, instanceId }: StageCall): (succeeded: boolean) => void {
     if (stage === 'create') {
       if (this.#live.has(instanceId)) this.#violations.push(`create of instance ${instanceId} a second time`);
@@ -213,7 +214,7 @@ export class ScriptedFactory<T = ScriptedPipeline> {
     }
     const running = this.#live.get(instanceId);
     if (running === undefined) {
-      this.#violations.push(`${stage} of instance ${instanceId}, which is not there`);
+      this.#violations.push(`${stage} of instance ${instanceId}, which does not exist`);
       return () => {};
     }
     if (running.has('destroy') || (stage !== 'destroy' && running.size > 0)) {
@@ -229,7 +230,7 @@ export class ScriptedFactory<T = ScriptedPipeline> {
 
 function checkStep(step: StageStep): StageStep {
   if (typeof step !== 'object' || step === null) throw new TypeError(refusal('step', 'an object', step));
-  oneOf('step.does', step.does, ['ok', 'returns', 'rejects', 'throws', 'slow', 'heeds', 'never', 'held']);
+  oneOf('step.does', step.does, STEPS);
   if (step.does === 'slow') durationMs('step.ms', step.ms);
   return step;
 }

@@ -4,7 +4,7 @@ import { StubJina, type StubJinaOptions } from './stub-jina.js';
 import { StubLlm, type StubLlmOptions } from './stub-llm.js';
 import { StubSerper, type StubSerperOptions } from './stub-serper.js';
 
-/** Options of `startStubServices`: those of each service, and one time scale for all that have none of their own. */
+/** Options of `startStubServices`: those of each service, and a default `timeScale`. */
 export interface StubServicesOptions {
   readonly llm?: StubLlmOptions;
   readonly serper?: StubSerperOptions;
@@ -14,13 +14,13 @@ export interface StubServicesOptions {
   readonly timeScale?: number;
 }
 
-/** The four services of a research pipeline, running. */
+/** The four running services of a research pipeline. */
 export interface StubServices extends AsyncDisposable {
   readonly llm: StubLlm;
   readonly serper: StubSerper;
   readonly jina: StubJina;
   readonly e2b: StubE2b;
-  /** Counts of all four afresh. */
+  /** Resets the counts of all four. */
   resetStats(): void;
   stop(): Promise<void>;
 }
@@ -40,11 +40,13 @@ export async function startStubServices(given: StubServicesOptions = {}): Promis
     'e2b',
     'timeScale',
   ]);
-  const llm = new StubLlm({ timeScale, ...given.llm });
-  const serper = new StubSerper({ timeScale, ...given.serper });
-  const jina = new StubJina({ timeScale, ...given.jina });
-  const e2b = new StubE2b({ timeScale, ...given.e2b });
-  const all = [llm, serper, jina, e2b];
+  const services = {
+    llm: new StubLlm({ timeScale, ...given.llm }),
+    serper: new StubSerper({ timeScale, ...given.serper }),
+    jina: new StubJina({ timeScale, ...given.jina }),
+    e2b: new StubE2b({ timeScale, ...given.e2b }),
+  };
+  const all = Object.values(services);
   const stop = async (): Promise<void> => {
     await Promise.all(all.map((service) => service.stop()));
   };
@@ -55,10 +57,7 @@ export async function startStubServices(given: StubServicesOptions = {}): Promis
     throw error;
   }
   return {
-    llm,
-    serper,
-    jina,
-    e2b,
+    ...services,
     resetStats: () => {
       for (const service of all) service.resetStats();
     },

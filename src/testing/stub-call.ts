@@ -1,49 +1,49 @@
 import type { IncomingHttpHeaders } from 'node:http';
 
-/** One call to a stub service, as scripts and the log see it. */
+/** One call to a stub service, as passed to scripts and listed in `calls`. */
 export interface StubCall {
-  /** Counts from 1. */
+  /** From 1. */
   readonly id: number;
-  /** Method and path pattern, `POST /sandboxes/:id/pause` say; `unknown` where the service has no such route. */
+  /** Method and path pattern, such as `POST /sandboxes/:id/pause`; `unknown` if the service has no such route. */
   readonly route: string;
   readonly method: string;
-  /** Path and query, as they were received. */
+  /** Path and query as received. */
   readonly url: string;
-  /** The parts of the path that stand for something, by the names they have in `route`. */
+  /** The path parameters, by their names in `route`. */
   readonly params: Readonly<Record<string, string>>;
   readonly query: URLSearchParams;
   readonly headers: IncomingHttpHeaders;
-  /** The API key it was made with. */
+  /** The API key of the request. */
   readonly key: string | undefined;
-  /** The parsed JSON body; `undefined` until it has arrived, and where there is none. */
+  /** The parsed JSON body; `undefined` before it has arrived, or if there is none. */
   readonly body: unknown;
   /** Milliseconds on the monotonic clock of this process (`performance.now()`). */
   readonly startedAtMs: number;
-  /** Aborts when the call is over, whichever way: what still works for it should stop. */
+  /** Aborts when the call ends for any reason; scripts should stop then. */
   readonly signal: AbortSignal;
-  /** How it ended; `undefined` while it is under way. `cut`: the stub itself broke it off. */
+  /** How it ended; `undefined` while it is in flight. `cut`: the stub closed the connection. */
   readonly end: StubCallEnd | undefined;
-  /** The status that was sent, if any. */
+  /** The HTTP status, once it is sent. */
   readonly status: number | undefined;
-  /** The type of the fault that was staged, if any. */
+  /** The type of the injected fault, if any. */
   readonly fault: string | undefined;
 }
 
-/** How a call ended: answered in full, left by its client (or by `stop`), or cut off by the stub. */
+/** How a call ended: completely answered, disconnected by the client or by `stop`, or cut by the stub. */
 export type StubCallEnd = 'answered' | 'disconnected' | 'cut';
 
-/** What a stub service answers. */
+/** A response of a stub service. */
 export interface StubReply {
-  /** 200 if left out. */
+  /** @default 200 */
   readonly status?: number;
   readonly headers?: Readonly<Record<string, string>>;
-  /** A whole body, or one that is streamed: its headers are sent at once, and each piece as it comes. */
+  /** The body, or a stream: its headers are sent at once, and each piece as it arrives. */
   readonly body?: string | AsyncIterable<string>;
-  /** Ends a streamed body. The call counts as over just before it is sent. */
+  /** The last piece of a streamed body. The call counts as ended just before it is sent. */
   readonly tail?: string;
 }
 
-/** A JSON answer. */
+/** A JSON response. */
 export const json = (
   status: number,
   body: unknown,
@@ -54,5 +54,45 @@ export const json = (
   body: JSON.stringify(body),
 });
 
-/** Thrown by a stub's own work to cut the connection of the call, as a server does that dies. */
+/** Thrown by a stub to cut the connection of a call, as a crashing server does. */
 export class ConnectionCut extends Error {}
+
+/** One route of a stub service. */
+export interface StubRoute {
+  readonly method: string;
+  /** `:name` matches one segment, a final `*` all remaining ones. */
+  readonly path: string;
+  /** A health or metrics route: it gets only faults that are queued for it by name. */
+  readonly probe?: boolean;
+  readonly answer: (call: StubCall) => StubReply | Promise<StubReply>;
+}
+
+/** The name under which a route's calls are counted. */
+export const nameOf = ({ method, path }: StubRoute): string => `${method} ${path}`;
+
+/** The first matching route, and its path parameters. */
+export function findRoute(
+  routes: readonly StubRoute[],
+  method: string,
+  path: string,
+): { readonly route: StubRoute | undefined; readonly params: Record<string, string> } {
+  for (const route of routes) {
+    const params = route.method === method ? paramsOf(route.path, path) : undefined;
+    if (params !== undefined) return { route, params };
+  }
+  return { route: undefined, params: {} };
+}
+
+function paramsOf(pattern: string, path: string): Record<string, string> | undefined {
+  const params: Record<string, string> = {};
+  const expected = pattern.split('/');
+  const given = path.split('/');
+  for (const [i, part] of expected.entries()) {
+    if (part === '*') return given.length > i ? params : undefined;
+    const found = given[i];
+    if (found === undefined) return undefined;
+    if (part.startsWith(':') && found !== '') params[part.slice(1)] = found;
+    else if (part !== found) return undefined;
+  }
+  return given.length === expected.length ? params : undefined;
+}

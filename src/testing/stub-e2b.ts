@@ -1,21 +1,11 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import { callable, durationMs, optional, options, wholeNumber } from '../internal/validate.js';
-import {
-  type CreateBody,
-  handleOf,
-  infoOf,
-  LINES_HEADERS,
-  linesOf,
-  notRunning,
-  timeoutOf,
-} from './e2b-wire.js';
-import type { StubRoute } from './routes.js';
+import { callable, durationMs, options } from '../internal/validate.js';
 import { type Sandbox, SandboxFleet, type StubSandbox } from './sandbox-fleet.js';
-import { json, type StubCall, type StubReply } from './stub-call.js';
-import { KeyedRate, type StubRate } from './stub-rate.js';
+import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
+import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
 import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
 
-/** What running a piece of code gives. */
+/** The result of running a piece of code. */
 export interface StubExecution {
   /** The value of its last line. */
   readonly text?: string;
@@ -26,26 +16,26 @@ export interface StubExecution {
 
 /** Options of `StubE2b`. */
 export interface StubE2bOptions extends StubServiceOptions {
-  /** What running code gives; no code is ever run. The same for the same code, if left out. */
+  /** The result of code; no code is ever run. @default the same for the same code */
   readonly execute?: (
     code: string,
     sandbox: StubSandbox,
     call: StubCall,
   ) => StubExecution | Promise<StubExecution>;
-  /** Running sandboxes of the account; E2B allows 20 on its free plan. Unlimited if left out. */
+  /** Maximum running sandboxes of the account; 20 on E2B's free plan. @default unlimited */
   readonly maxSandboxes?: number;
-  /** Creations of each key; E2B allows 1 a second on its free plan, 5 on the next. Unlimited if left out. */
+  /** Rate limit of creations per key; 1 per second on E2B's free plan, 5 on the next. @default unlimited */
   readonly createRate?: StubRate;
-  /** Milliseconds that a deleted sandbox still counts against `maxSandboxes`; `timeScale` applies. @default 0 */
+  /** Milliseconds for which a deleted sandbox still counts against `maxSandboxes`; multiplied by `timeScale`. @default 0 */
   readonly killLagMs?: number;
 }
 
 /**
- * A stub of E2B: the management API (create, list, look at, extend, pause, connect, delete) and, under the same URL, the
- * sandboxes themselves (health, and the code interpreter's `runCode`). `@e2b/code-interpreter` runs against it unchanged.
+ * A stub of E2B: the management API (create, list, get, set timeout, pause, connect, delete) and, under the same URL, the
+ * sandboxes (health, and the code interpreter's `runCode`). `@e2b/code-interpreter` works with it unchanged.
  *
- * As E2B does, it sends two kinds of 429: too many creations (with `Retry-After`) and too many sandboxes (without), told
- * apart by `message`. A client that leaves while its sandbox is being created gets none.
+ * Like E2B, it sends two kinds of 429, distinguished by `message`: too many creations (with `Retry-After`) and too many
+ * sandboxes (without). If the client disconnects during a creation, no sandbox is created.
  *
  * @example
  * const e2b = await new StubE2b({ maxSandboxes: 4, createRate: { limit: 1, perMs: 1000 } }).start();
@@ -84,24 +74,19 @@ export class StubE2b extends StubService {
       ]),
     );
     this.#runCode = callable('execute', given.execute ?? defaultExecution);
-    this.#createRate = optional(
-      'createRate',
-      given.createRate,
-      (option, rate) => new KeyedRate(option, rate, this.timeScale),
-    );
+    this.#createRate = rateOf('createRate', given.createRate, this.timeScale);
     this.#fleet = new SandboxFleet(
-      optional('maxSandboxes', given.maxSandboxes, (option, value) => wholeNumber(option, value, 0)) ??
-        Number.POSITIVE_INFINITY,
+      countOrUnlimited('maxSandboxes', given.maxSandboxes),
       durationMs('killLagMs', given.killLagMs ?? 0) * this.timeScale,
     );
   }
 
-  /** What the SDK takes to come here instead of to E2B. */
+  /** Connection options that direct the SDK to this stub. */
   get connection(): { readonly apiUrl: string; readonly sandboxUrl: string; readonly apiKey: string } {
     return { apiUrl: this.url, sandboxUrl: this.url, apiKey: 'e2b_0123456789abcdef' };
   }
 
-  /** The sandboxes that are there, running and paused, oldest first. */
+  /** All sandboxes, running and paused, oldest first. */
   get sandboxes(): readonly StubSandbox[] {
     return this.#fleet.all.map(({ sandboxId, templateId, metadata, state, startedAt, endAt }) => ({
       sandboxId,
@@ -113,7 +98,7 @@ export class StubE2b extends StubService {
     }));
   }
 
-  /** The most sandboxes that were being created and running at once. */
+  /** Maximum number of sandboxes that were being created or running at once. */
   get peakSandboxes(): number {
     return this.#fleet.peakAlive;
   }
@@ -134,20 +119,20 @@ export class StubE2b extends StubService {
   }
 
   protected override streamError(call: StubCall, status: number, refusal: Refusal): StubReply {
-    const refused = this.refuse(status, refusal);
-    if (call.route !== 'POST /execute') return refused;
-    const { message } = JSON.parse(refused.body as string) as { message: string };
+    const rejected = this.refuse(status, refusal);
+    if (call.route !== 'POST /execute') return rejected;
+    const { message } = JSON.parse(rejected.body as string) as { message: string };
     const error = { type: 'error', name: 'ExecutionError', value: `${status}: ${message}`, traceback: '' };
     return { headers: LINES_HEADERS, body: linesOf([error]) };
   }
 
-  /** A route on one sandbox: refused without a known key, 404 where there is no such sandbox. */
+  /** A route of one sandbox: 401 without a valid key, 404 without such a sandbox. */
   #managed(method: string, path: string, answer: (sandbox: Sandbox, call: StubCall) => StubReply): StubRoute {
     return {
       method,
       path,
       answer: async (call) => {
-        if (!this.#isLetIn(call)) return this.refuse(401, { reason: 'rate' });
+        if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
         await this.pause(this.latencyOf(call), call.signal);
         const sandbox = this.#fleet.get(call.params.id ?? '');
         if (sandbox !== undefined) return answer(sandbox, call);
@@ -157,30 +142,30 @@ export class StubE2b extends StubService {
   }
 
   async #create(call: StubCall): Promise<StubReply> {
-    if (!this.#isLetIn(call)) return this.refuse(401, { reason: 'rate' });
+    if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
     const body = (call.body ?? {}) as CreateBody;
     const timeoutMs = timeoutOf(body);
     if (typeof body.templateID !== 'string' || timeoutMs === undefined) {
       return this.refuse(400, { reason: 'rate' });
     }
-    const verdict = this.#createRate?.take(call.key ?? '');
-    if (verdict?.admitted === false) {
-      const refused = this.refuse(429, { reason: 'rate' });
-      const seconds = String(Math.max(1, Math.ceil(verdict.waitMs / 1000)));
+    const admission = this.#createRate?.take(call.key ?? '');
+    if (admission?.admitted === false) {
+      const rejected = this.refuse(429, { reason: 'rate' });
+      const seconds = String(Math.max(1, Math.ceil(admission.waitMs / 1000)));
       const headers = {
         'retry-after': seconds,
-        'ratelimit-limit': String(verdict.limit),
+        'ratelimit-limit': String(admission.limit),
         'ratelimit-remaining': '0',
         'ratelimit-reset': seconds,
       };
-      return { ...refused, headers: { ...refused.headers, ...headers } };
+      return { ...rejected, headers: { ...rejected.headers, ...headers } };
     }
     if (!this.#fleet.reserve()) return this.refuse(429, { reason: 'quota' });
     try {
       await this.pause(this.latencyOf(call), call.signal);
-    } catch (left) {
+    } catch (error) {
       this.#fleet.unreserve();
-      throw left;
+      throw error;
     }
     const sandbox = this.#fleet.create({
       templateId: body.templateID,
@@ -192,7 +177,7 @@ export class StubE2b extends StubService {
   }
 
   async #list(call: StubCall): Promise<StubReply> {
-    if (!this.#isLetIn(call)) return this.refuse(401, { reason: 'rate' });
+    if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
     await this.pause(this.latencyOf(call), call.signal);
     const states = call.query.get('state')?.split(',') ?? ['running', 'paused'];
     const wanted = [...new URLSearchParams(call.query.get('metadata') ?? '')];
@@ -222,7 +207,7 @@ export class StubE2b extends StubService {
     return { status: 204 };
   }
 
-  /** Extends a running sandbox, never shortens it; resumes a paused one, if the account has room. */
+  /** Extends a running sandbox, never shortens its time; resumes a paused one if the limit permits. */
   #connect(sandbox: Sandbox, call: StubCall): StubReply {
     const timeoutMs = timeoutOf(call.body as CreateBody | undefined);
     if (timeoutMs === undefined) return this.refuse(400, { reason: 'rate' });
@@ -235,7 +220,7 @@ export class StubE2b extends StubService {
     return json(201, handleOf(sandbox));
   }
 
-  /** Of the sandbox that the header names, or of the management API without one. */
+  /** The health of the sandbox in the header or, without one, of the management API. */
   #health(call: StubCall): StubReply {
     const sandboxId = call.headers['e2b-sandbox-id']?.toString();
     return sandboxId === undefined || this.#running(sandboxId) ? { status: 204 } : notRunning(sandboxId);
@@ -270,7 +255,7 @@ export class StubE2b extends StubService {
     return sandbox?.state === 'running' ? sandbox : undefined;
   }
 
-  #isLetIn({ key }: StubCall): boolean {
+  #isAuthorized({ key }: StubCall): boolean {
     return key !== undefined && this.knowsKey(key);
   }
 
@@ -293,4 +278,52 @@ const REFUSALS: Readonly<Record<number, string>> = {
 const defaultExecution = (code: string): StubExecution => ({
   stdout: [`ran ${code.split('\n').length} lines\n`],
   text: `the result of ${code.length} characters of code`,
+});
+
+/** The request body of a creation or an extension, as far as the stub reads it. */
+interface CreateBody {
+  readonly templateID?: unknown;
+  readonly metadata?: Readonly<Record<string, string>>;
+  /** Seconds. */
+  readonly timeout?: unknown;
+  readonly autoPause?: unknown;
+}
+
+const DEFAULT_TIMEOUT_S = 300;
+const MAX_TIMEOUT_S = 86_400;
+const ENVD_VERSION = '0.5.0';
+const LINES_HEADERS = { 'content-type': 'application/json' };
+
+/** The requested time in milliseconds; `undefined` if it is invalid. */
+function timeoutOf(body: CreateBody | undefined): number | undefined {
+  const { timeout = DEFAULT_TIMEOUT_S } = body ?? {};
+  const isValid =
+    typeof timeout === 'number' && Number.isInteger(timeout) && timeout >= 0 && timeout <= MAX_TIMEOUT_S;
+  return isValid ? timeout * 1000 : undefined;
+}
+
+async function* linesOf(messages: readonly unknown[]): AsyncGenerator<string> {
+  for (const message of messages) yield `${JSON.stringify(message)}\n`;
+}
+
+/** The response of E2B's proxy for a sandbox that does not exist or is paused. */
+const notRunning = (sandboxId: string): StubReply =>
+  json(502, { sandboxId, message: 'The sandbox was not found', code: 502 });
+
+const handleOf = ({ sandboxId, templateId }: Sandbox) => ({
+  templateID: templateId,
+  sandboxID: sandboxId,
+  clientID: 'stub',
+  envdVersion: ENVD_VERSION,
+});
+
+const infoOf = (sandbox: Sandbox) => ({
+  ...handleOf(sandbox),
+  state: sandbox.state,
+  startedAt: sandbox.startedAt.toISOString(),
+  endAt: sandbox.endAt.toISOString(),
+  cpuCount: 2,
+  memoryMB: 512,
+  diskSizeMB: 1024,
+  metadata: sandbox.metadata,
 });

@@ -1,12 +1,11 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import { callable, optional, options } from '../internal/validate.js';
+import { callable, options } from '../internal/validate.js';
 import { tokensOf } from './llm-answer.js';
-import type { StubRoute } from './routes.js';
-import { json, type StubCall, type StubReply } from './stub-call.js';
-import { KeyedRate, type StubRate } from './stub-rate.js';
+import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
+import { type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
 import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
 
-/** A page that was read. */
+/** The content of a page. */
 export interface JinaPage {
   readonly title: string;
   /** Markdown. */
@@ -15,19 +14,19 @@ export interface JinaPage {
 
 /** Options of `StubJina`. */
 export interface StubJinaOptions extends StubServiceOptions {
-  /** What stands on a page; the same for the same URL, if left out. */
+  /** The content of a page. @default the same for the same URL */
   readonly page?: (url: string, call: StubCall) => JinaPage | Promise<JinaPage>;
-  /** Calls for each key; Jina allows 500 a minute. Unlimited if left out. */
+  /** Rate limit per key; Jina's is 500 per minute. @default unlimited */
   readonly rate?: StubRate;
-  /** Calls of all that come without a key; Jina allows 20 a minute. Unlimited if left out. */
+  /** Rate limit of all calls without a key; Jina's is 20 per minute. @default unlimited */
   readonly keylessRate?: StubRate;
 }
 
 /**
  * A stub of Jina's reader (`GET /{url}`, `Authorization: Bearer`, key optional): plain text, or JSON for clients that
- * `Accept` it. Errors come in Jina's envelope, `code` being the HTTP status and `status` the finer one.
+ * accept it. Errors have Jina's format: `code` is the HTTP status, `status` a more detailed one.
  *
- * 422 and 451 tell of the page, 401 and 402 of the key, 429 of the rate: stage them with `faultNext` or `fault`.
+ * 422 and 451 concern the page, 401 and 402 the key, 429 the rate; inject them with `faultNext` or `fault`.
  *
  * @example
  * const jina = await new StubJina({ rate: { limit: 500, perMs: 60_000 } }).start();
@@ -47,9 +46,8 @@ export class StubJina extends StubService {
       options('StubJina options', given, [...STUB_SERVICE_OPTIONS, 'page', 'rate', 'keylessRate']),
     );
     this.#page = callable('page', given.page ?? defaultPage);
-    const rate = (option: string, value: StubRate) => new KeyedRate(option, value, this.timeScale);
-    this.#rate = optional('rate', given.rate, rate);
-    this.#keylessRate = optional('keylessRate', given.keylessRate, rate);
+    this.#rate = rateOf('rate', given.rate, this.timeScale);
+    this.#keylessRate = rateOf('keylessRate', given.keylessRate, this.timeScale);
   }
 
   protected override keyOf(headers: IncomingHttpHeaders): string | undefined {
@@ -57,8 +55,8 @@ export class StubJina extends StubService {
   }
 
   protected override refuse(status: number, { reason, retryAfter }: Refusal): StubReply {
-    const spent = status === 429 && reason === 'quota';
-    const [fine, name, message] = REFUSALS[spent ? 402 : status] ?? [
+    const isQuota = status === 429 && reason === 'quota';
+    const [fine, name, message] = REFUSALS[isQuota ? 402 : status] ?? [
       status * 100,
       'ApplicationError',
       'Something went wrong.',
@@ -83,14 +81,14 @@ export class StubJina extends StubService {
     if (key !== undefined && !this.knowsKey(key)) return this.refuse(401, { reason: 'rate' });
     const url = targetOf(call.url);
     if (url === undefined) return this.refuse(400, { reason: 'rate' });
-    const verdict = key === undefined ? this.#keylessRate?.take('') : this.#rate?.take(key);
-    if (verdict?.admitted === false) {
-      const refused = this.refuse(429, {
+    const admission = key === undefined ? this.#keylessRate?.take('') : this.#rate?.take(key);
+    if (admission?.admitted === false) {
+      const rejected = this.refuse(429, {
         reason: 'rate',
-        retryAfter: { as: 'seconds', ms: Math.max(1, verdict.waitMs) },
+        retryAfter: { as: 'seconds', ms: Math.max(1, admission.waitMs) },
       });
-      const seconds = String(Math.max(1, Math.ceil(verdict.waitMs / 1000)));
-      return { ...refused, headers: { ...refused.headers, 'retry-after': seconds } };
+      const seconds = String(Math.max(1, Math.ceil(admission.waitMs / 1000)));
+      return { ...rejected, headers: { ...rejected.headers, 'retry-after': seconds } };
     }
     await this.pause(this.latencyOf(call), call.signal);
     const { title, content } = await this.#page(url, call);
@@ -110,7 +108,7 @@ export class StubJina extends StubService {
   }
 }
 
-/** The page that is asked for: everything behind the first slash, plain or percent-encoded. */
+/** The requested page: everything after the first slash, plain or percent-encoded. */
 function targetOf(requested: string): string | undefined {
   const plain = requested.slice(1);
   try {
@@ -121,7 +119,7 @@ function targetOf(requested: string): string | undefined {
   }
 }
 
-/** Jina's finer status, name and message by HTTP status. */
+/** Jina's detailed status, name and message, by HTTP status. */
 const REFUSALS: Readonly<Record<number, readonly [status: number, name: string, message: string]>> = {
   400: [40001, 'ParamValidationError', 'Invalid URL.'],
   401: [40103, 'AuthenticationRequiredError', 'Invalid API key.'],

@@ -1,40 +1,31 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import { callable, durationMs, optional, options, text, wholeNumber } from '../internal/validate.js';
-import { Batch } from './batch.js';
+import { callable, durationMs, options, text, wholeNumber } from '../internal/validate.js';
+import { Batch, type LlmBatchStats } from './batch.js';
 import { goDuration } from './fault.js';
 import { defaultReply, LlmAnswer, type LlmReply, type LlmRequest } from './llm-answer.js';
-import type { StubRoute } from './routes.js';
-import { json, type StubCall, type StubReply } from './stub-call.js';
-import { KeyedRate, type RateVerdict, type StubRate } from './stub-rate.js';
+import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
+import { countOrUnlimited, type KeyedRate, type RateDecision, rateOf, type StubRate } from './stub-rate.js';
 import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
 
 /** Options of `StubLlm`. Its `latencyMs` is the time to the first event, counted from the entry into the batch. */
 export interface StubLlmOptions extends StubServiceOptions {
   /** Milliseconds for each token, added to `latencyMs`. @default 0 */
   readonly perTokenMs?: number;
-  /** What the model says; the same text for the same question, if left out. */
+  /** The reply of the model. @default the same text for the same question */
   readonly reply?: (request: LlmRequest, call: StubCall) => LlmReply | Promise<LlmReply>;
-  /** The models there are; others get a 404. Any name will do, if left out. */
+  /** The available models; others get a 404. @default any name */
   readonly models?: readonly string[];
-  /** Calls that run at once, as vLLM's `--max-num-seqs`; the others wait, their headers sent if they stream. Unbounded if left out. */
+  /** Maximum concurrent calls, like vLLM's `--max-num-seqs`; others are queued, with headers sent if they stream. @default unlimited */
   readonly maxNumSeqs?: number;
-  /** Calls that may wait; one more is answered 503 at once. Unbounded, as vLLM has it, if left out. */
+  /** Maximum queued calls; a further one gets a 503 at once. @default unlimited, like vLLM */
   readonly maxQueued?: number;
-  /** Calls for each key, as OpenAI limits requests a minute: more are answered 429. Unlimited if left out. */
+  /** Rate limit per key, like OpenAI's requests per minute; exceeding calls get a 429. @default unlimited */
   readonly rate?: StubRate;
 }
 
-/** What the batch of a `StubLlm` looks like. */
-export interface LlmBatchStats {
-  readonly running: number;
-  readonly waiting: number;
-  readonly peakRunning: number;
-  readonly peakWaiting: number;
-}
-
 /**
- * A stub of an OpenAI-compatible LLM server: chat completions, streamed and whole, over the batch of a vLLM or SGLang
- * and, if wanted, behind OpenAI's request limit. The `openai` SDK runs against it unchanged.
+ * A stub of an OpenAI-compatible LLM server: chat completions, streamed or not, with the continuous batching of vLLM or
+ * SGLang and, optionally, OpenAI's rate limit. The `openai` SDK works with it unchanged.
  *
  * Bodies and headers follow OpenAI's API reference (errors, `x-ratelimit-*`) and vLLM's server (503, `/metrics`).
  *
@@ -72,30 +63,28 @@ export class StubLlm extends StubService {
     this.#perTokenMs = durationMs('perTokenMs', given.perTokenMs ?? 0);
     this.#reply = callable('reply', given.reply ?? defaultReply);
     this.#models = given.models?.map((model, i) => text(`models[${i}]`, model));
-    this.#batch = new Batch(optional('maxNumSeqs', given.maxNumSeqs, batchSize) ?? Number.POSITIVE_INFINITY);
-    this.#maxQueued =
-      optional('maxQueued', given.maxQueued, (option, value) => wholeNumber(option, value, 0)) ??
-      Number.POSITIVE_INFINITY;
-    this.#rate = optional('rate', given.rate, (option, rate) => new KeyedRate(option, rate, this.timeScale));
+    this.#batch = new Batch(countOrUnlimited('maxNumSeqs', given.maxNumSeqs, 1));
+    this.#maxQueued = countOrUnlimited('maxQueued', given.maxQueued);
+    this.#rate = rateOf('rate', given.rate, this.timeScale);
   }
 
-  /** What OpenAI clients take as `baseURL`. */
+  /** The `baseURL` for OpenAI clients. */
   get baseUrl(): string {
     return `${this.url}/v1`;
   }
 
-  /** Calls that run at once. Setting it stages a server that loses capacity, or gets it back. */
+  /** Maximum concurrent calls. Set it to simulate a server that loses or regains capacity. */
   get maxNumSeqs(): number {
     return this.#batch.size;
   }
 
   set maxNumSeqs(size: number) {
-    this.#batch.size = batchSize('maxNumSeqs', size);
+    this.#batch.size = wholeNumber('maxNumSeqs', size);
   }
 
+  /** The state of the batch. */
   batch(): LlmBatchStats {
-    const { running, waiting, peakRunning, peakWaiting } = this.#batch;
-    return { running, waiting, peakRunning, peakWaiting };
+    return this.#batch.stats();
   }
 
   override resetStats(): void {
@@ -125,12 +114,12 @@ export class StubLlm extends StubService {
   }
 
   protected override streamError(call: StubCall, status: number, refusal: Refusal): StubReply {
-    const refused = this.refuse(status, refusal);
-    if ((call.body as LlmRequest | undefined)?.stream !== true) return refused;
+    const rejected = this.refuse(status, refusal);
+    if ((call.body as LlmRequest | undefined)?.stream !== true) return rejected;
     return {
       headers: SSE_HEADERS,
       body: (async function* () {
-        yield `data: ${refused.body as string}\n\n`;
+        yield `data: ${rejected.body as string}\n\n`;
       })(),
       tail: DONE,
     };
@@ -144,15 +133,15 @@ export class StubLlm extends StubService {
       const message = `The model \`${request.model}\` does not exist or you do not have access to it.`;
       return openAiError(404, message, 'invalid_request_error', 'model_not_found');
     }
-    const verdict = this.#rate?.take(call.key ?? '');
-    if (verdict?.admitted === false) return tooMany(request.model, verdict);
-    if (this.#batch.isFull && this.#batch.waiting >= this.#maxQueued)
+    const admission = this.#rate?.take(call.key ?? '');
+    if (admission?.admitted === false) return tooMany(request.model, admission);
+    if (this.#batch.isFull && this.#batch.stats().queued >= this.#maxQueued)
       return this.refuse(503, { reason: 'rate' });
 
     const answer = this.#answer(call, request);
-    // Whoever awaits it is told as well; a client that leaves first must not leave a rejection behind.
+    // If the client disconnects first, nothing awaits it: the rejection must not be unhandled.
     answer.catch(() => {});
-    const headers = { 'x-request-id': `req_${call.id}`, ...(verdict && limitHeaders(verdict)) };
+    const headers = { 'x-request-id': `req_${call.id}`, ...(admission && limitHeaders(admission)) };
     if (request.stream === true) {
       return { headers: { ...headers, ...SSE_HEADERS }, body: this.#stream(call, answer), tail: DONE };
     }
@@ -172,7 +161,7 @@ export class StubLlm extends StubService {
     const latencyMs = this.latencyOf(call);
     let sent = 0;
     for (const chunk of answer.chunks()) {
-      // Counted from the start, so that the lateness of timers does not add up over many tokens.
+      // Relative to the start, so that timer delays do not accumulate over many tokens.
       const dueMs = latencyMs + Math.min(sent++, answer.tokens) * this.#perTokenMs;
       await this.pause(dueMs - (performance.now() - startedAtMs) / this.timeScale, call.signal);
       yield chunk;
@@ -189,9 +178,9 @@ export class StubLlm extends StubService {
     return json(200, { object: 'list', data });
   }
 
-  /** The gauges by which vLLM tells how busy it is, in Prometheus's text format. */
+  /** vLLM's load gauges, in Prometheus's text format. */
   #metrics(): StubReply {
-    const { running, waiting, size } = this.#batch;
+    const { running, queued } = this.#batch.stats();
     const model = `model_name="${this.#models?.[0] ?? STUB_MODEL}"`;
     const gauge = (name: string, help: string, value: number, labels = model): string =>
       `# HELP ${name} ${help}\n# TYPE ${name} gauge\n${name}{${labels}} ${value}\n`;
@@ -199,11 +188,11 @@ export class StubLlm extends StubService {
       headers: { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' },
       body: [
         gauge('vllm:num_requests_running', 'Requests in the running batch.', running),
-        gauge('vllm:num_requests_waiting', 'Requests waiting for a place in the batch.', waiting),
+        gauge('vllm:num_requests_waiting', 'Requests waiting for a place in the batch.', queued),
         gauge(
           'vllm:kv_cache_usage_perc',
           'Share of the KV cache in use, 1 is all.',
-          Math.min(running / size, 1),
+          Math.min(running / this.#batch.size, 1),
         ),
       ].join(''),
     };
@@ -220,13 +209,11 @@ const REFUSALS: Readonly<Record<number, string>> = {
   404: 'Not Found',
 };
 
-/** As vLLM words its failures: `type` is the status in words, `code` the status. */
+/** vLLM's error format: `type` is the reason phrase, `code` the status. */
 const FAILURES: Readonly<Record<number, readonly [type: string, message: string]>> = {
   503: ['Service Unavailable', 'The server is overloaded, please try again later.'],
   504: ['Gateway Timeout', 'The server did not answer in time.'],
 };
-
-const batchSize = (option: string, value: unknown): number => wholeNumber(option, value);
 
 const isChat = (body: LlmRequest | undefined): body is LlmRequest =>
   typeof body === 'object' &&
@@ -238,20 +225,20 @@ const isChat = (body: LlmRequest | undefined): body is LlmRequest =>
 const openAiError = (status: number, message: string, type: string, code: string | null = null): StubReply =>
   json(status, { error: { message, type, param: null, code } });
 
-const limitHeaders = ({ limit, remaining, resetMs }: RateVerdict): Record<string, string> => ({
+const limitHeaders = ({ limit, remaining, resetMs }: RateDecision): Record<string, string> => ({
   'x-ratelimit-limit-requests': String(limit),
   'x-ratelimit-remaining-requests': String(remaining),
   'x-ratelimit-reset-requests': goDuration(resetMs),
 });
 
-function tooMany(model: string, verdict: RateVerdict): StubReply {
-  const { limit, waitMs } = verdict;
+function tooMany(model: string, admission: RateDecision): StubReply {
+  const { limit, waitMs } = admission;
   const message = `Rate limit reached for ${model} on requests: Limit ${limit}, Used ${limit}, Requested 1. Please try again in ${goDuration(waitMs)}.`;
-  const refused = openAiError(429, message, 'requests', 'rate_limit_exceeded');
+  const rejected = openAiError(429, message, 'requests', 'rate_limit_exceeded');
   const headers = {
-    ...limitHeaders({ ...verdict, resetMs: waitMs }),
+    ...limitHeaders({ ...admission, resetMs: waitMs }),
     'retry-after': String(Math.max(1, Math.ceil(waitMs / 1000))),
     'retry-after-ms': String(Math.ceil(waitMs)),
   };
-  return { ...refused, headers: { ...refused.headers, ...headers } };
+  return { ...rejected, headers: { ...rejected.headers, ...headers } };
 }

@@ -1,25 +1,36 @@
 import { durationMs, options, wholeNumber } from '../internal/validate.js';
 
-/** So many calls in any stretch of time, wherever it is laid. Calls that are refused do not count. */
+/** At most `limit` calls within any `perMs`. Rejected calls do not count. */
 export interface StubRate {
   readonly limit: number;
-  /** Milliseconds; the service's `timeScale` applies. */
+  /** Milliseconds; multiplied by the service's `timeScale`. */
   readonly perMs: number;
 }
 
-/** What a window says to a call. */
-export interface RateVerdict {
+/** Whether a call is admitted, and the state of its window. */
+export interface RateDecision {
   readonly admitted: boolean;
   readonly limit: number;
   /** Calls left after this one. */
   readonly remaining: number;
-  /** Milliseconds until there is room again; 0 while there is. */
+  /** Milliseconds until another call is admitted; 0 if one is now. */
   readonly waitMs: number;
-  /** Milliseconds until nothing counts any more. */
+  /** Milliseconds until the window is empty. */
   readonly resetMs: number;
 }
 
-/** A rate, kept for each key apart. The strictest form there is: the start of each call counts for the whole window. */
+/** A maximum of at least `min`; infinite if it is not given. */
+export const countOrUnlimited = (option: string, value: number | undefined, min = 0): number =>
+  value === undefined ? Number.POSITIVE_INFINITY : wholeNumber(option, value, min);
+
+/** A rate limit; none if it is not given. */
+export const rateOf = (
+  option: string,
+  rate: StubRate | undefined,
+  timeScale: number,
+): KeyedRate | undefined => (rate === undefined ? undefined : new KeyedRate(option, rate, timeScale));
+
+/** A sliding window per key. */
 export class KeyedRate {
   readonly #limit: number;
   readonly #perMs: number;
@@ -31,7 +42,7 @@ export class KeyedRate {
     this.#perMs = durationMs(`${option}.perMs`, rate.perMs, 1) * timeScale;
   }
 
-  take(key: string): RateVerdict {
+  take(key: string): RateDecision {
     const now = performance.now();
     const starts = (this.#starts.get(key) ?? []).filter((start) => now - start < this.#perMs);
     const admitted = starts.length < this.#limit;

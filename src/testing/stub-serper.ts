@@ -1,11 +1,10 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import { callable, optional, options, wholeNumber } from '../internal/validate.js';
-import type { StubRoute } from './routes.js';
-import { json, type StubCall, type StubReply } from './stub-call.js';
-import { KeyedRate, type StubRate } from './stub-rate.js';
+import { callable, options } from '../internal/validate.js';
+import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
+import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
 import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
 
-/** The body of a search, as far as the stub looks at it. */
+/** The request body of a search, as far as the stub reads it. */
 export interface SerperRequest {
   readonly q: string;
   readonly gl?: string;
@@ -24,20 +23,20 @@ export interface SerperResult {
 
 /** Options of `StubSerper`. */
 export interface StubSerperOptions extends StubServiceOptions {
-  /** What is found; the same for the same query, if left out. */
+  /** The results. @default the same for the same query */
   readonly results?: (
     request: SerperRequest,
     call: StubCall,
   ) => readonly SerperResult[] | Promise<readonly SerperResult[]>;
-  /** Calls for each key; Serper allows 50 to 300 a second, by what was bought. Unlimited if left out. */
+  /** Rate limit per key; Serper's is 50 to 300 per second, depending on the plan. @default unlimited */
   readonly rate?: StubRate;
-  /** Credits that each key has; one is spent on each search that succeeds. Unlimited if left out. */
+  /** Credits of each key; a successful search costs one. @default unlimited */
   readonly credits?: number;
 }
 
 /**
- * A stub of Serper's search (`POST /search`, `X-API-KEY`). As the service does, it reports too many calls and an empty
- * balance both as 429, told apart by `message` alone, and never says when to come back.
+ * A stub of Serper's search (`POST /search`, `X-API-KEY`). Like the service, it responds with 429 both to exceeded rates and
+ * to an empty balance, distinguished only by `message`, and never states when to retry.
  *
  * @example
  * const serper = await new StubSerper({ rate: { limit: 5, perMs: 1000 }, credits: 100 }).start();
@@ -49,7 +48,7 @@ export class StubSerper extends StubService {
   readonly #results: NonNullable<StubSerperOptions['results']>;
   readonly #rate: KeyedRate | undefined;
   readonly #credits: number;
-  readonly #spent = new Map<string, number>();
+  readonly #creditsUsed = new Map<string, number>();
 
   constructor(given: StubSerperOptions = {}) {
     super(
@@ -57,15 +56,13 @@ export class StubSerper extends StubService {
       options('StubSerper options', given, [...STUB_SERVICE_OPTIONS, 'results', 'rate', 'credits']),
     );
     this.#results = callable('results', given.results ?? defaultResults);
-    this.#rate = optional('rate', given.rate, (option, rate) => new KeyedRate(option, rate, this.timeScale));
-    this.#credits =
-      optional('credits', given.credits, (option, value) => wholeNumber(option, value, 0)) ??
-      Number.POSITIVE_INFINITY;
+    this.#rate = rateOf('rate', given.rate, this.timeScale);
+    this.#credits = countOrUnlimited('credits', given.credits);
   }
 
-  /** Credits that a key has left. */
+  /** The remaining credits of a key. */
   creditsLeft(key: string): number {
-    return this.#credits - (this.#spent.get(key) ?? 0);
+    return this.#credits - (this.#creditsUsed.get(key) ?? 0);
   }
 
   protected override keyOf(headers: IncomingHttpHeaders): string | undefined {
@@ -87,7 +84,7 @@ export class StubSerper extends StubService {
     if (this.#rate?.take(key).admitted === false) return this.refuse(429, { reason: 'rate' });
     await this.pause(this.latencyOf(call), call.signal);
     const results = await this.#results(request, call);
-    this.#spent.set(key, (this.#spent.get(key) ?? 0) + 1);
+    this.#creditsUsed.set(key, (this.#creditsUsed.get(key) ?? 0) + 1);
     const { q, gl = 'us', hl = 'en', num = 10, page = 1 } = request;
     return json(200, {
       searchParameters: { q, gl, hl, num, page, type: 'search', engine: 'google' },

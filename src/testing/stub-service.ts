@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -14,29 +15,29 @@ import {
   type StatusFault,
   type StreamErrorFault,
 } from './fault.js';
-import { findRoute, nameOf, type StubRoute } from './routes.js';
-import type { StubCall, StubReply } from './stub-call.js';
+import { findRoute, nameOf, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
 
-/** Options that every stub service takes. */
+/** Options of all stub services. */
 export interface StubServiceOptions {
-  /** Milliseconds a call takes, or a function of the call. Refusals and probes take none. @default 0 */
+  /** Duration of a call in milliseconds, or a function of the call. Rejections and probes take none. @default 0 */
   readonly latencyMs?: number | ((call: StubCall) => number);
-  /** Stages a fault for a call, or none. Asked for each call that no queued fault befalls; probes are spared. */
+  /** Returns the fault for a call, or none. Called for each call without a queued fault, except probes. */
   readonly fault?: (call: StubCall) => Fault | undefined;
   /**
-   * Multiplies every duration that the service is configured with: latencies, the windows of rates, lags. 0.01 makes a
-   * minute 0.6 s. What a client asks for, and what a fault says, stands as it is. @default 1
+   * Multiplies all configured durations: latencies, rate windows, lags. 0.01 turns a minute into 0.6 s. Durations requested
+   * by a client or stated by a fault are not changed.
+   * @default 1
    */
   readonly timeScale?: number;
-  /** The API keys that are known; any is, if left out. */
+  /** The valid API keys. @default any key */
   readonly keys?: readonly string[];
-  /** How many calls `calls` remembers. Counts and peaks cover all calls. @default 1000 */
+  /** Number of calls kept in `calls`. Counts and peaks cover all calls. @default 1000 */
   readonly logSize?: number;
 }
 
 export const STUB_SERVICE_OPTIONS = ['latencyMs', 'fault', 'timeScale', 'keys', 'logSize'] as const;
 
-/** What a stub service knows of a refusal that it words. */
+/** The details of a rejection. */
 export interface Refusal {
   readonly reason: RefusalReason;
   readonly retryAfter?: RetryAfter | undefined;
@@ -49,14 +50,14 @@ type State =
   | { readonly is: 'stopping'; readonly done: Promise<void> };
 
 /**
- * The base of all stub services: a real HTTP server on loopback that answers as a vendor's service does, can be told to
- * fail in every way that services fail, and counts what it sees.
+ * The base class of all stub services: a real HTTP server on loopback that responds like a vendor's service, can inject
+ * faults of all kinds, and counts its calls. Subclasses define `routes` and reject unknown options.
  *
  * Invariants:
- * - Each call that arrives departs once, whichever way it ends; `inFlight` is 0 when no client is left.
- * - A client that leaves ends the work for it: the call's `signal` aborts.
- * - A fault befalls one call. Nothing that scripts do (throw, reject, hang) reaches another call or the process.
- * - `stop` leaves nothing behind that keeps the process alive; `start` after it listens on the same port again.
+ * - Each call departs exactly once, however it ends; `inFlight` is 0 when no client is connected.
+ * - When a client disconnects, the call's `signal` aborts.
+ * - A fault affects one call. A script that throws, rejects or hangs affects neither another call nor the process.
+ * - After `stop` nothing keeps the process alive; `start` then listens on the same port again.
  *
  * @example
  * const serper = await new StubSerper({ latencyMs: 20 }).start();
@@ -84,7 +85,6 @@ export abstract class StubService implements AsyncDisposable {
   #port = 0;
   #lastId = 0;
 
-  /** Unknown options are refused by the subclass, which knows its own. */
   protected constructor(name: string, options: StubServiceOptions) {
     this.name = name;
     const { latencyMs = 0 } = options;
@@ -95,17 +95,17 @@ export abstract class StubService implements AsyncDisposable {
       1;
     this.#keys = options.keys && new Set(options.keys.map((key, i) => text(`keys[${i}]`, key)));
     this.#ledger = new CallLedger(wholeNumber('logSize', options.logSize ?? 1000));
-    // Longer than any test pauses: a client must not find a kept connection closed under its next call.
+    // Longer than any pause of a test: a kept-alive connection must not close under the next call.
     this.#server.keepAliveTimeout = 120_000;
   }
 
-  /** Words a refusal as the service does. */
+  /** The service's response to a rejected call. */
   protected abstract refuse(status: number, refusal: Refusal): StubReply;
 
   /** The key of a call, from its headers. */
   protected abstract keyOf(headers: IncomingHttpHeaders): string | undefined;
 
-  /** Makes the first event of a stream an error. A call that does not stream is refused with the status itself. */
+  /** A stream whose first event is an error. A call that does not stream is rejected with the status itself. */
   protected streamError(_call: StubCall, status: number, refusal: Refusal): StubReply {
     return this.refuse(status, refusal);
   }
@@ -118,7 +118,7 @@ export abstract class StubService implements AsyncDisposable {
     return this;
   }
 
-  /** Ends open connections, and with them the calls under way. Stopping again changes nothing. */
+  /** Closes all connections, which ends the calls in flight. A second call is a no-op. */
   async stop(): Promise<void> {
     if (this.#state.is === 'starting') await this.#state.done;
     if (this.#state.is === 'running') this.#state = { is: 'stopping', done: this.#close() };
@@ -129,13 +129,19 @@ export abstract class StubService implements AsyncDisposable {
     return this.stop();
   }
 
-  /** `http://127.0.0.1:port`, without a slash at the end. Throws unless the service is running. */
+  /**
+   * `http://127.0.0.1:port`, without a trailing slash.
+   * @throws {Error} unless the service is running
+   */
   get url(): string {
     if (this.#state.is !== 'running') throw new Error(`${this.name} is ${this.#state.is}: it has no URL`);
     return this.#state.url;
   }
 
-  /** Stages faults for the next calls, one each, in this order; calls of `route` only, where it is given. */
+  /**
+   * Queues faults for the next calls (of `route`, if given), one each.
+   * @throws {TypeError | RangeError} for an invalid fault or an unknown route
+   */
   faultNext(faults: Fault | readonly Fault[], route?: string): void {
     const names = this.routes.map(nameOf);
     if (route !== undefined && !names.includes(route)) {
@@ -150,70 +156,64 @@ export abstract class StubService implements AsyncDisposable {
     this.#queuedFaults.push(...staged);
   }
 
-  /** The calls seen last, oldest first. */
+  /** The latest calls, oldest first. */
   get calls(): readonly StubCall[] {
     return this.#ledger.log;
   }
 
-  /** What was counted since the start, or since `resetStats`. */
+  /** Counts since the start or the last `resetStats`. */
   stats(): StubStats {
     return this.#ledger.stats();
   }
 
   /**
-   * The most calls that started within any `windowMs`, wherever the window is laid. A start is the arrival of the
-   * request's headers here, so it trails the client's own start by up to some milliseconds.
+   * The maximum number of calls that started within any window of `windowMs`. A call starts when its headers arrive, up to
+   * some milliseconds after the client sent them.
    */
   peakStartsPer(windowMs: number, filter: CallFilter = {}): number {
     return this.#ledger.peakStartsPer(windowMs, filter);
   }
 
-  /** Counts afresh. Calls under way stay counted, as they will end. */
+  /** Resets all counts. Calls in flight remain counted. */
   resetStats(): void {
     this.#ledger.reset();
   }
 
-  /** Whether calls with this key are let in; without `keys`, all are. */
+  /** Whether the key is valid. */
   protected knowsKey(key: string | undefined): boolean {
     return this.#keys === undefined || (key !== undefined && this.#keys.has(key));
   }
 
-  /** Milliseconds that this call takes, not scaled yet. */
+  /** The unscaled duration of this call in milliseconds. */
   protected latencyOf(call: StubCall): number {
     if (typeof this.#latencyMs === 'number') return this.#latencyMs;
     return durationMs('latencyMs(call)', this.#latencyMs(call));
   }
 
-  /** Waits for some milliseconds, scaled; rejects when the call is over. */
+  /** Waits, with `timeScale` applied; rejects when the call ends. */
   protected async pause(ms: number, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     if (ms > 0) await sleep(ms * this.timeScale, undefined, { signal });
   }
 
-  #listen(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const onError = (error: Error): void => {
-        this.#state = { is: 'stopped' };
-        reject(error);
-      };
-      this.#server.once('error', onError);
-      this.#server.listen(this.#port, '127.0.0.1', () => {
-        this.#server.off('error', onError);
-        this.#port = (this.#server.address() as AddressInfo).port;
-        this.#state = { is: 'running', url: `http://127.0.0.1:${this.#port}` };
-        resolve();
-      });
-    });
+  async #listen(): Promise<void> {
+    try {
+      this.#server.listen(this.#port, '127.0.0.1');
+      await once(this.#server, 'listening');
+    } catch (error) {
+      this.#state = { is: 'stopped' };
+      throw error;
+    }
+    this.#port = (this.#server.address() as AddressInfo).port;
+    this.#state = { is: 'running', url: `http://127.0.0.1:${this.#port}` };
   }
 
-  #close(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#server.close(() => {
-        this.#state = { is: 'stopped' };
-        resolve();
-      });
-      this.#server.closeAllConnections();
-    });
+  async #close(): Promise<void> {
+    const closed = once(this.#server, 'close');
+    this.#server.close();
+    this.#server.closeAllConnections();
+    await closed;
+    this.#state = { is: 'stopped' };
   }
 
   #serve(request: IncomingMessage, response: ServerResponse): void {
@@ -234,10 +234,10 @@ export abstract class StubService implements AsyncDisposable {
     };
     const conversation = new Conversation(arrived, request, response, this.#ledger);
     this.#ledger.arrive(conversation.call);
-    this.#converse(conversation, route).catch((error: unknown) => conversation.fail(error, this.name));
+    this.#handle(conversation, route).catch((error: unknown) => conversation.fail(error, this.name));
   }
 
-  async #converse(conversation: Conversation, route: StubRoute | undefined): Promise<void> {
+  async #handle(conversation: Conversation, route: StubRoute | undefined): Promise<void> {
     const { call } = conversation;
     const readable = await conversation.readBody();
     const answer = async (): Promise<StubReply> => {
@@ -251,9 +251,9 @@ export abstract class StubService implements AsyncDisposable {
       case 'status':
         return conversation.send(this.#statusReply(fault));
       case 'envelope':
-        return conversation.send({ ...this.refuse(fault.status, refusalOf(fault)), status: 200 });
+        return conversation.send({ ...this.refuse(fault.status, rejectionOf(fault)), status: 200 });
       case 'stream-error':
-        return conversation.send(this.streamError(call, fault.status, refusalOf(fault)));
+        return conversation.send(this.streamError(call, fault.status, rejectionOf(fault)));
       case 'no-headers':
         return conversation.breakOff('stall');
       case 'stall':
@@ -266,11 +266,11 @@ export abstract class StubService implements AsyncDisposable {
 
   #statusReply(fault: StatusFault): StubReply {
     const { status, retryAfter } = fault;
-    const worded = this.refuse(status, refusalOf(fault));
-    const { body = worded.body } = fault;
+    const usual = this.refuse(status, rejectionOf(fault));
+    const { body = usual.body } = fault;
     return {
       status,
-      headers: { ...worded.headers, ...(retryAfter && retryAfterHeaders(retryAfter)), ...fault.headers },
+      headers: { ...usual.headers, ...(retryAfter && retryAfterHeaders(retryAfter)), ...fault.headers },
       body: typeof body === 'string' ? body : JSON.stringify(body),
     };
   }
@@ -286,7 +286,7 @@ export abstract class StubService implements AsyncDisposable {
   }
 }
 
-const refusalOf = (fault: StatusFault | EnvelopeFault | StreamErrorFault): Refusal => ({
+const rejectionOf = (fault: StatusFault | EnvelopeFault | StreamErrorFault): Refusal => ({
   reason: fault.reason ?? 'rate',
   retryAfter: fault.type === 'status' ? fault.retryAfter : undefined,
 });

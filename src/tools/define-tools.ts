@@ -1,3 +1,4 @@
+import type { CALL_CONTEXT, CallContext } from '../gate/call-context.js';
 import {
   callable,
   durationMs,
@@ -8,73 +9,127 @@ import {
   text,
   wholeNumber,
 } from '../internal/validate.js';
-import type { ConnectContext } from './connection.js';
-import type { ToolGate } from './tool-gate.js';
 
 /**
- * How long a tool's client lives, and who shares it: `shared` is one for all instances of a factory, `instance` one for
- * each pipeline, `task` one for each lease, made when first used and gone with the lease.
+ * How long a tool's client lives, and what shares it: `shared` is one for all instances of a factory, `instance` one for
+ * each pipeline, `task` one for each lease, created on first use and disposed of with the lease.
  */
 export type ToolScope = 'shared' | 'instance' | 'task';
+
+/** Which instance, and which task, a client is created for. */
+export interface ConnectContext {
+  /** The instance that needs it; for a shared client, the first one that did. */
+  readonly instanceId: number;
+  /** The task that needs it; only for a client of scope `task`. */
+  readonly taskId?: string;
+  /** Aborts once nothing waits for the client any more. It does not bound the client's life. */
+  readonly signal: AbortSignal;
+}
 
 /** A JSON schema. */
 export type JsonSchema = Readonly<Record<string, unknown>>;
 
-/** What one attempt of a call is given. */
+/** What one attempt of a call receives. */
 export interface ToolCallContext {
   /** Aborts when the call's time is up, its caller aborts it, or its lease ends. */
   readonly signal: AbortSignal;
-  /** The key that the gate chose for this attempt; empty where there is no gate, or it has no keys. */
+  /** The gate's API key for this attempt; empty without a gate, or if the gate has no keys. */
   readonly key: string;
   /** The task that holds the pipeline. */
   readonly taskId: string | undefined;
   /** Counts from 1. */
   readonly attempt: number;
-  /** Tells the gate what the call weighed in the end, where `weight` was an estimate. Without a gate it does nothing. */
-  settle(actual: number): void;
+  /** Corrects the call's `weight` in the gate's windows, where it was an estimate. Does nothing without a gate. */
+  reportUsage(actual: number): void;
 }
 
-/** What `disconnect`, `reset` and `check` are given. */
+/** What `disconnect`, `reset` and `check` receive. */
 export interface ToolClientContext {
   /** Aborts when their time is up. */
   readonly signal: AbortSignal;
 }
 
+/** What a gate passes to one attempt. */
+export interface ToolGateAttempt {
+  readonly signal: AbortSignal;
+  /** The key to use; empty or absent if the gate has none. */
+  readonly key?: string;
+  readonly attempt: number;
+  reportUsage(actual: number): void;
+}
+
+/** What a tool passes to its gate for a call. */
+export interface ToolGateOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly timeoutMs?: number | undefined;
+  readonly priority?: number | undefined;
+  readonly tenant?: string | undefined;
+  readonly weight?: number | undefined;
+  readonly taskId?: string | undefined;
+  readonly requestId?: string | undefined;
+  readonly toolCallId?: number | undefined;
+  readonly cacheKey?: string | undefined;
+  /** @internal The signal and the deadline of the tool call, for a gate that takes them as they are. */
+  readonly [CALL_CONTEXT]?: CallContext | undefined;
+}
+
 /**
- * One thing that an agent can call, on a client of the host's own.
+ * What a tool needs of a gate. A `ServiceGate` is one.
  *
- * Tools of one scope that give the same `connect` function share its client: several tools of one browser, one sandbox
- * or one MCP server. They must give the same `disconnect`, `reset` and `check` too.
+ * @example
+ * const passThrough: ToolGate = { run: async (work) => work({ signal: AbortSignal.timeout(5_000), attempt: 1, reportUsage() {} }) };
+ */
+export interface ToolGate {
+  run<R>(work: (attempt: ToolGateAttempt) => R | PromiseLike<R>, options?: ToolGateOptions): Promise<R>;
+  /** @internal Whether it bounds its attempts by the context of the tool call. */
+  readonly [CALL_CONTEXT]?: true;
+}
+
+/**
+ * One operation that an agent can call, on the host's own client.
+ *
+ * Tools of one scope with the same `connect` function share its client: several tools of one browser, one sandbox or one
+ * MCP server. Their `disconnect`, `reset` and `check` must be the same too.
  */
 export interface Tool<Client, Input, Result> {
-  /** @default 'instance' */
-  readonly scope?: ToolScope;
-  /** Makes the client. */
+  /** How long the client lives, and what shares it. @default 'instance' */
+  readonly scope?: ToolScope | undefined;
+  /** Creates the client. */
   connect(context: ConnectContext): Client | PromiseLike<Client>;
-  /** Lets the client go. Failing is reported (`tool:disconnectFailed`) and otherwise harmless. */
+  /** Disposes of the client. A failure is emitted as `tool:disconnect-failed` and affects nothing else. @default nothing */
   disconnect?(client: Client, context: ToolClientContext): unknown;
-  /** Clears a task's traces off a client of scope `instance` before the next task. Failing replaces the instance. */
+  /**
+   * Clears the state of a task from a client of scope `instance` before the next task. A failure replaces the instance.
+   * @default nothing
+   */
   reset?(client: Client, context: ToolClientContext): unknown;
-  /** Whether a client of scope `instance` is still good; anything but `true` replaces the instance. */
+  /** Whether a client of scope `instance` is healthy; anything but `true` replaces the instance. @default healthy */
   check?(client: Client, context: ToolClientContext): boolean | PromiseLike<boolean>;
   /** Makes the call. With a gate it is one attempt, and the gate decides whether there is another. */
   call(client: Client, input: Input, context: ToolCallContext): Result | PromiseLike<Result>;
-  /** The guard of the service behind the tool: a `ServiceGate`, or anything with its `run`. */
-  readonly gate?: ToolGate;
-  /** What the gate may answer this call by from its cache; `undefined` for a call of its own. */
+  /** The gate of the service behind the tool: a `ServiceGate`, or any object with its `run`. @default none */
+  readonly gate?: ToolGate | undefined;
+  /**
+   * The key under which the gate may answer from its cache or merge concurrent calls; `undefined` for neither. It must
+   * contain everything that the result depends on.
+   * @default none
+   */
   cacheKey?(input: Input): string | undefined;
-  /** What the call counts for in the gate's windows of weight. */
+  /** What the call counts as in the gate's windows of weight. @default 1 */
   weight?(input: Input): number;
-  /** Milliseconds that a whole call may take: making the client, waiting in the gate and retries. @default 300000 */
-  readonly timeoutMs?: number;
-  /** Reads what a model gave as input, at once. What it throws is the agent's answer. Only `answer` asks it. */
+  /** Milliseconds that a whole call may take: connecting, waiting in the gate, retries. @default 300000 */
+  readonly timeoutMs?: number | undefined;
+  /**
+   * Checks and converts what a model sent as input, synchronously. Its error is the agent's answer. Used by `answer` only.
+   * @default as it is
+   */
   parse?(input: unknown): Input;
-  /** Tells the model what the tool is for. */
-  readonly description?: string;
-  /** Tells the model what input the tool takes: the JSON schema of an object. */
-  readonly inputSchema?: JsonSchema;
-  /** Characters of `answer` at most; the rest is cut off, and the agent is told so. @default 50000 */
-  readonly maxAnswerChars?: number;
+  /** Explains the tool to the model. @default none */
+  readonly description?: string | undefined;
+  /** Describes the tool's input to the model: the JSON schema of an object. @default none */
+  readonly inputSchema?: JsonSchema | undefined;
+  /** The most characters of an `answer`; a longer one is cut off and says so. @default 50000 */
+  readonly maxAnswerChars?: number | undefined;
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: stands for every tool; its own types are inferred from it
@@ -93,29 +148,59 @@ export type ToolClient<T> = T extends { connect(...given: never): infer Made } ?
 export type ToolInput<T> = T extends { call(client: never, input: infer Input, ...given: never): unknown }
   ? Input
   : never;
-/** What a tool's call gives. */
+/** The result of a tool's call. */
 export type ToolResult<T> = T extends { call(...given: never): infer Given } ? Awaited<Given> : never;
 
-/** Lets the parameters of a tool's functions be inferred from what its `connect` and `parse` give. */
+/**
+ * Infers the parameters of a tool's functions from what its `connect` and `parse` return, or from a `call` whose
+ * parameters are all annotated.
+ */
 type Inferring<Clients, Inputs> = {
   readonly [N in keyof Clients]: Tool<Clients[N], N extends keyof Inputs ? Inputs[N] : unknown, unknown>;
-} & { readonly [N in keyof Inputs]: { parse?(input: unknown): Inputs[N] } };
-
-/** What inference lets pass: a misspelt option, and functions that take another client than `connect` makes. */
-type Checked<Tools> = {
-  readonly [N in keyof Tools]: { readonly [Option in Exclude<keyof Tools[N], keyof AnyTool>]: never } & Fits<
-    Tools[N],
-    ToolClient<Tools[N]>
-  >;
+} & {
+  readonly [N in keyof Inputs]: {
+    parse?(input: unknown): Inputs[N];
+    call?(client: never, input: Inputs[N], context: never): unknown;
+  };
 };
-type Fits<T, Client> = T extends { call(client: infer Taken, ...given: never): unknown }
-  ? [Client] extends [Taken]
-    ? T extends { disconnect(client: infer Taken, ...given: never): unknown }
-      ? [Client] extends [Taken]
+
+/** Rejects what inference accepts: a misspelt option, and functions whose parameters do not fit one another. */
+type Checked<Tools> = {
+  readonly [N in keyof Tools]: {
+    readonly [O in Exclude<
+      keyof Tools[N],
+      keyof AnyTool
+    >]: Mistake<`there is no tool option "${O & string}"`>;
+  } & Takes<
+    Tools[N],
+    'call' | 'disconnect' | 'reset' | 'check',
+    ToolClient<Tools[N]>,
+    'takes another client than `connect` returns'
+  > &
+    Takes<Tools[N], 'cacheKey' | 'weight', ToolInput<Tools[N]>, 'takes another input than `call`'> &
+    Parses<Tools[N]>;
+};
+
+/** A type that nothing has, so that the compiler's error shows the message. */
+interface Mistake<Message> {
+  readonly error: Message;
+}
+
+/** `unknown` if those functions of a tool take `Given`, or else a type whose error names the mistake. */
+type Takes<T, Functions extends string, Given, Message> = {
+  readonly [F in Functions]?: F extends keyof T
+    ? NonNullable<T[F]> extends (first: infer First, ...others: never) => unknown
+      ? [Given] extends [First]
         ? unknown
-        : { readonly disconnect: 'takes another client than `connect` makes' }
+        : Mistake<Message>
       : unknown
-    : { readonly call: 'takes another client than `connect` makes' }
+    : unknown;
+};
+
+type Parses<T> = T extends { parse(input: never): infer Parsed }
+  ? [Parsed] extends [ToolInput<T>]
+    ? unknown
+    : { readonly parse: Mistake<'returns another input than `call` takes'> }
   : unknown;
 
 /** Tools as they were defined, by name, with everything inferred. */
@@ -140,14 +225,16 @@ const OPTIONS: readonly (keyof AnyTool)[] = [
   'maxAnswerChars',
 ];
 
-/** What the usual model services take as the name of a function. */
+/** The function names that the usual model services accept. */
 const NAME = /^[A-Za-z0-9_-]{1,64}$/;
 
 /**
  * Defines the tools of one agent. Names, clients, inputs and results are inferred.
  *
- * `call`'s input is what its annotation says, or what `parse` gives. Where `connect` takes its context, say so
- * (`({ signal }: ConnectContext) => …`) or write the tool with `defineTool`: TypeScript cannot infer the client otherwise.
+ * The input is what `call` annotates or `parse` returns; `cacheKey` and `weight` are checked against it. TypeScript
+ * cannot infer two parameters inside one object, so annotate them, or write the tool with `defineTool`, which infers
+ * both: the context of `connect` (`({ signal }: ConnectContext) => …`), and an input that `cacheKey` or `weight` does not
+ * destructure (`(input: { query: string }) => …`).
  *
  * @throws {TypeError | RangeError} naming the tool and the option that is wrong
  *
@@ -174,7 +261,10 @@ export function defineTools<Clients, Inputs, Tools>(
 }
 
 /**
- * Defines one tool by itself, in a file of its own for instance. It goes into `defineTools` by name.
+ * Defines one tool, which `defineTools` takes under a name. All parameters are inferred; write `cacheKey` and `weight`
+ * below `call`.
+ *
+ * @throws {TypeError | RangeError} naming the option that is wrong
  *
  * @example
  * export const browse = defineTool({
@@ -191,12 +281,10 @@ export function defineTool<Client, Input, Result>(
   return tool;
 }
 
-/** Refuses a wrong tool. */
+/** Rejects a wrong tool. */
 export function checkTool(name: string, tool: AnyTool): void {
   if (!NAME.test(name)) {
-    throw new TypeError(
-      refusal("a tool's name", '1 to 64 of A-Z, a-z, 0-9, _ and -, as models take it', name),
-    );
+    throw new TypeError(refusal("a tool's name", '1 to 64 of A-Z, a-z, 0-9, _ and -', name));
   }
   const of = (option: keyof AnyTool): string => `${name}.${option}`;
   options(`tool ${name}`, tool, OPTIONS);
@@ -210,13 +298,13 @@ export function checkTool(name: string, tool: AnyTool): void {
   for (const option of ['reset', 'check'] as const) {
     if (tool[option] !== undefined && scope !== 'instance') {
       throw new TypeError(
-        `\`${of(option)}\` needs a client that goes from task to task: scope "instance", not "${scope}"`,
+        `\`${of(option)}\` needs a client that serves several tasks: scope "instance", not "${scope}"`,
       );
     }
   }
   for (const option of ['cacheKey', 'weight'] as const) {
     if (tool[option] !== undefined && tool.gate === undefined) {
-      throw new TypeError(`\`${of(option)}\` means something to a gate only, and tool ${name} has none`);
+      throw new TypeError(`\`${of(option)}\` needs a gate, and tool ${name} has none`);
     }
   }
   optional(of('gate'), tool.gate, (option, gate) => callable(`${option}.run`, gate?.run));

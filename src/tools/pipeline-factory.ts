@@ -1,45 +1,45 @@
 import { ManagerClosedError, ToolFailedError, ToolTimeoutError } from '../errors.js';
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { boundedCall } from '../internal/bounded-call.js';
-import { copyOf } from '../internal/told-error.js';
+import { boundedCall } from '../internal/abort.js';
+import { enableRedaction, redactError } from '../internal/redaction.js';
 import { callable, options as checkOptions, durationMs, optional, refusal } from '../internal/validate.js';
-import { Connections, checkSharedClients, type SeeOff } from './connections.js';
+import { Connections, checkSharedClients, type DisposeWithTimeout } from './clients.js';
 import { checkTool, type ToolSet } from './define-tools.js';
-import { CallMask } from './masking.js';
 import {
   type AgentPipeline,
+  type FactoryDependencies,
   type FormatterContext,
   PipelineInstance,
-  type PipelineParts,
   type SubAgents,
 } from './pipeline-instance.js';
 
 const SOURCE = 'pipelineFactory';
 
-/** How a `pipelineFactory` is built. Only `mainAgent` is needed. */
+/** Options of `pipelineFactory`. Only `mainAgent` is required. */
 export interface PipelineFactoryOptions<Main extends ToolSet, Subs extends SubAgents, Formatter> {
   /** The main agent's tools, from `defineTools`. */
   readonly mainAgent: Main;
   /** The sub-agents' tools, each from `defineTools`, by the sub-agent's name. @default none */
-  readonly subAgents?: Subs;
-  /** Makes an output formatter for a lease, when it is first asked for. @default none */
-  readonly outputFormatter?: (context: FormatterContext) => Formatter;
+  readonly subAgents?: Subs | undefined;
+  /** Creates the output formatter of a lease, on first use. @default none */
+  readonly outputFormatter?: ((context: FormatterContext) => Formatter) | undefined;
   /**
-   * Milliseconds that letting one client go may take, or giving up the making of one; then it is reported, and nobody
-   * waits for it any longer. @default 5000
+   * Milliseconds that disconnecting one client may take, or ending an aborted `connect`; after that it is emitted as
+   * `tool:disconnect-failed` and no longer waited for.
+   * @default 5000
    */
-  readonly disconnectTimeoutMs?: number;
+  readonly disconnectTimeoutMs?: number | undefined;
   /** Where the events go. @default hooks of its own */
-  readonly hooks?: LifecycleHooks;
+  readonly hooks?: LifecycleHooks | undefined;
 }
 
-/** What `create`, `destroy` and `validate` are called with, of what a `PipelinePool` gives. */
+/** What `create` and `validate` take from the pool. */
 export interface FactoryContext {
   readonly instanceId: number;
   readonly signal?: AbortSignal;
 }
 
-/** What `prepare` and `reset` are called with. */
+/** What `prepare` takes from the pool. */
 export interface FactoryTaskContext extends FactoryContext {
   readonly taskId?: string;
   readonly requestId?: string;
@@ -47,60 +47,61 @@ export interface FactoryTaskContext extends FactoryContext {
 }
 
 /**
- * The callbacks that make a `PipelinePool` one of agents' pipelines. Spread it into the pool's options; close it after the
- * pool, to let the clients go that all instances share.
+ * The callbacks that make a `PipelinePool` one of agent pipelines. Spread it into the pool's options; close it after the
+ * pool, to disconnect the clients that all instances share.
  *
  * Invariants:
- * - A client of scope `shared` is made once, `instance` once for each pipeline, `task` once for each lease at most.
+ * - A client of scope `shared` is created once, `instance` once for each pipeline, `task` at most once for each lease.
  * - What belongs to a task ends with its lease: its calls, its tool managers, its clients, its output formatter.
- * - Letting a client go never fails or holds up anything else: it is reported as `tool:disconnectFailed`.
+ * - A failing or slow `disconnect` affects nothing else: it is emitted as `tool:disconnect-failed`.
  */
 export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Formatter>
   implements AsyncDisposable
 {
-  /** Makes an instance with all its clients, or none of them. */
+  /** Creates an instance with all its clients, or none of them. */
   readonly create: (context: FactoryContext) => Promise<AgentPipeline<Main, Subs, Formatter>>;
-  /** Aborts what is under way and lets the instance's clients go. Never rejects. */
+  /** Aborts running calls and disconnects the instance's clients. Never rejects. */
   readonly destroy: (pipeline: AgentPipeline<Main, Subs, Formatter>, context?: unknown) => Promise<void>;
-  /** Gives an instance to a task. */
+  /** Starts the session of a task. */
   readonly prepare: (
     pipeline: AgentPipeline<Main, Subs, Formatter>,
     context: FactoryTaskContext,
   ) => Promise<void>;
-  /** Takes an instance from its task, and clears the task's traces. */
+  /** Ends the session, and clears the task's state from the clients. */
   readonly reset: (pipeline: AgentPipeline<Main, Subs, Formatter>, context: FactoryContext) => Promise<void>;
-  /** Whether the instance's clients are all good; there only if a tool has `check`. */
+  /** Whether all clients of the instance are healthy; present only if a tool has `check`. */
   declare readonly validate?: (
     pipeline: AgentPipeline<Main, Subs, Formatter>,
     context: FactoryContext,
   ) => Promise<boolean>;
   readonly #hooks: LifecycleHooks;
   readonly #disconnectTimeoutMs: number;
-  readonly #parts: PipelineParts<Main, Subs, Formatter>;
+  readonly #dependencies: FactoryDependencies<Main, Subs, Formatter>;
   readonly #instances = new WeakMap<object, PipelineInstance<Main, Subs, Formatter>>();
   #closed: Promise<void> | undefined;
   #calls = 0;
 
   constructor(given: PipelineFactoryOptions<Main, Subs, Formatter>) {
+    enableRedaction();
     checkFactoryOptions(given);
     const { mainAgent, subAgents, outputFormatter } = given;
     this.#hooks = given.hooks ?? new LifecycleHooks();
     this.#disconnectTimeoutMs = given.disconnectTimeoutMs ?? 5_000;
-    this.#parts = {
+    this.#dependencies = {
       source: SOURCE,
       mainAgent,
       subAgents: subAgents ?? ({} as Subs),
       outputFormatter: outputFormatter ?? (() => undefined as Formatter),
-      shared: new Connections(this.#seeOff({})),
+      shared: new Connections(this.#disposer({})),
       hooks: this.#hooks,
       nextCallId: () => ++this.#calls,
-      seeOff: (ids) => this.#seeOff(ids),
+      disposer: (ids) => this.#disposer(ids),
     };
 
-    // Own properties, so that the factory can be spread into a pool's options; all else stays behind on the prototype.
+    // Own properties, so that the factory can be spread into a pool's options; everything else is on the prototype.
     this.create = async ({ instanceId, signal }) => {
       if (this.#closed !== undefined) throw new ManagerClosedError(SOURCE);
-      const instance = new PipelineInstance(instanceId, this.#parts);
+      const instance = new PipelineInstance(instanceId, this.#dependencies);
       await instance.open(signal);
       this.#instances.set(instance.pipeline, instance);
       return instance.pipeline;
@@ -127,11 +128,11 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
   }
 
   /**
-   * Lets the shared clients go and makes no further instances. Close the pool first: its instances still call them.
+   * Disconnects the shared clients and creates no further instances. Close the pool first: its instances still use them.
    * Never rejects.
    */
   close(): Promise<void> {
-    this.#closed ??= this.#parts.shared.close(new ManagerClosedError(SOURCE));
+    this.#closed ??= this.#dependencies.shared.close(new ManagerClosedError(SOURCE));
     return this.#closed;
   }
 
@@ -145,21 +146,26 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
     return instance;
   }
 
-  #seeOff(ids: { readonly instanceId?: number; readonly taskId?: string }): SeeOff {
-    return async ({ name, tool }, farewell) => {
+  #disposer(ids: { readonly instanceId?: number; readonly taskId?: string }): DisposeWithTimeout {
+    return async ({ name }, dispose) => {
       const timeoutMs = this.#disconnectTimeoutMs;
       try {
-        await boundedCall(farewell, {
+        await boundedCall(dispose, {
           timeoutMs,
-          timeoutError: () => new ToolTimeoutError(name, timeoutMs, 'disconnect'),
+          timeoutError: () => new ToolTimeoutError(SOURCE, name, timeoutMs, 'disconnect'),
         });
       } catch (thrown) {
-        if (!this.#hooks.hears('tool:disconnectFailed')) return;
+        if (!this.#hooks.hasListeners('tool:disconnect-failed')) return;
         const error =
           thrown instanceof ToolTimeoutError
             ? thrown
-            : new ToolFailedError(name, copyOf(thrown, new CallMask(tool.gate)), 'disconnect');
-        this.#hooks.emit('tool:disconnectFailed', { source: SOURCE, tool: name, ...ids, error });
+            : new ToolFailedError(SOURCE, name, thrown, 'disconnect');
+        this.#hooks.emit('tool:disconnect-failed', {
+          source: SOURCE,
+          tool: name,
+          ...ids,
+          error: redactError(error, this.#hooks.redact),
+        });
       }
     };
   }

@@ -1,33 +1,35 @@
 import { ToolFailedError, type ToolStage } from '../errors.js';
 import type { TaskIds } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { linkedController } from '../internal/abort-watch.js';
-import { boundedCall } from '../internal/bounded-call.js';
-import { causeOf } from '../internal/told-error.js';
-import { Connections, type NamedTool, type SeeOff, toolsOfScope } from './connections.js';
+import { boundedCall, linkedController } from '../internal/abort.js';
+import {
+  Connections,
+  type DisposeWithTimeout,
+  type NamedTool,
+  TaskSession,
+  toolsOfScope,
+} from './clients.js';
 import type { ToolSet } from './define-tools.js';
-import { CallMask } from './masking.js';
-import { TaskSession } from './task-session.js';
 import { ToolManager } from './tool-manager.js';
 
 /** The tools of each sub-agent, by the sub-agent's name. */
 export type SubAgents = Readonly<Record<string, ToolSet>>;
 
-/** What a request gets of its instance. The parts are made anew for each lease, and serve that lease only. */
+/** The pipeline of a request. Its parts are created for each lease, and serve that lease only. */
 export interface AgentPipeline<Main extends ToolSet, Subs extends SubAgents, Formatter> {
   readonly mainAgentToolManager: ToolManager<Main>;
   readonly subAgentToolManagers: { readonly [N in keyof Subs]: ToolManager<Subs[N]> };
   readonly outputFormatter: Formatter;
 }
 
-/** Which lease an output formatter is made for. */
+/** The lease that an output formatter is created for. */
 export interface FormatterContext {
   readonly instanceId: number;
   readonly taskId?: string;
 }
 
-/** What all instances of a factory have in common. */
-export interface PipelineParts<Main extends ToolSet, Subs extends SubAgents, Formatter> {
+/** What all instances of a factory share. */
+export interface FactoryDependencies<Main extends ToolSet, Subs extends SubAgents, Formatter> {
   readonly source: string;
   readonly mainAgent: Main;
   readonly subAgents: Subs;
@@ -36,61 +38,61 @@ export interface PipelineParts<Main extends ToolSet, Subs extends SubAgents, For
   readonly shared: Connections;
   readonly hooks: LifecycleHooks;
   readonly nextCallId: () => number;
-  /** Sees off clients of an instance, or of nobody's in particular. */
-  readonly seeOff: (ids: { readonly instanceId?: number; readonly taskId?: string }) => SeeOff;
+  /** How clients of an instance, or the shared ones, are disposed of. */
+  readonly disposer: (ids: { readonly instanceId?: number; readonly taskId?: string }) => DisposeWithTimeout;
 }
 
-/** What one lease sees. */
+/** The parts of one lease. */
 interface View<Main extends ToolSet, Subs extends SubAgents, Formatter>
   extends AgentPipeline<Main, Subs, Formatter> {
   readonly session: TaskSession;
 }
 
 /**
- * One instance: its own clients, and the session of whoever holds it.
+ * One instance: its own clients, and the session of its holder.
  *
  * Invariants:
- * - It is made whole or not at all: when one client fails, those made are let go and those still being made are aborted
- *   before the failure is told. One that arrives after it was given up is let go then.
+ * - It is created whole or not at all: if one client fails, the others are disconnected, or aborted if they are still
+ *   connecting, before `open` rejects. A client that arrives later is disconnected on arrival.
  * - A session begins only after the one before has ended and none of its calls runs on the instance's clients.
  */
 export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Formatter> {
-  /** What leases are given. It shows the present session, also after that has ended. */
+  /** The pipeline of every lease. It shows the current session, even after that has ended. */
   readonly pipeline: AgentPipeline<Main, Subs, Formatter>;
   readonly #instanceId: number;
-  readonly #parts: PipelineParts<Main, Subs, Formatter>;
+  readonly #dependencies: FactoryDependencies<Main, Subs, Formatter>;
   readonly #clients: Connections;
   #view: View<Main, Subs, Formatter>;
 
-  constructor(instanceId: number, parts: PipelineParts<Main, Subs, Formatter>) {
+  constructor(instanceId: number, dependencies: FactoryDependencies<Main, Subs, Formatter>) {
     this.#instanceId = instanceId;
-    this.#parts = parts;
-    this.#clients = new Connections(parts.seeOff({ instanceId }));
+    this.#dependencies = dependencies;
+    this.#clients = new Connections(dependencies.disposer({ instanceId }));
     this.#view = this.#viewFor({});
-    const present = (): View<Main, Subs, Formatter> => this.#view;
+    const current = (): View<Main, Subs, Formatter> => this.#view;
     this.pipeline = Object.freeze({
       get mainAgentToolManager() {
-        return present().mainAgentToolManager;
+        return current().mainAgentToolManager;
       },
       get subAgentToolManagers() {
-        return present().subAgentToolManagers;
+        return current().subAgentToolManagers;
       },
       get outputFormatter() {
-        return present().outputFormatter;
+        return current().outputFormatter;
       },
     });
   }
 
-  /** Makes the clients of the instance, and those that all share, in parallel. */
+  /** Connects the clients of the instance, and the shared ones, in parallel. */
   async open(signal: AbortSignal | undefined): Promise<void> {
-    const { mainAgent, subAgents, shared } = this.#parts;
+    const { source, mainAgent, subAgents, shared } = this.#dependencies;
     const sets = [mainAgent, ...Object.values(subAgents)];
     const { controller, unlink } = linkedController(signal);
-    const asked = { instanceId: this.#instanceId, signal: controller.signal };
+    const context = { instanceId: this.#instanceId, signal: controller.signal };
     try {
       await Promise.all([
-        shared.open(toolsOfScope(sets, 'shared'), asked, failedAt('connect')),
-        this.#clients.open(toolsOfScope(sets, 'instance'), asked, failedAt('connect')),
+        shared.open(toolsOfScope(sets, 'shared'), context, failedAt(source, 'connect')),
+        this.#clients.open(toolsOfScope(sets, 'instance'), context, failedAt(source, 'connect')),
       ]);
     } catch (error) {
       controller.abort(error);
@@ -101,35 +103,35 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
     }
   }
 
-  /** Ends the session before, and begins one for this task. */
+  /** Ends the previous session, and begins one for this task. */
   async begin(task: TaskIds, signal: AbortSignal | undefined): Promise<void> {
     await this.#endSession(signal);
     this.#view = this.#viewFor(task);
   }
 
-  /** Ends the session, and clears its traces off the clients. */
+  /** Ends the session, and clears its state from the clients. */
   async reset(signal: AbortSignal | undefined): Promise<void> {
     await this.#endSession(signal);
     await this.#each('reset', signal, ({ tool }, client, own) => tool.reset?.(client, { signal: own }));
   }
 
-  /** Whether all clients of the instance are still good. */
+  /** Whether all clients of the instance are healthy. */
   async check(signal: AbortSignal | undefined): Promise<boolean> {
-    let good = true;
+    let healthy = true;
     await this.#each('check', signal, async ({ tool }, client, own) => {
-      if (tool.check !== undefined && (await tool.check(client, { signal: own })) !== true) good = false;
+      if (tool.check !== undefined && (await tool.check(client, { signal: own })) !== true) healthy = false;
     });
-    return good;
+    return healthy;
   }
 
-  /** Ends the session and lets all clients go. Never rejects. */
+  /** Ends the session and disconnects all clients. Never rejects. */
   async close(): Promise<void> {
     const { session } = this.#view;
     const ended = session.end();
     await Promise.all([ended, this.#clients.close(session.signal.reason)]);
   }
 
-  /** Waits until nothing of the old session runs on what the next one will use. Code that never ends costs the instance. */
+  /** Waits until no call of the old session runs on a client that the next one uses; if that never happens, the pool replaces the instance. */
   async #endSession(signal: AbortSignal | undefined): Promise<void> {
     const { session } = this.#view;
     await boundedBy(signal, () => Promise.all([session.end(), session.quiet()]));
@@ -145,18 +147,21 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
         try {
           await use(made, client, own);
         } catch (error) {
-          throw failedAt(stage)(made, error);
+          throw failedAt(this.#dependencies.source, stage)(made, error);
         }
       }),
     );
   }
 
   #viewFor(task: TaskIds): View<Main, Subs, Formatter> {
-    const { source, shared, seeOff, mainAgent, subAgents, outputFormatter, hooks, nextCallId } = this.#parts;
+    const { source, shared, disposer, mainAgent, subAgents, outputFormatter, hooks, nextCallId } =
+      this.#dependencies;
     const instanceId = this.#instanceId;
     const ids = task.taskId === undefined ? { instanceId } : { instanceId, taskId: task.taskId };
-    const ground = { source, instanceId, shared, instance: this.#clients, seeOff: seeOff(ids) };
-    const session = new TaskSession(ground, task);
+    const session = new TaskSession(
+      { source, instanceId, shared, instance: this.#clients, dispose: disposer(ids) },
+      task,
+    );
     const managerOf = <T extends ToolSet>(name: string, tools: T): ToolManager<T> =>
       new ToolManager({ name, tools, session, hooks, nextCallId });
     let formatter: { readonly made: Formatter } | undefined;
@@ -177,17 +182,14 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
 }
 
 const failedAt =
-  (stage: ToolStage) =>
-  ({ name, tool }: NamedTool, error: unknown): Error =>
-    new ToolFailedError(name, causeOf(error, new CallMask(tool.gate)), stage);
+  (source: string, stage: ToolStage) =>
+  ({ name }: NamedTool, error: unknown): Error =>
+    new ToolFailedError(source, name, error, stage);
 
-/** Work that only its signal bounds. */
+/** Runs work that only its signal bounds. */
 function boundedBy<T>(
   signal: AbortSignal | undefined,
   work: (signal: AbortSignal) => T | PromiseLike<T>,
 ): Promise<T> {
-  return boundedCall(work, {
-    timeoutError: () => new Error('This work has no deadline of its own'),
-    ...(signal === undefined ? {} : { signal }),
-  });
+  return boundedCall(work, { signal });
 }

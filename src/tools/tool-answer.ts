@@ -1,16 +1,15 @@
 import { inspect } from 'node:util';
+import { type ErrorSummary, wellFormed } from '../internal/redaction.js';
 
-/** What the agent reads where a call gave nothing. */
+/** The answer of a call without a result. */
 const NOTHING = 'Done.';
 const INPUT_EXAMPLE = 'Give the arguments as one JSON object.';
-/** How many causes of a failure are told. */
-const MOST_CAUSES = 3;
 
 /**
- * What a model gave as input: a text is read as JSON, which is how models send arguments, and no text at all as no
- * arguments; anything else is taken as it is.
+ * The input that a model sent: text is parsed as JSON, which is how models send arguments, and empty text means no
+ * arguments; anything else is used as it is.
  *
- * @throws {SyntaxError} fit for the model to read
+ * @throws {SyntaxError} with a message for the model
  */
 export function readInput(given: unknown): unknown {
   if (typeof given !== 'string') return given;
@@ -22,7 +21,7 @@ export function readInput(given: unknown): unknown {
   }
 }
 
-/** A result as text: a text as it is, anything else as JSON. */
+/** A result as text: text as it is, anything else as JSON. */
 export function resultText(result: unknown): string {
   if (typeof result === 'string') return result === '' ? NOTHING : result;
   if (result === undefined) return NOTHING;
@@ -34,44 +33,25 @@ export function resultText(result: unknown): string {
   }
 }
 
-/** Why something failed, in one line: its message, and its causes' where they say more. */
-export function failureText(thrown: unknown): string {
-  try {
-    return chainText(thrown);
-  } catch {
-    // A getter that throws, a revoked proxy.
-    return 'a reason that cannot be read';
+/** Why something failed, in one line: its message, and those of its causes that add to it. */
+export function failureText(failure: ErrorSummary): string {
+  const texts: string[] = [];
+  for (let link: ErrorSummary | undefined = failure; link !== undefined; link = link.cause) {
+    // An AggregateError of a refused connection has a code, and an empty message.
+    const text = link.message || String(link.code ?? (link.name === 'Error' ? 'no reason given' : link.name));
+    if (!texts.some((known) => known.includes(text))) texts.push(text);
   }
+  return texts.join(': ');
 }
 
-function chainText(thrown: unknown): string {
-  const told: string[] = [];
-  let link: unknown = thrown;
-  for (let i = 0; i <= MOST_CAUSES && link !== undefined && link !== null; i++) {
-    const text = messageOf(link);
-    if (text !== '' && !told.some((known) => known.includes(text))) told.push(text);
-    link = typeof link === 'object' ? (link as { readonly cause?: unknown }).cause : undefined;
-  }
-  return told.join(': ') || 'no reason given';
-}
-
-/** The text, or its beginning and a note of what is missing; `most` characters in all. */
+/** The text, well-formed, or its beginning and a note of what is missing; at most `most` characters. */
 export function cutText(text: string, most: number): string {
-  if (text.length <= most) return text;
+  if (text.length <= most) return wellFormed(text);
   const note = `\n[cut off here: ${text.length} characters in all]`;
   const end = most - note.length;
-  // Half of a surrogate pair is no character.
+  // Never in the middle of a surrogate pair.
   const last = text.charCodeAt(end - 1);
-  return text.slice(0, last >= 0xd800 && last <= 0xdbff ? end - 1 : end) + note;
-}
-
-function messageOf(thrown: unknown): string {
-  if (typeof thrown === 'string') return thrown;
-  if (typeof thrown !== 'object' || thrown === null) return String(thrown);
-  const { message, code, name } = thrown as Record<string, unknown>;
-  // An AggregateError of a refused connection has a code, and an empty message.
-  for (const text of [message, code, name]) if (typeof text === 'string' && text !== '') return text;
-  return resultText(thrown);
+  return wellFormed(text.slice(0, last >= 0xd800 && last <= 0xdbff ? end - 1 : end)) + note;
 }
 
 /** Keeps `JSON.stringify` from failing on big integers and from writing bytes out one by one. */

@@ -1,19 +1,21 @@
 import { ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
-import { type AbortWatcher, linkedController, unwatchAbort, watchAbort } from '../internal/abort-watch.js';
-import { boundedCall } from '../internal/bounded-call.js';
-import { nowMs } from '../internal/clock.js';
-import { causeOf, copyOf, MASK } from '../internal/told-error.js';
-import type { NamedTool } from './connections.js';
-import { CallMask, rememberKey } from './masking.js';
-import { isSessionEnd, type TaskSession } from './task-session.js';
-import { failureText } from './tool-answer.js';
-import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './tool-gate.js';
+import { CALL_CONTEXT, CallContext, withinBounds } from '../gate/call-context.js';
+import type { TaskIds } from '../hooks/events.js';
+import { anySignal } from '../internal/abort.js';
+import { registerKeys } from '../internal/redaction.js';
+import { refusal, synchronous } from '../internal/validate.js';
+import type { NamedTool } from './clients.js';
+import { isSessionEnd, type TaskSession } from './clients.js';
+import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './define-tools.js';
 
 /** One call, checked and ready to be made. */
 export interface ToolCallRequest {
+  /** The name of the tool manager. */
+  readonly source: string;
   readonly wanted: NamedTool;
   readonly input: unknown;
   readonly session: TaskSession;
+  readonly task: TaskIds;
   /** The caller's, not aborted yet. */
   readonly signal: AbortSignal | undefined;
   readonly timeoutMs: number;
@@ -21,134 +23,146 @@ export interface ToolCallRequest {
   readonly toolCallId: number;
 }
 
-/** How a call ended. `error` is for the caller; `told`, where there is one, makes of it what events tell. */
+/** How a call ended. */
 export type ToolOutcome =
   | { readonly kind: 'ok'; readonly value: unknown }
-  /** `reason` says what the host's code threw, for the agent, who gave the input: only what others gave is masked. */
-  | {
-      readonly kind: 'failed';
-      readonly error: ToolFailedError;
-      readonly told: () => unknown;
-      readonly reason: () => string;
-    }
-  | { readonly kind: 'timeout'; readonly error: ToolTimeoutError; readonly told: () => unknown }
+  | { readonly kind: 'failed'; readonly error: ToolFailedError }
+  | { readonly kind: 'timeout'; readonly error: ToolTimeoutError }
   /** The caller aborted it, or its lease ended. */
-  | { readonly kind: 'aborted'; readonly error: unknown; readonly told: () => unknown };
+  | { readonly kind: 'aborted'; readonly error: unknown };
 
-/** Tools whose calls do the same, as a gate's cache must see it: two tools of one name may do different things. */
-const callIds = new WeakMap<object, number>();
+/** Tools whose calls do the same, for the cache of a gate: two tools of one name may do different things. */
+const callIds = /* @__PURE__ */ new WeakMap<object, number>();
 let lastCallId = 0;
 
-/** Makes one call of a tool. Settles in every case once the time is up, and never rejects. */
+/** Makes one call of a tool. Settles in every case within its time, and never rejects. */
 export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
-  const { wanted, input, session, timeoutMs } = request;
-  const ended = either(session.signal, request.signal);
-  const mask = new CallMask(wanted.tool.gate, input);
-  const work = new ToolWork(request, mask);
-  let timeout: ToolTimeoutError | undefined;
+  const { source, wanted, session, signal, timeoutMs } = request;
+  const context = new CallContext({
+    signal,
+    ownerSignal: session.signal,
+    timeoutMs,
+    timeoutError: () => new ToolTimeoutError(source, wanted.name, timeoutMs),
+  });
+  const call = new ToolCall(request, context);
   try {
-    const value = await boundedCall((signal) => work.run(signal), {
-      signal: ended.signal,
-      timeoutMs,
-      timeoutError: () => {
-        timeout = new ToolTimeoutError(wanted.name, timeoutMs);
-        return timeout;
-      },
-    });
-    return { kind: 'ok', value };
+    return { kind: 'ok', value: await call.run() };
   } catch (thrown) {
-    if (timeout !== undefined && thrown === timeout) {
-      return { kind: 'timeout', error: timeout, told: () => timeout };
-    }
-    if (ended.signal.aborted && thrown === ended.signal.reason) {
-      return { kind: 'aborted', error: thrown, told: () => copyOf(thrown, mask) };
-    }
-    const failure = (cause: unknown): ToolFailedError => new ToolFailedError(wanted.name, cause, work.stage);
-    const told = (): unknown => failure(copyOf(thrown, mask));
-    const reason = (): string => mask.textForAgent(failureText(thrown));
-    return { kind: 'failed', error: failure(causeOf(thrown, mask)), told, reason };
+    const endedBy = thrown === context.reason ? context.endedBy : undefined;
+    if (endedBy === 'deadline') return { kind: 'timeout', error: thrown as ToolTimeoutError };
+    if (endedBy === 'signal') return { kind: 'aborted', error: thrown };
+    return { kind: 'failed', error: new ToolFailedError(source, wanted.name, thrown, call.stage) };
   } finally {
-    ended.unlink();
+    context.end();
   }
 }
 
 /** The host's part of a call: its client, its gate, its attempts. */
-class ToolWork {
+class ToolCall {
   readonly #request: ToolCallRequest;
-  readonly #mask: CallMask;
-  readonly #startedMs = nowMs();
+  readonly #context: CallContext;
   stage: ToolStage = 'connect';
 
-  constructor(request: ToolCallRequest, mask: CallMask) {
+  constructor(request: ToolCallRequest, context: CallContext) {
     this.#request = request;
-    this.#mask = mask;
+    this.#context = context;
   }
 
-  async run(signal: AbortSignal): Promise<unknown> {
+  async run(): Promise<unknown> {
     const { wanted, session } = this.#request;
-    const client = await session.client(wanted, signal);
+    const context = this.#context;
+    context.throwIfAborted();
+    const open = session.openClient(wanted);
+    const client = open === undefined ? await session.client(wanted, context.signal) : open.client;
     this.stage = 'call';
     const { gate } = wanted.tool;
-    // Without a gate, the call's own signal knows of the lease already.
-    if (gate === undefined) return this.#attempt(client, { signal, attempt: 1, settle: () => {} }, signal);
-    return this.#through(gate, client, signal);
+    // A gate or a client of the host may ignore the signal.
+    return withinBounds(
+      context,
+      gate === undefined
+        ? this.#attempt(client, withoutGate(context), false)
+        : this.#throughGate(gate, client),
+    );
   }
 
-  async #through(gate: ToolGate, client: unknown, signal: AbortSignal): Promise<unknown> {
+  async #throughGate(gate: ToolGate, client: unknown): Promise<unknown> {
+    const context = this.#context;
+    const options = this.#gateOptions();
+    // A gate of ours bounds its attempts by this call's context, unless it merges the call with others.
+    const isLinked = gate[CALL_CONTEXT] !== true || options.cacheKey !== undefined;
     for (let before: unknown; ; ) {
       let began = false;
       const attempt = (given: ToolGateAttempt): Promise<unknown> => {
         began = true;
-        rememberKey(gate, given.key);
-        const ended = either(this.#request.session.signal, given.signal);
-        return this.#attempt(client, given, ended.signal).finally(ended.unlink);
+        // A gate of ours has registered its keys.
+        if (gate[CALL_CONTEXT] !== true && given.key !== undefined) registerKeys([given.key]);
+        return this.#attempt(client, given, isLinked);
       };
       try {
-        return await gate.run(attempt, this.#gateOptions(signal));
+        return await gate.run(attempt, options);
       } catch (error) {
-        // The gate had merged this call with another task's, which ended with that task's lease. That is not our end:
-        // it is made again, in company of another or by itself. The same end twice would be a gate that keeps failures.
-        if (began || signal.aborted || !isSessionEnd(error) || error === before) throw error;
+        // The gate had merged this call with another task's, which ended with that task's lease. The call is made again,
+        // with another or by itself. The same end twice would be a gate that caches failures.
+        if (began || context.aborted || !isSessionEnd(error) || error === before) throw error;
         before = error;
       }
     }
   }
 
   /**
-   * One call of the host's code. A gate that merges calls may make it for another task's sake, also when this one's
-   * caller has left; but never beyond the lease that the client belongs to. It ends when the host's code does, and not
-   * before: until then the service may be at work, and a gate must count it.
+   * One call of the host's code. A gate that merges calls may make it for another task, even when this one's caller has
+   * left; but never beyond the lease that the client belongs to. It ends when the host's code does, and not before: until
+   * then the service may be busy, and a gate must count it.
    */
-  async #attempt(client: unknown, given: ToolGateAttempt, signal: AbortSignal): Promise<unknown> {
-    const { wanted, input, session } = this.#request;
+  async #attempt(client: unknown, given: ToolGateAttempt, isLinked: boolean): Promise<unknown> {
+    const { wanted, input, session, task } = this.#request;
+    const { key = '', attempt } = given;
+    let linked: ReturnType<typeof anySignal> | undefined;
+    const context = {
+      get signal() {
+        if (!isLinked) return given.signal;
+        linked ??= anySignal(session.signal, given.signal);
+        return linked.signal;
+      },
+      key,
+      taskId: task.taskId,
+      attempt,
+      reportUsage: (actual: number): void => given.reportUsage(actual),
+    };
     try {
-      signal.throwIfAborted();
-      const { key = '', attempt } = given;
-      const settle = (actual: number): void => given.settle(actual);
-      const context = { signal, key, taskId: session.task.taskId, attempt, settle };
+      session.signal.throwIfAborted();
       // Made a promise once: a lazy thenable would make the call again for each that waits for it.
       const running = Promise.resolve(wanted.tool.call(client, input, context));
       session.track(wanted, running);
       return await running;
     } catch (error) {
-      // Whatever the client makes of its signal: who else waits for this call must see that it was only our end.
+      // Whatever the client makes of its signal: other callers of a merged call must see that only this lease ended.
       throw session.signal.aborted ? session.signal.reason : error;
+    } finally {
+      linked?.unlink();
     }
   }
 
-  #gateOptions(signal: AbortSignal): ToolGateOptions {
-    const { wanted, input, session, timeoutMs, priority, toolCallId } = this.#request;
+  #gateOptions(): ToolGateOptions {
+    const context = this.#context;
+    const { wanted, input, task, priority, toolCallId } = this.#request;
     const { tool } = wanted;
-    const cacheKey = tool.cacheKey?.(input);
-    const { taskId, requestId, tenant } = session.task;
+    const weight = tool.weight && synchronous(`${wanted.name}.weight`, tool.weight(input));
+    const cacheKey = tool.cacheKey && synchronous(`${wanted.name}.cacheKey`, tool.cacheKey(input));
+    // Anything else would be written out as the same text for different inputs.
+    if (cacheKey !== undefined && typeof cacheKey !== 'string')
+      throw new TypeError(refusal(`${wanted.name}.cacheKey`, 'a function that returns a string', cacheKey));
+    const { taskId, requestId, tenant } = task;
     return {
-      signal,
+      [CALL_CONTEXT]: context,
+      get signal() {
+        return context.signal;
+      },
+      // Never earlier than the call's own deadline, so that the error is the call's.
+      timeoutMs: Math.max(1, Math.ceil(context.remainingMs)),
       toolCallId,
-      [MASK]: this.#mask,
-      // Never earlier than the call's own deadline, so that it is the call that tells of it.
-      timeoutMs: Math.max(1, Math.ceil(this.#startedMs + timeoutMs - nowMs())),
       ...(priority === undefined ? {} : { priority }),
-      ...(tool.weight === undefined ? {} : { weight: tool.weight(input) }),
+      ...(weight === undefined ? {} : { weight }),
       ...(cacheKey === undefined ? {} : { cacheKey: `${callIdOf(tool.call)}:${cacheKey}` }),
       ...(taskId === undefined ? {} : { taskId }),
       ...(requestId === undefined ? {} : { requestId }),
@@ -157,6 +171,15 @@ class ToolWork {
   }
 }
 
+/** The attempt of a call without a gate. */
+const withoutGate = (context: CallContext): ToolGateAttempt => ({
+  get signal() {
+    return context.signal;
+  },
+  attempt: 1,
+  reportUsage: () => {},
+});
+
 function callIdOf(call: object): number {
   let id = callIds.get(call);
   if (id === undefined) {
@@ -164,28 +187,4 @@ function callIdOf(call: object): number {
     callIds.set(call, id);
   }
   return id;
-}
-
-/** A signal that aborts when either does, with its reason. Call `unlink` when the work is over. */
-export function either(
-  first: AbortSignal,
-  second: AbortSignal | undefined,
-): { readonly signal: AbortSignal; readonly unlink: () => void } {
-  if (second === undefined || first === second) return { signal: first, unlink: () => {} };
-  const { controller, unlink } = linkedController(first);
-  if (first.aborted) return { signal: controller.signal, unlink };
-  if (second.aborted) {
-    unlink();
-    controller.abort(second.reason);
-    return { signal: controller.signal, unlink };
-  }
-  const watcher: AbortWatcher = { onAbort: (reason) => controller.abort(reason) };
-  watchAbort(second, watcher);
-  return {
-    signal: controller.signal,
-    unlink: () => {
-      unlink();
-      unwatchAbort(second, watcher);
-    },
-  };
 }

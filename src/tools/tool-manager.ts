@@ -1,32 +1,46 @@
+/**
+ * The tools: what an agent can call during one lease.
+ *
+ * - `define-tools.ts`: the definition of a tool, and the types inferred from it
+ * - `pipeline-factory.ts`: the callbacks that make a `PipelinePool` one of agent pipelines
+ * - `pipeline-instance.ts`: one instance with its clients, and a session per lease
+ * - `clients.ts`: the connections to clients, by scope, and the session of a task
+ * - `tool-manager.ts` (here): the tools of one agent for one lease
+ * - `tool-call.ts`: one call, through the tool's gate
+ * - `tool-answer.ts`: inputs, results and errors as text for an agent
+ */
 import { ToolFailedError, ToolUnknownError } from '../errors.js';
+import type { TaskIds } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { anySignal } from '../internal/abort.js';
 import { nowMs } from '../internal/clock.js';
-import { causeOf } from '../internal/told-error.js';
+import { redactError, redactKeys } from '../internal/redaction.js';
 import {
   abortSignal,
   options as checkOptions,
   durationMs,
   optional,
   refusal,
+  synchronous,
   wholeNumber,
 } from '../internal/validate.js';
+import { currentRequest, type RequestContext } from '../request/current-request.js';
+import type { TaskSession } from './clients.js';
 import type { AnyTool, JsonSchema, ToolClient, ToolInput, ToolResult, ToolSet } from './define-tools.js';
-import { CallMask, withoutKeys, withoutSecrets } from './masking.js';
-import type { TaskSession } from './task-session.js';
 import { cutText, failureText, readInput, resultText } from './tool-answer.js';
-import { callTool, either, type ToolOutcome } from './tool-call.js';
+import { callTool, type ToolOutcome } from './tool-call.js';
 
 const DEFAULT_TIMEOUT_MS = 300_000;
 const DEFAULT_ANSWER_CHARS = 50_000;
 
-/** How one call is made. */
+/** Options of one call. */
 export interface ToolCallOptions {
-  /** Ends the call wherever it is; it rejects with `signal.reason`. */
-  readonly signal?: AbortSignal;
+  /** Aborts the call wherever it is; it rejects with `signal.reason`. @default that of the current request */
+  readonly signal?: AbortSignal | undefined;
   /** Milliseconds that the whole call may take. @default the tool's `timeoutMs` */
-  readonly timeoutMs?: number;
-  /** Told to the gate: higher goes first; a whole number. @default 0 */
-  readonly priority?: number;
+  readonly timeoutMs?: number | undefined;
+  /** Passed to the gate: higher goes first; an integer. @default that of the current request, or 0 */
+  readonly priority?: number | undefined;
 }
 
 /** The names of the tools of a set. */
@@ -39,24 +53,24 @@ export type ToolCall<T> = {
     : { readonly input: ToolInput<T[N]> });
 }[ToolName<T>];
 
-/** What `callAll` gives for each call, in their order. */
+/** The results of `callAll`, in the order of the calls. */
 export type ToolResults<T, Calls extends readonly ToolCall<T>[]> = {
   -readonly [I in keyof Calls]: PromiseSettledResult<ToolResult<T[Calls[I]['name']]>>;
 };
 
-/** What follows the name in `call`: the input may be left out where the tool takes none. */
+/** What follows the name in `call`: the input is optional if the tool takes none. */
 export type ToolArguments<Input> = undefined extends Input
   ? [input?: Input, options?: ToolCallOptions]
   : [input: Input, options?: ToolCallOptions];
 
-/** A function as models are told of it: one of the `tools` of a chat completion. */
+/** A function as described to a model: one of the `tools` of a chat completion. */
 export interface ToolDefinition {
   type: 'function';
   function: { name: string; description?: string; parameters?: Record<string, unknown> };
 }
 
-/** What a manager is made of. */
-export interface ToolManagerParts<T> {
+/** What a tool manager takes from its instance. */
+export interface ToolManagerDependencies<T> {
   readonly name: string;
   readonly tools: T;
   readonly session: TaskSession;
@@ -68,10 +82,9 @@ export interface ToolManagerParts<T> {
  * The tools of one agent, for one lease.
  *
  * Invariants:
- * - It serves the lease that it was made for. Once that has ended, everything it is asked for rejects with
- *   `LeaseReleasedError`, and what was under way is aborted.
- * - Every call settles: with its result, or a typed error, within its time.
- * - Keys and inputs are masked in its errors and events.
+ * - It serves one lease. Once that has ended, every call rejects with `LeaseReleasedError`, and running calls are aborted.
+ * - Every call settles within its time: with its result, or a typed error.
+ * - Its events carry neither inputs nor results, and of errors only a redacted summary.
  *
  * @example
  * const tools = pipeline.mainAgentToolManager;
@@ -79,15 +92,15 @@ export interface ToolManagerParts<T> {
  * const text = await tools.answer(toolCall.function.name, toolCall.function.arguments, { signal });
  */
 export class ToolManager<T extends ToolSet> {
-  /** Told as `source` in events. */
+  /** The `source` of its events and errors. */
   readonly name: string;
   readonly #tools: T;
   readonly #session: TaskSession;
   readonly #hooks: LifecycleHooks;
   readonly #nextCallId: () => number;
 
-  /** Made by `pipelineFactory`. */
-  constructor({ name, tools, session, hooks, nextCallId }: ToolManagerParts<T>) {
+  /** @internal Created by `pipelineFactory`. */
+  constructor({ name, tools, session, hooks, nextCallId }: ToolManagerDependencies<T>) {
     this.name = name;
     this.#tools = tools;
     this.#session = session;
@@ -98,11 +111,14 @@ export class ToolManager<T extends ToolSet> {
   /**
    * Calls a tool.
    *
-   * @throws {ToolUnknownError} there is no such tool
-   * @throws {ToolTimeoutError} it took longer than `timeoutMs`
-   * @throws {ToolFailedError} it failed; the `cause` is what its client threw, masked if it showed keys or the input
-   * @throws {LeaseReleasedError} the lease has ended
+   * @throws {ToolUnknownError} if there is no such tool
+   * @throws {ToolTimeoutError} if it takes longer than `timeoutMs`
+   * @throws {ToolFailedError} if it fails; the `cause` is the error that its client threw
+   * @throws {LeaseReleasedError} if the lease has ended
    * @throws `signal.reason` when the caller aborts
+   *
+   * @example
+   * const pages = await tools.call('search', { query: 'tidal power' }, { signal, timeoutMs: 30_000 });
    */
   async call<N extends ToolName<T>>(
     name: N,
@@ -114,8 +130,8 @@ export class ToolManager<T extends ToolSet> {
   }
 
   /**
-   * Makes several calls at once. Each settles by itself; the results come in the order of the calls, as
-   * `Promise.allSettled` gives them.
+   * Makes several calls concurrently. Each settles independently; the results are in the order of the calls, as those of
+   * `Promise.allSettled`.
    *
    * @example
    * const [pages, page] = await tools.callAll([
@@ -140,68 +156,82 @@ export class ToolManager<T extends ToolSet> {
   }
 
   /**
-   * Calls a tool for an agent, by the name and with the arguments that its model gave, and answers with a text in either
-   * case: the result, or what went wrong. Arguments may be JSON text, as models send them.
+   * Calls a tool for an agent, with the name and the arguments that its model produced, and resolves with text in either
+   * case: the result, or the reason of the failure. Arguments may be JSON text, as models send them.
    *
-   * Rejects only where there is no agent left to answer: the caller has aborted (`signal.reason`) or the lease has ended
-   * (`LeaseReleasedError`).
+   * @throws `signal.reason` when the caller aborts
+   * @throws {LeaseReleasedError} if the lease has ended
+   *
+   * @example
+   * const text = await tools.answer(toolCall.function.name, toolCall.function.arguments, { signal });
+   * messages.push({ role: 'tool', tool_call_id: toolCall.id, content: text });
    */
   async answer(
     name: ToolName<T> | (string & {}),
     input?: unknown,
     options?: ToolCallOptions,
   ): Promise<string> {
-    if (!Object.hasOwn(this.#tools, name))
-      return new ToolUnknownError(name, Object.keys(this.#tools)).message;
+    if (!Object.hasOwn(this.#tools, name)) {
+      const { message } = new ToolUnknownError(this.name, name, Object.keys(this.#tools));
+      return cutText(message, DEFAULT_ANSWER_CHARS);
+    }
     const tool = this.#tool(name);
     const most = tool.maxAnswerChars ?? DEFAULT_ANSWER_CHARS;
-    const withReason = (what: string, reason: string): string =>
-      cutText(`${what}: ${withoutSecrets(reason, tool.gate)}`, most);
+    const withReason = (what: string, error: unknown): string =>
+      cutText(`${what}: ${failureText(redactError(error, this.#hooks.redact))}`, most);
 
     let read: unknown;
     try {
       read = readInput(input);
-      if (tool.parse !== undefined) read = parsed(name, tool.parse(read));
+      if (tool.parse !== undefined) read = synchronous(`${name}.parse`, tool.parse(read));
     } catch (error) {
-      return withReason(`The input of tool ${name} cannot be used`, failureText(error));
+      return withReason(`The input of tool ${name} cannot be used`, error);
     }
     const outcome = await this.#run(name, tool, read, options);
     switch (outcome.kind) {
       case 'ok':
-        return cutText(withoutKeys(resultText(outcome.value), tool.gate), most);
+        return cutText(redactKeys(resultText(outcome.value)), most);
       case 'timeout':
         return `${outcome.error.message} and was stopped.`;
       case 'failed':
-        return withReason(`Tool ${name} failed`, outcome.reason());
+        return withReason(`Tool ${name} failed`, outcome.error.cause);
       case 'aborted':
         throw outcome.error;
     }
   }
 
   /**
-   * The client of a tool, made now if it has none yet. It is the host's own object: whoever keeps it beyond the lease
+   * The client of a tool, connected now if it is not yet. It is the host's own object: code that keeps it beyond the lease
    * shares it with the next task, unless the tool's scope is `task`.
    *
    * @throws {ToolUnknownError | ToolFailedError | LeaseReleasedError}
+   *
+   * @example
+   * const browser = await tools.client('browse');
    */
   async client<N extends ToolName<T>>(
     name: N,
-    options: { readonly signal?: AbortSignal } = {},
+    options: { readonly signal?: AbortSignal | undefined } = {},
   ): Promise<ToolClient<T[N]>> {
     const tool = this.#tool(name);
     checkOptions('client', options, ['signal']);
-    const ended = either(this.#session.signal, optional('signal', options.signal, abortSignal));
+    const ended = anySignal(this.#session.signal, optional('signal', options.signal, abortSignal));
     try {
       return (await this.#session.client({ name, tool }, ended.signal)) as ToolClient<T[N]>;
     } catch (error) {
       if (ended.signal.aborted) throw ended.signal.reason;
-      throw new ToolFailedError(name, causeOf(error, new CallMask(tool.gate)), 'connect');
+      throw new ToolFailedError(this.name, name, error, 'connect');
     } finally {
       ended.unlink();
     }
   }
 
-  /** The tools as models are told of them, for the `tools` of an OpenAI-style chat completion. */
+  /**
+   * The tools as described to models, for the `tools` of an OpenAI-style chat completion.
+   *
+   * @example
+   * await openai.chat.completions.create({ model, messages, tools: tools.definitions() });
+   */
   definitions(): ToolDefinition[] {
     return Object.entries(this.#tools).map(([name, { description, inputSchema }]) => ({
       type: 'function',
@@ -219,32 +249,35 @@ export class ToolManager<T extends ToolSet> {
     input: unknown,
     options: ToolCallOptions = {},
   ): Promise<ToolOutcome> {
-    const { signal, timeoutMs, priority } = checkCallOptions(options);
+    const request = currentRequest();
+    const { signal = request?.signal, priority = request?.priority, timeoutMs } = checkCallOptions(options);
     const session = this.#session;
-    // What has ended before it began is told to nobody: it was no call.
-    for (const ended of [session.signal, signal]) {
-      if (ended?.aborted) return { kind: 'aborted', error: ended.reason, told: () => undefined };
-    }
+    // A call that ends before it begins emits no event.
+    if (session.signal.aborted) return { kind: 'aborted', error: session.signal.reason };
+    if (signal?.aborted) return { kind: 'aborted', error: signal.reason };
     const toolCallId = this.#nextCallId();
-    const { instanceId, task } = session;
-    const told = { ...task, source: this.name, tool: name, instanceId, toolCallId };
+    const { instanceId } = session;
+    const task = session.task.taskId === undefined ? idsOf(request) : session.task;
+    const ids = { ...task, source: this.name, tool: name, instanceId, toolCallId };
     const startedMs = nowMs();
-    if (this.#hooks.hears('tool:started')) this.#hooks.emit('tool:started', told);
+    if (this.#hooks.hasListeners('tool:started')) this.#hooks.emit('tool:started', ids);
     const outcome = await callTool({
+      source: this.name,
       wanted: { name, tool },
       input,
       session,
+      task,
       signal,
       timeoutMs: timeoutMs ?? tool.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       priority,
       toolCallId,
     });
-    if (this.#hooks.hears('tool:finished')) {
+    if (this.#hooks.hasListeners('tool:finished')) {
       this.#hooks.emit('tool:finished', {
-        ...told,
+        ...ids,
         outcome: outcome.kind,
         durationMs: nowMs() - startedMs,
-        ...(outcome.kind === 'ok' ? {} : { error: outcome.told() }),
+        ...(outcome.kind === 'ok' ? {} : { error: redactError(outcome.error, this.#hooks.redact) }),
       });
     }
     return outcome;
@@ -252,16 +285,16 @@ export class ToolManager<T extends ToolSet> {
 
   #tool(name: string): AnyTool {
     const tool = Object.hasOwn(this.#tools, name) ? this.#tools[name] : undefined;
-    if (tool === undefined) throw new ToolUnknownError(name, Object.keys(this.#tools));
+    if (tool === undefined) throw new ToolUnknownError(this.name, name, Object.keys(this.#tools));
     return tool;
   }
 }
 
-/** What `parse` gave. A promise would be taken for the input, and its rejection would be nobody's. */
-function parsed(name: string, given: unknown): unknown {
-  if (typeof (given as PromiseLike<unknown> | null | undefined)?.then !== 'function') return given;
-  Promise.resolve(given).catch(() => {});
-  throw new TypeError(`Expected \`${name}.parse\` to give the input itself, got a promise`);
+/** The ids of a request, for a lease that was acquired without any. */
+function idsOf(request: RequestContext | undefined): TaskIds {
+  if (request === undefined) return {};
+  const { taskId, requestId, tenant } = request;
+  return { taskId, requestId, ...(tenant === undefined ? {} : { tenant }) };
 }
 
 function checkCallOptions(given: ToolCallOptions): ToolCallOptions {

@@ -27,7 +27,7 @@ export interface Contender {
   readonly name: string;
   /** The npm package; `undefined` for ours, and for what is no library. */
   readonly npm?: string;
-  /** Here for the comparison, and nobody's rival. */
+  /** For comparison only, not ranked. */
   readonly isYardstick?: true;
   readonly skills: readonly Skill[];
   /** Said under the table. */
@@ -42,7 +42,7 @@ export const LIMIT = 10;
 const ours: Contender = {
   name: 'ours',
   skills: ['run', 'acquire', 'abort'],
-  note: '`ConcurrencyLimiter`, built as the package is. Priorities, tenants, weights, timeouts and hooks are there; nobody listens.',
+  note: '`ConcurrencyLimiter`, built as the package is. Priorities, tenants, weights, timeouts and hooks are there; no listeners.',
   async load() {
     const { ConcurrencyLimiter } = await import('../../src/limiter/concurrency-limiter.js');
     return () => {
@@ -57,7 +57,7 @@ const ours: Contender = {
   },
 };
 
-/** Jobs in a list, each with the promise that its turn begins with: without one, it would run in somebody else's context. */
+/** Jobs in a list, each with the promise that its turn begins with: without one, it would run in another caller's context. */
 class LeastFifo {
   readonly #waiting = [] as (() => void)[];
   #first = 0;

@@ -16,10 +16,13 @@ export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
  * Bundles a worker as the package is bundled (ESM for Node 20, what it depends on left outside) into a folder of its own,
  * so that nothing of the loader that runs this file is measured. Gives the worker's path, and what removes it.
  */
-export async function buildWorker(entry: string): Promise<{ worker: string; remove: () => Promise<void> }> {
+export async function buildWorker(
+  entry: string,
+  root = ROOT,
+): Promise<{ worker: string; remove: () => Promise<void> }> {
   const folder = await mkdtemp(join(tmpdir(), 'pipeline-pool-bench-'));
   await build({
-    entry: { worker: join(ROOT, entry) },
+    entry: { worker: join(root, entry) },
     outDir: folder,
     format: ['esm'],
     target: 'node20',
@@ -29,7 +32,7 @@ export async function buildWorker(entry: string): Promise<{ worker: string; remo
     silent: true,
   });
   await writeFile(join(folder, 'package.json'), '{ "type": "module" }\n');
-  await symlink(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
+  await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
   return {
     worker: join(folder, 'worker.js'),
     remove: () => rm(folder, { recursive: true, force: true }),

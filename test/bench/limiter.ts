@@ -121,7 +121,7 @@ function cellText(cell: Cell): string {
 }
 
 /** How ours stands in a row: against its target, and against the best of the others. */
-function verdict(row: Workload): string {
+function classification(row: Workload): string {
   const ours = contenders.find(({ name }) => name === 'ours');
   const cell = ours && cellOf(ours, row);
   if (cell?.kind !== 'measured') return '';
@@ -150,7 +150,7 @@ function markdown(loadBefore: string): string {
   const table = rows.map((row) => [
     `${row.title}, ${row.unit}`,
     ...contenders.map((contender) => cellText(cellOf(contender, row))),
-    verdict(row),
+    classification(row),
   ]);
   const versions = contenders.flatMap(({ npm }) => (npm === undefined ? [] : [`${npm} ${versionOf(npm)}`]));
   const notes = contenders.flatMap(({ name, note }) => (note === undefined ? [] : [`- ${name}: ${note}`]));

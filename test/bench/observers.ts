@@ -1,12 +1,13 @@
 /**
- * What observers cost a request: CPU time of a manager's request that does nothing, with nobody listening and with each
+ * What observers cost a request: CPU time of a manager's request that does nothing, without listeners and with each
  * observer attached.
  *
  *     tsx test/bench/observers.ts
  */
-import { createPipelineManager, type LifecycleHooks, logTo, recordTimeline } from 'pipeline-pool';
+import { createPipelineManager, type LifecycleHooks, logTo } from 'pipeline-pool';
 import { traceTo } from 'pipeline-pool/opentelemetry';
 import { collectMetrics } from 'pipeline-pool/prometheus';
+import { recordTimeline } from 'pipeline-pool/timeline';
 import { Registry } from 'prom-client';
 
 const REQUESTS = 2_000;
@@ -14,8 +15,8 @@ const ROUNDS = 15;
 const silent = { debug() {}, info() {}, warn() {}, error() {} };
 
 const OBSERVERS: Readonly<Record<string, (hooks: LifecycleHooks) => unknown>> = {
-  'nobody listens': () => undefined,
-  'nobody listens, again': () => undefined,
+  'no listener': () => undefined,
+  'no listener, repeated': () => undefined,
   'a listener of another event': (hooks) => hooks.on('key:quarantined', () => {}),
   logTo: (hooks) => logTo(hooks, silent),
   recordTimeline: (hooks) => recordTimeline(hooks),
@@ -45,8 +46,8 @@ for (let round = 0; round < ROUNDS; round++) {
 
 const at = (values: readonly number[], share: number): number =>
   values.toSorted((a, b) => a - b)[Math.floor(share * (values.length - 1))] ?? Number.NaN;
-const base = at(samples.get('nobody listens') ?? [], 0.5);
-console.log('| attached | µs a request, median (quarter–three quarters) | × nobody |\n| --- | ---: | ---: |');
+const base = at(samples.get('no listener') ?? [], 0.5);
+console.log('| attached | µs per request, median (quartiles) | × no listener |\n| --- | ---: | ---: |');
 for (const [name, values] of samples) {
   const [low, middle, high] = [0.25, 0.5, 0.75].map((share) => at(values, share).toFixed(1));
   console.log(`| ${name} | ${middle} (${low}–${high}) | ${(at(values, 0.5) / base).toFixed(2)} |`);

@@ -21,7 +21,7 @@ const WIDTH = 860;
 const HEIGHT = 520;
 const FRAME = { left: 72, right: 214, top: 72, bottom: 58 };
 
-// Told apart by most colour-blind readers, on white and on black alike (after Okabe and Ito); dashes help the rest.
+// Distinguishable by most color-blind readers, on white and on black (after Okabe and Ito); dashes help the others.
 const COLOURS = [
   '#d55e00',
   '#0072b2',

@@ -30,7 +30,7 @@ const destroy = async (): Promise<void> => {};
 
 const ours: PoolContender = {
   name: 'ours',
-  note: '`PipelinePool`, built as the package is; nobody listens to its hooks.',
+  note: '`PipelinePool`, built as the package is; no listeners.',
   async load() {
     const { PipelinePool } = await import('../../src/pool/pipeline-pool.js');
     return () => {

@@ -90,7 +90,7 @@ function cellText(contender: PoolContender, workload: PoolWorkload): string {
 }
 
 /** Ours against generic-pool in the same run, which is what the targets are about. */
-function verdict(row: PoolWorkload): string {
+function classification(row: PoolWorkload): string {
   const own = figure(
     contenders.find(({ npm }) => npm === undefined),
     row,
@@ -111,7 +111,7 @@ function markdown(before: string): string {
   const table = [...rows, ...growth].map((row) => [
     `${row.title}, ${row.unit === 'bytes' ? 'bytes' : '×'}`,
     ...contenders.map((contender) => cellText(contender, row)),
-    verdict(row),
+    classification(row),
   ]);
   const versions = contenders.flatMap(({ npm }) => (npm === undefined ? [] : [`${npm} ${versionOf(npm)}`]));
   const notes = contenders.flatMap(({ name, note }) => (note === undefined ? [] : [`- ${name}: ${note}`]));

@@ -10,9 +10,10 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { LifecycleHooks, recordTimeline } from 'pipeline-pool';
-import { type LoadReport, runLoad } from '../integration/research-load.js';
-import { LIMITS, SERPER_KEYS, TAKES_MS } from '../integration/tight-limits.js';
+import { LifecycleHooks } from 'pipeline-pool';
+import { recordTimeline } from 'pipeline-pool/timeline';
+import { type LoadReport, runLoad } from '../support/research-loads.js';
+import { LIMITS, SERPER_KEYS, TAKES_MS } from '../support/tight-limits.js';
 import { figureOf, machine, markdownTable, ROOT } from './harness.js';
 
 const { values: args } = parseArgs({

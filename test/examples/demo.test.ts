@@ -55,7 +55,7 @@ describe('the demo', () => {
     expect(health).toMatchObject({ status: 'healthy', active_requests: 4, pool_size: 3 });
   });
 
-  it('draws who waited for what, in the terminal and as a picture', async () => {
+  it('draws what each request waited for, in the terminal and as a picture', async () => {
     const svg = join(tmpdir(), `pipeline-pool-demo-${process.pid}.svg`);
     try {
       const { output, errors, code } = demo(['--time-scale', '0.05', '--svg', svg]);
@@ -89,7 +89,7 @@ describe('the demo', () => {
     expect(await output).toContain('Drained: 0 instances are left.');
   });
 
-  it('stops at once on SIGINT where nothing has to be drained', async () => {
+  it('stops at once on SIGINT if nothing has to be drained', async () => {
     const { child, output, code } = demo(['--time-scale', '5']);
     child.stdout.on('data', (chunk: Buffer) => {
       if (chunk.toString().includes('Warming up')) child.kill('SIGINT');

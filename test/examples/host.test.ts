@@ -89,7 +89,7 @@ function host(questions: readonly string[], env: Record<string, string> = {}) {
 }
 
 describe('the host application', { timeout: 60_000 }, () => {
-  it('answers its questions with the tools that the model chooses, and tells of its health', async () => {
+  it('answers its questions with the tools that the model chooses, and reports its health', async () => {
     const { output, errors, code, line } = host([]);
     const health = await fetch(await line('Health: '));
     expect(health.status).toBe(200);
@@ -123,13 +123,13 @@ describe('the host application', { timeout: 60_000 }, () => {
     expect(await output).not.toMatch(new RegExp(KEYS.join('|')));
   });
 
-  it('takes keys with blanks around them for what they are', async () => {
+  it('trims keys', async () => {
     const clients = await connectClients({ SERPER_API_KEY: 'one, another ', E2B_API_KEY: E2B_KEY });
     expect(clients.keys).toMatchObject({ serper: ['one', 'another'], e2b: [E2B_KEY] });
     await clients.close();
   });
 
-  it('asks again where an answer breaks off, or says 200 and tells of a failure', async () => {
+  it('retries if a response breaks off, or is a 200 with an error inside', async () => {
     const { llm, serper, jina, env } = await realServices();
     serper.faultNext([
       { type: 'reset', when: 'mid-body' },
@@ -150,7 +150,7 @@ describe('the host application', { timeout: 60_000 }, () => {
     expect(found[2]).toContain('What a stub read at');
   });
 
-  it("ends its task's sandboxes where the answer to their creation was lost, and nobody else's", async () => {
+  it('kills the sandboxes of its task whose creation response was lost, and no others', async () => {
     const { e2b, env } = await realServices();
     const theirs = await Sandbox.create({ ...e2b.connection, metadata: { taskId: 'task-1' } });
     e2b.faultNext({ type: 'reset', when: 'mid-body' }, 'POST /v2/sandboxes');
@@ -162,7 +162,7 @@ describe('the host application', { timeout: 60_000 }, () => {
     expect(e2b.sandboxes.map(({ sandboxId }) => sandboxId)).toEqual([theirs.sandboxId]);
   });
 
-  it('tells the agent what a tool could not do, and serves the others', async () => {
+  it('reports to the agent which tool failed, and serves the others', async () => {
     const { e2b, env } = await realServices();
     e2b.faultNext({ type: 'status', status: 400 });
     const { output, errors, code } = host(['one', 'two'], env);
@@ -172,7 +172,7 @@ describe('the host application', { timeout: 60_000 }, () => {
     expect((await output).match(/^task-\d: Answered/gm)).toHaveLength(1);
   });
 
-  it('drains on SIGTERM: what runs comes to its end, health turns callers away, no sandbox is left', async () => {
+  it('drains on SIGTERM: running tasks finish, health rejects callers, no sandbox is left', async () => {
     let finish = (): void => {};
     const finished = new Promise<void>((resolve) => {
       finish = resolve;
@@ -194,7 +194,7 @@ describe('the host application', { timeout: 60_000 }, () => {
     expect(e2b.sandboxes).toEqual([]);
   });
 
-  it('ends what does not end by itself, and takes its sandboxes with it', async () => {
+  it('aborts tasks that do not end in time, and kills their sandboxes', async () => {
     const { e2b, env } = await realServices({ execute: () => new Promise(() => {}) });
     const { terminate, output, errors, code } = host(['one', 'two', 'three'], { ...env, DRAIN_MS: '200' });
     await expect.poll(() => e2b.sandboxes.length, { timeout: 15_000 }).toBeGreaterThan(0);

@@ -14,7 +14,7 @@ const isAlive = (pid: number): boolean => {
   }
 };
 
-/** Where the servers have their homes, and nobody else. */
+/** The home directories of the servers. */
 const lodgings = mkdtempSync(join(tmpdir(), 'mcp-test-'));
 let tools: Awaited<ReturnType<typeof exampleTools>>;
 const pids = new Set<number>();
@@ -23,7 +23,7 @@ const pids = new Set<number>();
 function setUp(size: number) {
   const hooks = new LifecycleHooks();
   const failures: unknown[] = [];
-  hooks.on('tool:disconnectFailed', ({ error }) => failures.push(error));
+  hooks.on('tool:disconnect-failed', ({ error }) => failures.push(error));
   const factory = pipelineFactory({ mainAgent: tools, hooks });
   const pool = new PipelinePool({ size, ...factory });
   const serversOf = async (lease: Awaited<ReturnType<typeof pool.acquire>>) => {
@@ -39,7 +39,7 @@ function setUp(size: number) {
 beforeAll(async () => {
   vi.stubEnv('TMPDIR', lodgings);
   tools = await exampleTools();
-}, 60_000);
+}, 120_000);
 
 afterEach(() => {
   expect([...pids].filter(isAlive)).toEqual([]);
@@ -53,7 +53,7 @@ afterAll(() => {
 });
 
 describe('MCP servers as tools', () => {
-  it('are called by the names and with the schemas that they give themselves', async () => {
+  it('are called by the names and with the schemas that the servers publish', async () => {
     const { pool, serversOf } = setUp(1);
     const lease = await pool.acquire();
     await serversOf(lease);
@@ -98,7 +98,7 @@ describe('MCP servers as tools', () => {
     await pool.close();
   });
 
-  it('leave no process behind when they hang', async () => {
+  it('leave no process when they hang', async () => {
     const { pool, serversOf, failures } = setUp(1);
     const lease = await pool.acquire();
     const { memory, everything } = await serversOf(lease);
@@ -130,7 +130,7 @@ describe('MCP servers as tools', () => {
     await pool.close();
   });
 
-  it('that never become ready leave nothing behind', async () => {
+  it('that never become ready leave no process', async () => {
     const mute = {
       command: process.execPath,
       args: ['-e', 'process.stdin.resume(); setInterval(() => {}, 1e6)'],

@@ -1,16 +1,14 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { RequestTimeoutError, ToolTimeoutError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
-import { deferred, follow, httpError, recorder, settle } from './support.js';
+import { onFakeTimers, settled } from '../support/fake-timers.js';
+import { httpError } from '../support/gates.js';
+import { recorder } from '../support/hooks.js';
+import { deferred, follow } from '../support/promises.js';
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-  vi.restoreAllMocks();
-});
+onFakeTimers();
+afterEach(() => vi.restoreAllMocks());
 
 const limitOf = (gate: ServiceGate) => gate.stats().limiter!.maxConcurrent;
 
@@ -29,7 +27,7 @@ async function wave(gate: ServiceGate, calls: number, end: () => unknown) {
 }
 
 describe('an adaptive ServiceGate', () => {
-  it('grows while its limit binds and the calls go well', async () => {
+  it('increases its limit while the limit is reached and the calls succeed', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 4 } });
     await wave(gate, 4, () => 'fine');
     expect(limitOf(gate)).toBeGreaterThan(4);
@@ -43,13 +41,13 @@ describe('an adaptive ServiceGate', () => {
     ['a 503', () => Promise.reject(httpError(503))],
     ['a 529', () => new Response(null, { status: 529 })],
     ['a timeout', () => Promise.reject(new DOMException('late', 'TimeoutError'))],
-  ])('is cut by %s, once for those that were sent together', async (_, end) => {
+  ])('decreases its limit on %s, once for calls that started together', async (_, end) => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 }, retry: { attempts: 1 } });
     await wave(gate, 10, end);
     expect(limitOf(gate)).toBe(17);
   });
 
-  it('is cut by its own attempt timeout', async () => {
+  it('decreases its limit on its own attempt timeout', async () => {
     const gate = new ServiceGate({
       name: 'llm',
       adaptive: { initial: 20 },
@@ -61,7 +59,7 @@ describe('an adaptive ServiceGate', () => {
     expect(limitOf(gate)).toBe(17);
   });
 
-  it('is cut by a deadline that an attempt had most of, and not by one that was spent in a queue', async () => {
+  it('decreases its limit on a deadline that passed mostly in the attempt, not on one that passed in a queue', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
     follow(gate.run(() => new Promise(() => {}), { timeoutMs: 100 }));
     await vi.advanceTimersByTimeAsync(100);
@@ -79,16 +77,16 @@ describe('an adaptive ServiceGate', () => {
   });
 
   it.each([
-    ['a tool', new ToolTimeoutError('search', 100), 'dropped'],
+    ['a tool', new ToolTimeoutError('mainAgent', 'search', 100), 'dropped'],
     [
-      'a request that was hardly more than the call',
+      'a request that lasted little longer than the call',
       new RequestTimeoutError('manager', 'task', 190),
       'dropped',
     ],
     ['a request that had run for long', new RequestTimeoutError('manager', 'task', 1_000), 'ignored'],
     ["a signal of the host's", new DOMException('too late', 'TimeoutError'), 'dropped'],
-    ['a caller that had no time any more', new DOMException('enough', 'AbortError'), 'ignored'],
-  ])('takes the timeout of %s for one where the attempt had most of the time', async (_, reason, outcome) => {
+    ['a caller that aborted', new DOMException('enough', 'AbortError'), 'ignored'],
+  ])('counts the timeout of %s as overload if the attempt ran for most of it', async (_, reason, outcome) => {
     const { hooks, of } = recorder();
     const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 20 } });
     const samples = vi.spyOn(gate.adaptive!, 'onSample');
@@ -96,7 +94,7 @@ describe('an adaptive ServiceGate', () => {
     const call = follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
     await vi.advanceTimersByTimeAsync(100);
     control.abort(reason);
-    await settle();
+    await settled();
     expect(call.now).toEqual({ is: 'rejected', reason });
     expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual([outcome]);
     const isTimeout = reason.name !== 'AbortError';
@@ -104,38 +102,41 @@ describe('an adaptive ServiceGate', () => {
   });
 
   it.each([
-    ['a tool', new ToolTimeoutError('search', 100)],
+    ['a tool', new ToolTimeoutError('mainAgent', 'search', 100)],
     ["a signal of the host's", new DOMException('too late', 'TimeoutError')],
-  ])('takes the timeout of %s for none of the service where the call stood in line', async (_, reason) => {
-    const { hooks, of } = recorder();
-    const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 1, max: 1 } });
-    const samples = vi.spyOn(gate.adaptive!, 'onSample');
-    const control = new AbortController();
-    const first = deferred();
-    follow(gate.run(() => first.promise));
-    follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
-    await vi.advanceTimersByTimeAsync(60);
-    first.resolve();
-    await vi.advanceTimersByTimeAsync(40);
-    control.abort(reason);
-    await settle();
-    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
-    expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'timeout' }]);
-  });
+  ])(
+    'does not count the timeout of %s as overload if the call was queued for most of it',
+    async (_, reason) => {
+      const { hooks, of } = recorder();
+      const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 1, max: 1 } });
+      const samples = vi.spyOn(gate.adaptive!, 'onSample');
+      const control = new AbortController();
+      const first = deferred();
+      follow(gate.run(() => first.promise));
+      follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
+      await vi.advanceTimersByTimeAsync(60);
+      first.resolve();
+      await vi.advanceTimersByTimeAsync(40);
+      control.abort(reason);
+      await settled();
+      expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+      expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'timeout' }]);
+    },
+  );
 
   it.each([
     ["a bug of the host's", () => Promise.reject(new TypeError('bug'))],
     ['a bad request', () => Promise.reject(httpError(400))],
     ['a missing page', () => Promise.reject(httpError(404))],
-    ['a spent account', () => Promise.reject(httpError(402))],
+    ['an exhausted quota', () => Promise.reject(httpError(402))],
     ['a bare 500', () => Promise.reject(httpError(500))],
-  ])('is left alone by %s', async (_, end) => {
+  ])('keeps its limit on %s', async (_, end) => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 4 }, retry: { attempts: 1 } });
     await wave(gate, 4, end);
     expect(limitOf(gate)).toBe(4);
   });
 
-  it('does not take calls that wait for a window for calls at the service', async () => {
+  it('does not count calls that wait for a rate window as in-flight', async () => {
     const gate = new ServiceGate({
       name: 'llm',
       adaptive: { initial: 4 },
@@ -147,7 +148,7 @@ describe('an adaptive ServiceGate', () => {
     expect(limitOf(gate)).toBe(4);
   });
 
-  it('judges a stream by its first item, under the limit of that moment', async () => {
+  it('classifies a stream by its first item, at the limit of that moment', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 1 } });
     const stream = gate.stream(async function* () {
       yield 1;
@@ -162,26 +163,23 @@ describe('an adaptive ServiceGate', () => {
   it.each([
     ['waited for an item', (stream: AsyncIterator<number>) => follow(stream.next()), ['ok', 'dropped']],
     ['did something else', () => {}, ['ok']],
-  ])(
-    'takes the timeout of a stream for one of the service where its reader %s',
-    async (_, read, outcomes) => {
-      const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
-      const samples = vi.spyOn(gate.adaptive!, 'onSample');
-      const stream = gate.stream(
-        async function* () {
-          yield 1;
-          await new Promise(() => {});
-        },
-        { timeoutMs: 100 },
-      );
-      await stream.next();
-      read(stream);
-      await vi.advanceTimersByTimeAsync(100);
-      expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(outcomes);
-    },
-  );
+  ])('counts the timeout of a stream as overload or not: its reader %s', async (_, read, outcomes) => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
+    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const stream = gate.stream(
+      async function* () {
+        yield 1;
+        await new Promise(() => {});
+      },
+      { timeoutMs: 100 },
+    );
+    await stream.next();
+    read(stream);
+    await vi.advanceTimersByTimeAsync(100);
+    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(outcomes);
+  });
 
-  it('learns nothing from a reader that leaves a stream while it waits for an item', async () => {
+  it('takes no sample when a reader leaves a stream while it waits for an item', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
     const samples = vi.spyOn(gate.adaptive!, 'onSample');
     const control = new AbortController();
@@ -196,29 +194,29 @@ describe('an adaptive ServiceGate', () => {
     follow(stream.next());
     await vi.advanceTimersByTimeAsync(100);
     control.abort();
-    await settle();
+    await settled();
     expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok']);
   });
 
-  it('follows a gauge that the host feeds it', async () => {
+  it('follows a limit that the host updates', async () => {
     const adaptive = new AdaptiveLimit({ initial: 20 });
     const gate = new ServiceGate({ name: 'llm', adaptive });
     adaptive.onGauge(50);
     expect(limitOf(gate)).toBe(18);
-    await settle();
+    await settled();
   });
 
-  it('keeps the permits within the limit as it falls, and lets nobody in before it is free', async () => {
+  it('keeps the permits within the limit as it falls, and admits no call before one is free', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 10 }, retry: { attempts: 1 } });
-    let underWay = 0;
+    let inFlight = 0;
     let most = 0;
     const call = () =>
       follow(
         gate.run(async () => {
-          most = Math.max(most, ++underWay);
+          most = Math.max(most, ++inFlight);
           await new Promise((resolve) => setTimeout(resolve, 50));
-          underWay--;
-          if (underWay >= 4) throw httpError(503);
+          inFlight--;
+          if (inFlight >= 4) throw httpError(503);
         }),
       );
     for (let i = 0; i < 60; i++) call();

@@ -1,10 +1,12 @@
 import { PassThrough, Readable } from 'node:stream';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { discardResponse } from '../../src/gate/outcome.js';
-import { jinaPreset } from '../../src/gate/presets.js';
+import { jinaPreset, openAiPreset } from '../../src/gate/presets.js';
+import { discardResponse } from '../../src/gate/response-content.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { Limiter } from '../../src/limiter/limiter.js';
-import { deferred, follow, recorder, settle } from './support.js';
+import { settled } from '../support/fake-timers.js';
+import { recorder } from '../support/hooks.js';
+import { deferred, follow } from '../support/promises.js';
 
 beforeEach(() => {
   vi.useFakeTimers();
@@ -15,14 +17,14 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-/** A response as node-fetch gives it: its body is a stream of Node's. */
+/** A response as node-fetch gives it: its body is a Node.js stream. */
 function nodeFetchResponse(status: number) {
   const body = new PassThrough();
   return { status, ok: status < 400, headers: new Map<string, string>(), body, bodyUsed: false };
 }
 
-describe('a Response whose body is a stream of Node', () => {
-  it('is destroyed where another attempt follows, and keeps no permit', async () => {
+describe('a Response whose body is a Node.js stream', () => {
+  it('is destroyed if another attempt follows, and holds no permit', async () => {
     const gate = new ServiceGate({ name: 'search', maxConcurrent: 1 });
     const failed = nodeFetchResponse(500);
     const signals: AbortSignal[] = [];
@@ -32,7 +34,7 @@ describe('a Response whose body is a stream of Node', () => {
         return attempt === 1 ? failed : nodeFetchResponse(200);
       }),
     );
-    await settle();
+    await settled();
     expect(call.now).toMatchObject({ is: 'fulfilled', value: { status: 200 } });
     expect(failed.body.destroyed).toBe(true);
     // Destroying what node-fetch 2 pipes into does not end its request; its signal does.
@@ -40,7 +42,7 @@ describe('a Response whose body is a stream of Node', () => {
     expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 }, keys: [{ inUse: 0 }] });
   });
 
-  it('is destroyed where it comes too late', async () => {
+  it('is destroyed if it arrives after the timeout', async () => {
     const gate = new ServiceGate({
       name: 'search',
       maxConcurrent: 1,
@@ -53,14 +55,14 @@ describe('a Response whose body is a stream of Node', () => {
     expect(call.now.is).toBe('rejected');
     const response = nodeFetchResponse(200);
     late.resolve(response);
-    await settle();
+    await settled();
     expect(response.body.destroyed).toBe(true);
     expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 }, keys: [{ inUse: 0 }] });
   });
 });
 
 describe('discardResponse', () => {
-  it('destroys a body that is a stream of Node, also one that fails at that', async () => {
+  it('destroys a body that is a Node.js stream, also if destroy throws', async () => {
     const of = (body: unknown) => ({ status: 500, ok: false, headers: new Headers(), body, bodyUsed: false });
     const body = new PassThrough();
     discardResponse(of(body));
@@ -71,7 +73,7 @@ describe('discardResponse', () => {
     expect(failing.errored).toBeInstanceOf(Error);
   });
 
-  it('leaves alone what it cannot free, and never throws', () => {
+  it('ignores what it cannot discard, and never throws', () => {
     const broken = (body: object) => ({ status: 500, ok: false, headers: new Headers(), body });
     const fails = () => {
       throw new Error('cannot');
@@ -85,7 +87,7 @@ describe('discardResponse', () => {
 describe('a Response whose body the classifier reads', () => {
   const json = { headers: { 'content-type': 'application/json' } };
 
-  /** A JSON body that comes after so many milliseconds, or breaks off then, and whether it was cancelled. */
+  /** A JSON body that arrives after so many milliseconds, or breaks off then, and whether it was cancelled. */
   function slowBody(afterMs: number, end: string | Error, signal?: AbortSignal) {
     const cancel = vi.fn();
     const body = new ReadableStream<Uint8Array>({
@@ -110,7 +112,7 @@ describe('a Response whose body the classifier reads', () => {
     return { gate, of, expectAllFree };
   };
 
-  it('may take as long as an attempt may', async () => {
+  it('may take up to attemptTimeoutMs', async () => {
     const { gate, of, expectAllFree } = oneAtATime();
     const call = follow(gate.run(() => slowBody(7_000, page).response));
     await vi.advanceTimersByTimeAsync(6_999);
@@ -122,7 +124,7 @@ describe('a Response whose body the classifier reads', () => {
     expectAllFree();
   });
 
-  it('is over with its attempt, which counts as dropped, and is tried again', async () => {
+  it('ends with the timeout of its attempt, which counts as dropped and is retried', async () => {
     const release = vi.fn();
     const limiter = {
       acquire: async () => ({ weight: 1, waitMs: 0, release, [Symbol.dispose]() {} }),
@@ -144,7 +146,7 @@ describe('a Response whose body the classifier reads', () => {
     expect(release.mock.calls).toEqual([['dropped'], ['ok']]);
   });
 
-  it('that breaks off is a failure like any other of the network', async () => {
+  it('counts as a network failure if it breaks off', async () => {
     const { gate, of, expectAllFree } = oneAtATime({ retry: { attempts: 2 } });
     const broken = Object.assign(new TypeError('terminated'), { cause: { code: 'UND_ERR_SOCKET' } });
     const bodies = [slowBody(10, broken), slowBody(10, page), slowBody(10, broken), slowBody(10, broken)];
@@ -155,16 +157,16 @@ describe('a Response whose body the classifier reads', () => {
     const second = follow(gate.run(read));
     await vi.advanceTimersByTimeAsync(20);
     expect(second.now).toEqual({ is: 'rejected', reason: broken });
-    expect(of('call:finished').map((told) => told.outcome)).toEqual(['ok', 'wait']);
+    expect(of('call:finished').map((event) => event.outcome)).toEqual(['ok', 'retryable']);
     expectAllFree();
   });
 
-  it('ends at once by an abort of the caller, and is freed', async () => {
+  it('ends at once when the caller aborts, and is discarded', async () => {
     const { gate, expectAllFree } = oneAtATime();
     const control = new AbortController();
     const body = slowBody(7_000, page);
     const call = follow(gate.run(() => body.response, { signal: control.signal }));
-    await settle();
+    await settled();
     control.abort('enough');
     for (let i = 0; i < 30; i++) await Promise.resolve();
     expect(call.now).toEqual({ is: 'rejected', reason: 'enough' });
@@ -172,7 +174,7 @@ describe('a Response whose body the classifier reads', () => {
     expectAllFree();
   });
 
-  it('is freed where the classifier goes on when its time is up', async () => {
+  it('is discarded if the classifier outlasts its timeout', async () => {
     const asked = deferred<'ok'>();
     const deaf = oneAtATime({
       classify: ({ kind }: { kind: string }) => (kind === 'result' ? asked.promise : undefined),
@@ -184,7 +186,7 @@ describe('a Response whose body the classifier reads', () => {
     await vi.advanceTimersByTimeAsync(100);
     expect(call.now).toMatchObject({ is: 'rejected' });
     asked.resolve('ok');
-    await settle();
+    await settled();
     expect(late.cancel).toHaveBeenCalledTimes(1);
     deaf.expectAllFree();
   });
@@ -193,7 +195,7 @@ describe('a Response whose body the classifier reads', () => {
     ['is no JSON after all', () => new Response('<html>', json)],
     ['has been read', () => new Response(page, json).clone()],
     ['is being read', () => new Response(page, json)],
-  ])('tells nothing where it %s', async (what, make) => {
+  ])('does not change the outcome if it %s', async (what, make) => {
     const { gate, of } = oneAtATime();
     await gate.run(async () => {
       const response = make();
@@ -204,19 +206,40 @@ describe('a Response whose body the classifier reads', () => {
     expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }]);
   });
 
-  it('is not read where it is a stream of Node, unless it failed: the copy of a long one would stall', async () => {
+  it('is not read if it is a Node.js stream, unless its status is a failure: copying a long one stalls', async () => {
     const { gate, of } = oneAtATime({ retry: { attempts: 1 } });
     const clone = vi.fn(() => ({
       text: async () => '{"code":402,"data":null,"name":"InsufficientBalanceError"}',
     }));
-    const answer = (status: number) => ({
+    const respond = (status: number) => ({
       ...nodeFetchResponse(status),
       headers: new Headers(json.headers),
       clone,
     });
-    await gate.run(() => answer(200));
+    await gate.run(() => respond(200));
     expect(clone).not.toHaveBeenCalled();
-    await gate.run(() => answer(400));
-    expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'key-spent' }]);
+    await gate.run(() => respond(400));
+    expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'quota-exhausted' }]);
+  });
+});
+
+describe('headers that throw when they are read', () => {
+  const boom = (): never => {
+    throw new Error('unreadable');
+  };
+  it.each<[string, object]>([
+    ['in `get`', { get: boom }],
+    ['in `keys`', { get: () => null, keys: boom }],
+    ['in a field', Object.defineProperty({}, 'retry-after', { get: boom, enumerable: true })],
+    ['when they are listed', new Proxy({}, { ownKeys: boom })],
+  ])('%s leave the caller what the attempt returned or threw', async (_, headers) => {
+    for (const preset of [{}, openAiPreset()]) {
+      const gate = new ServiceGate({ name: 'llm', ...preset, retry: { attempts: 1 } });
+      const thrown = Object.assign(new Error('slow down'), { status: 429, headers });
+      await expect(gate.run(() => Promise.reject(thrown))).rejects.toBe(thrown);
+      const other = new ServiceGate({ name: 'llm', ...preset, retry: { attempts: 1 } });
+      const returned = { status: 500, ok: false, headers };
+      await expect(other.run(() => returned)).resolves.toBe(returned);
+    }
   });
 });

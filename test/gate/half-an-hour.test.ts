@@ -1,24 +1,20 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { openAiPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
-import { follow, settle } from './support.js';
+import { onFakeTimers, settled } from '../support/fake-timers.js';
+import { follow } from '../support/promises.js';
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-});
+onFakeTimers();
 
 const HALF_AN_HOUR = 1_800_000;
 
-/** What takes for ever, unless its signal ends it. */
+/** Never settles unless its signal aborts. */
 const hang = ({ signal }: { signal: AbortSignal }) =>
   new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
 
-/** A stream that gives so many items, and then nothing for ever. */
+/** A stream that gives so many items, and then never another. */
 async function* stall(context: { signal: AbortSignal }, items: number) {
   for (let i = 0; i < items; i++) yield i;
   await hang(context);
@@ -45,7 +41,7 @@ describe('half an hour', () => {
     ["a gate's timeoutMs", { timeoutMs: HALF_AN_HOUR }, {}, ofCall],
     ["a call's timeoutMs", {}, { timeoutMs: HALF_AN_HOUR }, ofCall],
     ['openAiPreset', openAiPreset(), {}, ofAttempt],
-  ])('as %s is over to the millisecond, for a call and for a stream', async (_, options, call, reason) => {
+  ])('as %s ends a call and a stream to the millisecond', async (_, options, call, reason) => {
     const gate = gateWith(options);
     await expectHalfAnHour(gate.run(hang, call), reason);
     await expectHalfAnHour(gate.stream((context) => stall(context, 0), call).next(), reason);
@@ -53,7 +49,7 @@ describe('half an hour', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('is what each item of a stream may take', async () => {
+  it('is allowed for each item of a stream', async () => {
     const gate = gateWith({ attemptTimeoutMs: HALF_AN_HOUR });
     const stream = gate.stream((context) => stall(context, 2));
     await stream.next();
@@ -63,7 +59,7 @@ describe('half an hour', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('is what an answer may take that comes in the last millisecond', async () => {
+  it('accepts a response that arrives in the last millisecond', async () => {
     const gate = gateWith({ attemptTimeoutMs: HALF_AN_HOUR });
     const late = gate.run(
       () => new Promise((resolve) => setTimeout(() => resolve('late'), HALF_AN_HOUR - 1)),
@@ -84,7 +80,7 @@ describe('half an hour', () => {
       { timeoutMs: 2 * HALF_AN_HOUR, gate: gateWith({ attemptTimeoutMs: HALF_AN_HOUR }) },
       { code: 'ERR_TOOL_FAILED', cause: ofAttempt },
     ],
-  ])('is what a tool may take by %s', async (_, options, reason) => {
+  ])('is allowed for a tool by %s', async (_, options, reason) => {
     const tool = {
       connect: () => 1,
       call: (_client: number, _input: unknown, context: never) => hang(context),
@@ -92,7 +88,7 @@ describe('half an hour', () => {
     const factory = pipelineFactory({ mainAgent: defineTools({ think: { ...tool, ...options } }) });
     const pipeline = await factory.create({ instanceId: 1 });
     await expectHalfAnHour(pipeline.mainAgentToolManager.call('think'), reason);
-    await settle();
+    await settled();
     expect(vi.getTimerCount()).toBe(0);
   });
 });

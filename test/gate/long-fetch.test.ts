@@ -10,8 +10,8 @@ let stop = async (): Promise<void> => {};
 afterEach(() => stop());
 
 /** A server for one test, and its address. */
-async function serve(answer: RequestListener): Promise<string> {
-  const server = createServer(answer);
+async function serve(listener: RequestListener): Promise<string> {
+  const server = createServer(listener);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   stop = () => {
     server.closeAllConnections();
@@ -26,7 +26,7 @@ interface Seen {
   readonly body: string;
 }
 
-/** A server that answers with what it was sent. */
+/** A server that echoes the request. */
 const mirror = (): Promise<string> =>
   serve(async (request, response) => {
     const { method, headers } = request;
@@ -56,8 +56,8 @@ describe('longFetch', () => {
     expect(inner.mock.calls[1]).toEqual(['http://127.0.0.1/', { dispatcher: expect.any(Spy) }]);
   });
 
-  it('outlasts headers and parts of a body for which an agent with bounds would not wait', async () => {
-    // undici looks at its timeouts every half second.
+  it('waits for headers and body parts beyond the timeouts of a default agent', async () => {
+    // undici checks its timeouts every half second.
     const lateMs = 2_500;
     const url = await serve((request, response) => {
       if (request.url === '/body') response.write('la');
@@ -75,7 +75,7 @@ describe('longFetch', () => {
     await dispatcher.close();
   });
 
-  it('works with undici, under the OpenAI SDK, and still ends by its signal', async () => {
+  it('works with undici, under the OpenAI SDK, and still honors its signal', async () => {
     const url = await serve((request, response) => {
       if (request.url === '/v1/models') {
         response.setHeader('content-type', 'application/json');
@@ -118,7 +118,7 @@ describe('longFetch', () => {
     expect(sent).toMatch(/name="file"; filename="a.jsonl"[\s\S]*some text/);
   });
 
-  it("takes Node's own Request, with its method, headers and body", async () => {
+  it("accepts Node's own Request, with its method, headers and body", async () => {
     const url = await mirror();
     const request = new Request(url, { method: 'PUT', body: 'some text', headers: { 'x-mine': '1' } });
     await expect(seenBy(fetch(request))).resolves.toMatchObject({
@@ -137,7 +137,7 @@ describe('longFetch', () => {
     });
   });
 
-  it('takes a Request by what it says of redirects', async () => {
+  it('honors the redirect mode of a Request', async () => {
     const url = await serve((request, response) => {
       if (request.url === '/old') response.writeHead(307, { location: '/new' });
       text(request).then((body) => response.end(body));
@@ -149,7 +149,7 @@ describe('longFetch', () => {
     expect((await fetch(old('manual'))).status).toBe(307);
   });
 
-  it('ends by the signal of a Request that nobody else has any longer', async () => {
+  it('honors the signal of a Request that has no other reference', async () => {
     const url = await serve((_, response) => void response.write('half'));
     const control = new AbortController();
     const response = await fetch(new Request(url, { signal: control.signal }));
@@ -162,7 +162,7 @@ describe('longFetch', () => {
     await expect(reading).rejects.toMatchObject({ name: 'AbortError' });
   });
 
-  it('refuses to do without its parts', () => {
+  it('throws if a required part is missing', () => {
     expect(() => longFetch({ fetch: undiciFetch } as never)).toThrow('`Agent`');
     expect(() => longFetch({ Agent } as never)).toThrow('`fetch`');
     expect(() => longFetch(undefined as never)).toThrow('longFetch');

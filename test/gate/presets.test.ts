@@ -1,7 +1,7 @@
 import { AuthenticationError, RateLimitError, TimeoutError } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { Judgement, Observed } from '../../src/gate/outcome.js';
+import { classifyOutcome, type Observed, type OutcomeJudgement } from '../../src/gate/classify.js';
 import {
   classifyE2b,
   classifyJina,
@@ -28,7 +28,7 @@ const error = (fields: object, message = 'x'): Observed => ({
 });
 
 describe('the presets', () => {
-  it('are options that a gate takes', () => {
+  it('are options that a gate accepts', () => {
     for (const preset of [
       openAiPreset(),
       openAiPreset({ requestsPerMinute: 500, tokensPerMinute: 200_000 }),
@@ -41,10 +41,15 @@ describe('the presets', () => {
       expect(new ServiceGate({ name: 'service', ...preset }).stats().keys).toHaveLength(1);
     }
     expect(openAiPreset({ requestsPerMinute: 500, tokensPerMinute: 200_000 }).rate).toEqual([
-      { limit: 500, perMs: 60_025 },
-      { limit: 200_000, perMs: 60_025, unit: 'weight' },
+      { limit: 500, perMs: 60_050 },
+      { limit: 200_000, perMs: 60_050, unit: 'weight' },
     ]);
-    expect(e2bPreset()).toMatchObject({ maxConcurrent: 20, rate: [{ limit: 1, perMs: 1_025 }] });
+    expect(e2bPreset()).toMatchObject({ maxConcurrent: 20, rate: [{ limit: 1, perMs: 1_050 }] });
+  });
+
+  it('serperPreset allows its searches in a window of a second and a margin of 50 ms', () => {
+    expect(serperPreset().rate).toEqual([{ limit: 50, perMs: 1_050 }]);
+    expect(serperPreset({ perSecond: 300 }).rate).toEqual([{ limit: 300, perMs: 1_050 }]);
   });
 
   it.each<[string, () => unknown, string]>([
@@ -62,7 +67,7 @@ describe('the presets', () => {
     ['e2bPreset', () => e2bPreset({ createPerSecond: 5 } as never), 'Unknown option `createPerSecond`'],
     ['e2bPreset', () => e2bPreset({ sandboxes: 0 }), '`sandboxes`'],
     ['e2bPreset', () => e2bPreset({ createsPerSecond: -1 }), '`createsPerSecond`'],
-  ])('%s refuses a wrong option by its own name', (_, make, message) => {
+  ])('%s rejects an invalid option by name', (_, make, message) => {
     expect(make).toThrow(message);
   });
 
@@ -73,67 +78,238 @@ describe('the presets', () => {
   });
 });
 
-describe('classifyOpenAi', () => {
-  const quota = { error: { message: 'You exceeded your current quota', code: 'insufficient_quota' } };
+describe('a response of an intermediary', () => {
+  const page = '<!DOCTYPE html><html><body>Attention Required!</body></html>';
+  const html = { 'content-type': 'text/html; charset=UTF-8' };
+  const shapes: [string, () => Observed][] = [
+    ['a Response', () => ({ kind: 'result', value: new Response(page, { status: 403, headers: html }) })],
+    ['an error with headers', () => error({ status: 403, headers: new Headers(html) })],
+    ['an error with the page in its message', () => error({ status: 403 }, `403 ${page}`)],
+    ['an error with a response', () => error({ response: { status: 403, data: page, headers: html } })],
+    ['an error of got', () => error({ response: { statusCode: 403, body: page, headers: html } })],
+  ];
 
-  it('knows a used-up quota from a full minute, in a body or in an error', async () => {
-    await expect(classifyOpenAi(response(429, quota))).resolves.toEqual({ class: 'key-spent', status: 429 });
-    await expect(
-      classifyOpenAi(response(429, { error: { code: 'rate_limit_exceeded' } }, { 'retry-after': '2' })),
-    ).resolves.toEqual({ class: 'other-key', status: 429, retryAfterMs: 2_000 });
-    await expect(classifyOpenAi(error({ status: 429, ...quota.error }))).resolves.toMatchObject({
-      class: 'key-spent',
+  it.each(shapes)('does not affect a key, as %s', async (_, observed) => {
+    expect(classifyOutcome(observed())).toEqual({ class: 'retryable', status: 403 });
+    for (const classify of [classifyOpenAi, classifySerper, classifyJina, classifyE2b]) {
+      const judgement = (await classify(observed())) ?? classifyOutcome(observed());
+      expect(judgement).toEqual({ class: 'retryable', status: 403 });
+    }
+  });
+
+  it('quarantines no key, with a preset or without one', async () => {
+    vi.spyOn(Math, 'random').mockReturnValue(0);
+    for (const preset of [{}, openAiPreset()]) {
+      const gate = new ServiceGate({ name: 'llm', ...preset, keys: ['key-1', 'key-2', 'key-3'] });
+      const blocked = await gate.run(() => new Response(page, { status: 403, headers: html }));
+      expect(blocked.status).toBe(403);
+      expect(gate.stats().keys.map(({ state }) => state)).toEqual(['ready', 'ready', 'ready']);
+    }
+  });
+
+  const text = { 'content-type': 'text/plain' };
+  const json = { 'content-type': 'application/json' };
+  const foreign: [string, () => Response | Error][] = [
+    ['a plain text', () => new Response('no', { status: 401, headers: text })],
+    ['nothing', () => new Response(null, { status: 403 })],
+    ['JSON of a gateway', () => Response.json({ message: 'Forbidden' }, { status: 403 })],
+    ['JSON of another kind', () => Response.json({ fault: { code: 7 } }, { status: 401 })],
+    ['JSON that is cut off', () => new Response('{"error":', { status: 403, headers: json })],
+    ['a page that says it is JSON', () => new Response(page, { status: 403, headers: json })],
+    ['a page that asks for money', () => new Response(page, { status: 402, headers: html })],
+    ['an error without a body', () => Object.assign(new Error('Forbidden'), { status: 403 })],
+  ];
+  const presets = { openAiPreset, serperPreset, jinaPreset, e2bPreset };
+
+  describe.each(Object.entries(presets))('takes no key of %s out of use', (_, preset) => {
+    it.each(foreign)('as %s', async (_shape, outcome) => {
+      vi.spyOn(Math, 'random').mockReturnValue(0);
+      const gate = new ServiceGate({ name: 'service', ...preset(), keys: ['key-1', 'key-2', 'key-3'] });
+      const response = await gate
+        .run(() => {
+          const value = outcome();
+          if (value instanceof Error) throw value;
+          return value;
+        })
+        .catch((error: unknown) => error);
+      expect(response).toHaveProperty('status', expect.any(Number));
+      expect(gate.stats().keys.map(({ state }) => state)).toEqual(['ready', 'ready', 'ready']);
     });
   });
 
-  it('heeds x-should-retry: false for the call alone: the key rests as long as was said', async () => {
+  it('is not assumed if the body has the form of the service', async () => {
+    const own = { class: 'unauthorized', status: 401 };
+    await expect(classifyOpenAi(response(401, { error: 'Unauthorized' }))).resolves.toEqual(own);
+    await expect(classifyOpenAi(response(401, { object: 'error', message: 'no' }))).resolves.toEqual(own);
+    await expect(classifyOpenAi(response(401, { error: { code: 'invalid_api_key' } }))).resolves.toEqual(own);
+    await expect(classifySerper(response(401, { message: 'No', statusCode: 401 }))).resolves.toEqual(own);
+    await expect(classifyJina(response(401, { data: null, code: 401 }))).resolves.toEqual(own);
+    await expect(classifyE2b(response(401, { code: 401, message: 'Invalid API key' }))).resolves.toEqual(own);
+  });
+});
+
+describe('the body of a response', () => {
+  const endless = (status: number) => {
+    let bytes = 0;
+    const chunk = new TextEncoder().encode(`{"x":"${'y'.repeat(16_000)}`);
+    const body = new ReadableStream({
+      pull: (controller) => {
+        bytes += chunk.byteLength;
+        controller.enqueue(chunk);
+      },
+    });
+    const headers = { 'content-type': 'application/json', 'retry-after': '7' };
+    return { response: new Response(body, { status, headers }), read: () => bytes };
+  };
+
+  it('is read up to 64 KiB', async () => {
+    const { response: full, read } = endless(429);
+    await expect(classifyOpenAi({ kind: 'result', value: full })).resolves.toEqual({
+      class: 'rate-limited',
+      status: 429,
+      retryAfterMs: 7_000,
+    });
+    expect(read()).toBeLessThan(200_000);
+  });
+
+  it('of a failure is awaited for up to five seconds', async () => {
+    vi.useFakeTimers();
+    const body = new ReadableStream({ pull: () => new Promise(() => {}) });
+    const headers = { 'content-type': 'application/json' };
+    const judged = classifyOpenAi({ kind: 'result', value: new Response(body, { status: 503, headers }) });
+    await vi.advanceTimersByTimeAsync(5_000);
+    await expect(judged).resolves.toEqual({ class: 'retryable', status: 503 });
+    vi.useRealTimers();
+  });
+
+  it('that stalls does not delay the cooldown', async () => {
+    vi.useFakeTimers();
+    const gate = new ServiceGate({ name: 'llm', ...openAiPreset(), retry: { attempts: 1 } });
+    const stalled = () =>
+      new Response(new ReadableStream({ pull: () => new Promise(() => {}) }), {
+        status: 429,
+        headers: { 'content-type': 'application/json', 'retry-after': '5' },
+      });
+    const code = vi.fn(stalled);
+    const calls = [gate.run(code)];
+    for (let i = 0; i < 9; i++) {
+      await vi.advanceTimersByTimeAsync(50);
+      calls.push(gate.run(code));
+    }
+    expect(code).toHaveBeenCalledTimes(1);
+    expect(gate.stats().retryAfterMs).toBeGreaterThan(4_000);
+    const settled = Promise.allSettled(calls);
+    const closed = gate.close();
+    await vi.advanceTimersByTimeAsync(6_000);
+    await closed;
+    await settled;
+    vi.useRealTimers();
+  });
+});
+
+describe('openAiPreset with tokensPerMinute', () => {
+  const completion = (tokens: number) => ({ choices: [], usage: { total_tokens: tokens } });
+
+  it('estimates a call, and corrects it from the usage of its result', async () => {
+    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
+    await gate.run(() => completion(300));
+    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.7);
+    await gate.run(() => completion(300));
+    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.4);
+    await gate.run(() => completion(300));
+    // Another call of about 300 does not fit.
+    await expect(gate.run(() => completion(300), { timeoutMs: 1_000 })).rejects.toMatchObject({
+      code: 'ERR_KEYS_EXHAUSTED',
+    });
+    expect(gate.stats().attempts).toBe(3);
+  });
+
+  it('reads the usage of a stream from its last chunk', async () => {
+    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
+    const chunks = gate.stream(async function* () {
+      yield { choices: [{ delta: {} }] };
+      yield { choices: [], usage: { total_tokens: 250 } };
+    });
+    for await (const _ of chunks);
+    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.75);
+  });
+
+  it('keeps the usage that the host reports', async () => {
+    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
+    await gate.run(({ reportUsage }) => {
+      reportUsage(100);
+      return completion(300);
+    });
+    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.9);
+  });
+});
+
+describe('classifyOpenAi', () => {
+  const quota = { error: { message: 'You exceeded your current quota', code: 'insufficient_quota' } };
+
+  it('distinguishes an exhausted quota from a rate limit, in a body or in an error', async () => {
+    await expect(classifyOpenAi(response(429, quota))).resolves.toEqual({
+      class: 'quota-exhausted',
+      status: 429,
+    });
+    await expect(
+      classifyOpenAi(response(429, { error: { code: 'rate_limit_exceeded' } }, { 'retry-after': '2' })),
+    ).resolves.toEqual({ class: 'rate-limited', status: 429, retryAfterMs: 2_000 });
+    await expect(classifyOpenAi(error({ status: 429, ...quota.error }))).resolves.toMatchObject({
+      class: 'quota-exhausted',
+    });
+  });
+
+  it('honors x-should-retry: false for the call alone: the cooldown of the key is as long as the service says', async () => {
     const headers = { 'x-should-retry': 'false', 'retry-after': '60' };
     await expect(classifyOpenAi(response(429, {}, headers))).resolves.toEqual({
-      class: 'other-key',
+      class: 'rate-limited',
       status: 429,
       retryAfterMs: 60_000,
       retry: false,
     });
     await expect(
       classifyOpenAi(error({ status: 503, headers: new Headers({ 'x-should-retry': 'false' }) })),
-    ).resolves.toEqual({ class: 'wait', status: 503, retry: false });
-    await expect(classifyOpenAi(response(409, {}, headers))).resolves.toMatchObject({ class: 'stop' });
+    ).resolves.toEqual({ class: 'retryable', status: 503, retry: false });
+    await expect(classifyOpenAi(response(409, {}, headers))).resolves.toMatchObject({ class: 'fatal' });
     await expect(classifyOpenAi(response(503, {}, { 'x-should-retry': 'true' }))).resolves.toEqual({
-      class: 'wait',
+      class: 'retryable',
       status: 503,
     });
   });
 
-  it('does not heed it where the key is lost: another may do', async () => {
+  it('ignores it if the key is unauthorized or exhausted: another may serve', async () => {
     const headers = { 'x-should-retry': 'false' };
     for (const [status, body, said] of [
-      [401, {}, 'key-dead'],
-      [402, {}, 'key-spent'],
-      [429, quota, 'key-spent'],
+      [401, { error: { code: 'invalid_api_key' } }, 'unauthorized'],
+      [402, { error: { message: 'Insufficient balance' } }, 'quota-exhausted'],
+      [429, quota, 'quota-exhausted'],
     ] as const) {
       await expect(classifyOpenAi(response(status, body, headers))).resolves.toEqual({ class: said, status });
     }
   });
 
-  it('tries a conflict again', async () => {
-    await expect(classifyOpenAi(response(409, {}))).resolves.toEqual({ class: 'wait', status: 409 });
+  it('retries a conflict', async () => {
+    await expect(classifyOpenAi(response(409, {}))).resolves.toEqual({ class: 'retryable', status: 409 });
   });
 
-  it('finds the error under 200, and in the first event of a stream', async () => {
+  it('finds an error under status 200, and in the first event of a stream', async () => {
     const full = { object: 'error', error: { message: 'The request queue is full.', code: 503 } };
-    await expect(classifyOpenAi(response(200, full))).resolves.toEqual({ class: 'wait', status: 503 });
+    await expect(classifyOpenAi(response(200, full))).resolves.toEqual({ class: 'retryable', status: 503 });
     await expect(classifyOpenAi({ kind: 'result', value: full })).resolves.toEqual({
-      class: 'wait',
+      class: 'retryable',
       status: 503,
     });
     await expect(classifyOpenAi({ kind: 'first-item', value: full })).resolves.toEqual({
-      class: 'wait',
+      class: 'retryable',
       status: 503,
     });
     await expect(
       classifyOpenAi({ kind: 'first-item', value: { error: { message: 'try again' } } }),
-    ).resolves.toEqual({ class: 'wait' });
-    await expect(classifyOpenAi({ kind: 'result', value: quota })).resolves.toEqual({ class: 'key-spent' });
+    ).resolves.toEqual({ class: 'retryable' });
+    await expect(classifyOpenAi({ kind: 'result', value: quota })).resolves.toEqual({
+      class: 'quota-exhausted',
+    });
   });
 
   /** What the SDK throws, or gives, when a stream begins with this event. */
@@ -155,54 +331,58 @@ describe('classifyOpenAi', () => {
     throw new Error('there should be an error');
   }
 
-  it.each<[string, object, Judgement]>([
-    ['a number', { message: 'The request queue is full.', code: 503 }, { class: 'wait', status: 503 }],
-    ['a number in a string', { code: '429' }, { class: 'other-key', status: 429 }],
+  it.each<[string, object, OutcomeJudgement]>([
+    ['a number', { message: 'The request queue is full.', code: 503 }, { class: 'retryable', status: 503 }],
+    ['a number in a string', { code: '429' }, { class: 'rate-limited', status: 429 }],
     [
       'a full minute',
       { message: 'Rate limit reached', type: 'requests', code: 'rate_limit_exceeded' },
-      { class: 'other-key', status: 429 },
+      { class: 'rate-limited', status: 429 },
     ],
     [
       'a refused key',
       { type: 'invalid_request_error', code: 'invalid_api_key' },
-      { class: 'key-dead', status: 401 },
+      { class: 'unauthorized', status: 401 },
     ],
     [
       "a call that is the host's fault",
       { type: 'invalid_request_error', code: 'context_length_exceeded' },
-      { class: 'stop', status: 400 },
+      { class: 'fatal', status: 400 },
     ],
-    ['a used-up quota', { type: 'insufficient_quota', code: 'insufficient_quota' }, { class: 'key-spent' }],
+    [
+      'a used-up quota',
+      { type: 'insufficient_quota', code: 'insufficient_quota' },
+      { class: 'quota-exhausted' },
+    ],
     [
       'anything else',
       { message: 'The server had an error', type: 'server_error', code: null },
-      { class: 'wait' },
+      { class: 'retryable' },
     ],
   ])(
-    'reads an error without a status that tells of %s, thrown by the SDK, in an event and in a body',
-    async (_, told, judged) => {
-      const thrown = await thrownFor({ error: told });
+    'reads an error without a status that reports %s, thrown by the SDK, in an event and in a body',
+    async (_, sent, judged) => {
+      const thrown = await thrownFor({ error: sent });
       expect(thrown).toBeInstanceOf(OpenAI.APIError);
       await expect(classifyOpenAi({ kind: 'error', error: thrown })).resolves.toEqual(judged);
-      await expect(classifyOpenAi({ kind: 'first-item', value: { error: told } })).resolves.toEqual(judged);
-      await expect(classifyOpenAi({ kind: 'result', value: { error: told } })).resolves.toEqual(judged);
-      await expect(classifyOpenAi(response(200, { error: told }))).resolves.toEqual(judged);
+      await expect(classifyOpenAi({ kind: 'first-item', value: { error: sent } })).resolves.toEqual(judged);
+      await expect(classifyOpenAi({ kind: 'result', value: { error: sent } })).resolves.toEqual(judged);
+      await expect(classifyOpenAi(response(200, { error: sent }))).resolves.toEqual(judged);
     },
   );
 
-  it.each<[string, object, Judgement]>([
+  it.each<[string, object, OutcomeJudgement]>([
     [
       'a full minute',
       { code: 'rate_limit_exceeded', message: 'slow down' },
-      { class: 'other-key', status: 429 },
+      { class: 'rate-limited', status: 429 },
     ],
-    ['a used-up quota', { code: 'insufficient_quota' }, { class: 'key-spent' }],
-    ['a failure of the server', { code: 'server_error', message: 'sorry' }, { class: 'wait' }],
-  ])('reads an event of the Responses API that tells of %s', async (_, told, judged) => {
+    ['a used-up quota', { code: 'insufficient_quota' }, { class: 'quota-exhausted' }],
+    ['a failure of the server', { code: 'server_error', message: 'sorry' }, { class: 'retryable' }],
+  ])('reads an event of the Responses API that reports %s', async (_, sent, judged) => {
     for (const value of [
-      { type: 'error', ...told, param: null, sequence_number: 1 },
-      { type: 'response.failed', response: { status: 'failed', error: told } },
+      { type: 'error', ...sent, param: null, sequence_number: 1 },
+      { type: 'response.failed', response: { status: 'failed', error: sent } },
     ]) {
       await expect(classifyOpenAi({ kind: 'first-item', value })).resolves.toEqual(judged);
     }
@@ -210,23 +390,23 @@ describe('classifyOpenAi', () => {
     await expect(classifyOpenAi({ kind: 'first-item', value: begun })).resolves.toBeUndefined();
   });
 
-  it('takes the time from the headers that came before such an error', async () => {
+  it('reads the retry time from the headers of the response before such an error', async () => {
     const error = await thrownFor(
       { error: { code: 'rate_limit_exceeded' } },
       { 'x-ratelimit-remaining-requests': '0', 'x-ratelimit-reset-requests': '4s' },
     );
     await expect(classifyOpenAi({ kind: 'error', error })).resolves.toEqual({
-      class: 'other-key',
+      class: 'rate-limited',
       status: 429,
       retryAfterMs: 4_000,
     });
   });
 
-  it('takes a stream without any item for one that failed', async () => {
-    await expect(classifyOpenAi({ kind: 'no-item' })).resolves.toEqual({ class: 'wait' });
+  it('classifies a stream without items as failed', async () => {
+    await expect(classifyOpenAi({ kind: 'no-item' })).resolves.toEqual({ class: 'retryable' });
   });
 
-  it('leaves an answer alone', async () => {
+  it('does not reclassify a successful response', async () => {
     for (const value of [
       { choices: [] },
       { choices: [], code: 429, type: 'invalid_request_error' },
@@ -241,7 +421,7 @@ describe('classifyOpenAi', () => {
     ).resolves.toBeUndefined();
   });
 
-  it('leaves to the default what no server has told of', async () => {
+  it('leaves errors without a server response to the default', async () => {
     await expect(classifyOpenAi(error({}))).resolves.toBeUndefined();
     await expect(classifyOpenAi(error({ code: 'ECONNRESET' }))).resolves.toBeUndefined();
     for (const thrown of [new OpenAI.APIUserAbortError(), new OpenAI.APIConnectionError({})]) {
@@ -252,13 +432,13 @@ describe('classifyOpenAi', () => {
 
 describe('classifySerper', () => {
   it.each([
-    [429, 'Rate limit exceeded', 'other-key'],
-    [429, 'Not enough credits', 'key-spent'],
-    [400, 'Not enough credits', 'key-spent'],
-    [403, 'Unauthorized. Sign up for a free account.', 'key-dead'],
-    [400, 'Missing query parameter', 'stop'],
-    [500, 'Internal error', 'wait'],
-  ])('takes %i %j for %s, in a response, a body and an error', async (status, message, said) => {
+    [429, 'Rate limit exceeded', 'rate-limited'],
+    [429, 'Not enough credits', 'quota-exhausted'],
+    [400, 'Not enough credits', 'quota-exhausted'],
+    [403, 'Unauthorized. Sign up for a free account.', 'unauthorized'],
+    [400, 'Missing query parameter', 'fatal'],
+    [500, 'Internal error', 'retryable'],
+  ])('classifies %i %j as %s, in a response, a body and an error', async (status, message, said) => {
     const expected = { class: said, status };
     await expect(classifySerper(response(status, { message, statusCode: status }))).resolves.toEqual(
       expected,
@@ -269,7 +449,7 @@ describe('classifySerper', () => {
     await expect(classifySerper(error({ status }, message))).resolves.toEqual(expected);
   });
 
-  it('leaves an answer alone', async () => {
+  it('does not reclassify a successful response', async () => {
     await expect(classifySerper(response(200, { organic: [] }))).resolves.toBeUndefined();
     await expect(classifySerper({ kind: 'result', value: { organic: [] } })).resolves.toBeUndefined();
   });
@@ -278,9 +458,9 @@ describe('classifySerper', () => {
 describe('classifyJina', () => {
   const body = (code: number, fields = {}) => ({ data: null, code, ...fields });
 
-  it('takes the time from the body where the headers have none', async () => {
+  it('reads the retry time from the body if the headers have none', async () => {
     await expect(classifyJina(response(429, body(429, { retryAfter: 3 })))).resolves.toEqual({
-      class: 'other-key',
+      class: 'rate-limited',
       status: 429,
       retryAfterMs: 3_000,
     });
@@ -294,21 +474,21 @@ describe('classifyJina', () => {
     expect(judged!.retryAfterMs).toBeGreaterThan(55_000);
     expect(judged!.retryAfterMs).toBeLessThanOrEqual(60_000);
     await expect(classifyJina(response(429, body(429)))).resolves.toEqual({
-      class: 'other-key',
+      class: 'rate-limited',
       status: 429,
     });
   });
 
   it.each([
-    [402, {}, 'key-spent'],
-    [401, { name: 'AuthenticationRequiredError' }, 'key-dead'],
-    [403, { name: 'AuthenticationFailedError' }, 'key-dead'],
-    [403, { name: 'SecurityCompromiseError' }, 'target'],
-    [409, { name: 'BudgetExceededError' }, 'target'],
-    [422, {}, 'target'],
-    [451, {}, 'target'],
-    [503, {}, 'wait'],
-  ])('takes %i %j for %s, also in a body under 200', async (code, fields, said) => {
+    [402, {}, 'quota-exhausted'],
+    [401, { name: 'AuthenticationRequiredError' }, 'unauthorized'],
+    [403, { name: 'AuthenticationFailedError' }, 'unauthorized'],
+    [403, { name: 'SecurityCompromiseError' }, 'client-error'],
+    [409, { name: 'BudgetExceededError' }, 'client-error'],
+    [422, {}, 'client-error'],
+    [451, {}, 'client-error'],
+    [503, {}, 'retryable'],
+  ])('classifies %i %j as %s, also in a body under status 200', async (code, fields, said) => {
     await expect(classifyJina(response(200, body(code, fields)))).resolves.toMatchObject({ class: said });
     await expect(classifyJina(response(code, body(code, fields)))).resolves.toMatchObject({ class: said });
     await expect(classifyJina({ kind: 'result', value: body(code, fields) })).resolves.toMatchObject({
@@ -316,7 +496,7 @@ describe('classifyJina', () => {
     });
   });
 
-  it('leaves a page alone, whatever it is', async () => {
+  it('does not reclassify a page, whatever its content', async () => {
     await expect(classifyJina(response(200, { code: 200, data: { content: 'x' } }))).resolves.toBeUndefined();
     await expect(
       classifyJina({
@@ -337,8 +517,8 @@ describe('classifyE2b', () => {
   const cap =
     'you have reached the maximum number of concurrent E2B sandboxes (20). If you need more, please visit';
 
-  it('knows the cap on sandboxes from the rate', async () => {
-    const waits = { class: 'wait', status: 429, retryAfterMs: 1_000 };
+  it('distinguishes the sandbox limit from the rate limit', async () => {
+    const waits = { class: 'retryable', status: 429, retryAfterMs: 1_000 };
     await expect(classifyE2b(response(429, { code: 429, message: cap }))).resolves.toEqual(waits);
     await expect(
       classifyE2b({
@@ -354,15 +534,15 @@ describe('classifyE2b', () => {
     ).resolves.toBeUndefined();
   });
 
-  it('knows a refused key by its class, and a slow command from a slow service', async () => {
+  it('recognizes an unauthorized key by its class, and distinguishes a slow command from a slow service', async () => {
     await expect(
       classifyE2b({ kind: 'error', error: new AuthenticationError('Unauthorized') }),
     ).resolves.toEqual({
-      class: 'key-dead',
+      class: 'unauthorized',
     });
     await expect(
       classifyE2b({ kind: 'error', error: new TimeoutError('[deadline_exceeded] the operation timed out') }),
-    ).resolves.toEqual({ class: 'target' });
+    ).resolves.toEqual({ class: 'client-error' });
     await expect(
       classifyE2b({ kind: 'error', error: new TimeoutError('[canceled] late') }),
     ).resolves.toBeUndefined();

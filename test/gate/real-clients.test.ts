@@ -2,20 +2,26 @@ import { Sandbox } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { AttemptContext } from '../../src/gate/attempt.js';
-import type { ServiceGateOptions } from '../../src/gate/gate-options.js';
-import { e2bPreset, jinaPreset, openAiPreset, serperPreset } from '../../src/gate/presets.js';
+import type { ServiceGateOptions } from '../../src/gate/options.js';
+import {
+  e2bPreset,
+  type GatePreset,
+  jinaPreset,
+  openAiPreset,
+  serperPreset,
+} from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { Fault } from '../../src/testing/fault.js';
 import { type StubServices, startStubServices } from '../../src/testing/start-stub-services.js';
-import { recorder } from './support.js';
+import { recorder } from '../support/hooks.js';
 
 /** Known keys, as the services' clients take them. */
 const [A, B] = ['e2b_00000000000000000000000a', 'e2b_00000000000000000000000b'] as const;
 const MINUTE = 60_000;
 const HOUR = 3_600_000;
-/** How long a key rests where the service does not say. */
+/** The cooldown of a key if the service does not say. */
 const UNSAID = 30_000;
-/** For a call that hangs. Any other may take as long as a busy machine takes. */
+/** The timeout of a call that hangs. Any other has no bound: the machine may be busy. */
 const SHORT_MS = 400;
 
 let stubs: StubServices;
@@ -32,13 +38,13 @@ afterEach(async () => {
 });
 
 interface Client {
-  readonly preset: () => Omit<ServiceGateOptions, 'name'>;
+  readonly preset: () => GatePreset;
   readonly stub: () => StubServices['llm' | 'serper' | 'jina' | 'e2b'];
-  /** The route that faults befall. */
+  /** The route that faults apply to. */
   readonly route: string;
-  /** Makes one call through a gate, as a host does, and gives its text. */
+  /** Makes one call through a gate, as a host does, and returns its text. */
   readonly call: (gate: ServiceGate) => Promise<string>;
-  readonly answer: RegExp;
+  readonly expectedText: RegExp;
 }
 
 const openai = (key: string) => new OpenAI({ baseURL: stubs.llm.baseUrl, apiKey: key, maxRetries: 0 });
@@ -49,7 +55,7 @@ const clients: Record<'whole' | 'stream' | 'serper' | 'jina' | 'e2b', Client> = 
     preset: openAiPreset,
     stub: () => stubs.llm,
     route: 'POST /v1/chat/completions',
-    answer: /^This is the answer of a stub to: why\?$/,
+    expectedText: /^This is the answer of a stub to: why\?$/,
     async call(gate) {
       const { choices } = await gate.run(({ key, signal }) =>
         openai(key).chat.completions.create(QUESTION, { signal }),
@@ -61,7 +67,7 @@ const clients: Record<'whole' | 'stream' | 'serper' | 'jina' | 'e2b', Client> = 
     preset: openAiPreset,
     stub: () => stubs.llm,
     route: 'POST /v1/chat/completions',
-    answer: /^This is the answer of a stub to: why\?$/,
+    expectedText: /^This is the answer of a stub to: why\?$/,
     async call(gate) {
       const stream = gate.stream(({ key, signal }) =>
         openai(key).chat.completions.create({ ...QUESTION, stream: true }, { signal }),
@@ -75,7 +81,7 @@ const clients: Record<'whole' | 'stream' | 'serper' | 'jina' | 'e2b', Client> = 
     preset: serperPreset,
     stub: () => stubs.serper,
     route: 'POST /search',
-    answer: /"title":"tides: result 1"/,
+    expectedText: /"title":"tides: result 1"/,
     async call(gate) {
       const response = await gate.run(({ key, signal }) =>
         fetch(`${stubs.serper.url}/search`, {
@@ -92,7 +98,7 @@ const clients: Record<'whole' | 'stream' | 'serper' | 'jina' | 'e2b', Client> = 
     preset: jinaPreset,
     stub: () => stubs.jina,
     route: 'GET /*',
-    answer: /"content":"What a stub read at https:\/\/a\.example\/\."/,
+    expectedText: /"content":"What a stub read at https:\/\/a\.example\/\."/,
     async call(gate) {
       const response = await gate.run(({ key, signal }) => {
         const headers = { authorization: `Bearer ${key}`, accept: 'application/json' };
@@ -105,7 +111,7 @@ const clients: Record<'whole' | 'stream' | 'serper' | 'jina' | 'e2b', Client> = 
     preset: () => e2bPreset({ createsPerSecond: 100 }),
     stub: () => stubs.e2b,
     route: 'POST /v2/sandboxes',
-    answer: /^the result of 5 characters of code$/,
+    expectedText: /^the result of 5 characters of code$/,
     call: (gate) => gate.run(inSandbox),
   },
 };
@@ -120,7 +126,7 @@ async function inSandbox({ key, signal }: AttemptContext): Promise<string> {
 }
 
 /** A gate with two keys, of which the first is used first. */
-function gateOf({ preset }: Client, options: Partial<ServiceGateOptions> = {}) {
+function gateOf({ preset }: Client, options: Omit<Partial<ServiceGateOptions>, 'adaptive' | 'limiter'> = {}) {
   return new ServiceGate({
     name: 'service',
     ...preset(),
@@ -128,45 +134,45 @@ function gateOf({ preset }: Client, options: Partial<ServiceGateOptions> = {}) {
     keys: [A, B],
     maxConcurrent: 2,
     retry: { baseMs: 1, maxMs: 5 },
-    rest: { throttledMs: UNSAID },
+    cooldown: { baseMs: UNSAID },
     ...options,
   });
 }
 
-/** What becomes of a call that meets a fault with the first key. */
+/** What is expected of a call whose first key fails. */
 interface Expected {
-  /** What the attempt meant that met it. */
-  readonly met: object;
-  /** Where the first key stands then. */
-  readonly state: 'ready' | 'throttled' | 'spent' | 'dead';
-  readonly restMs?: number;
-  /** How the call ends, if there is no other attempt. */
+  /** The `call:retried` event of the failed attempt. */
+  readonly retried: object;
+  /** The state of the first key then. */
+  readonly state: 'ready' | 'cooldown' | 'exhausted' | 'quarantined';
+  readonly cooldownMs?: number;
+  /** The outcome of the call, if there is no other attempt. */
   readonly ends?: string;
 }
 
-const rests = (restMs: number, status = 429, met = 'other-key'): Expected => ({
-  met: { class: met, status },
-  state: 'throttled',
-  restMs,
+const cooldown = (cooldownMs: number, status = 429, outcome = 'rate-limited'): Expected => ({
+  retried: { class: outcome, status },
+  state: 'cooldown',
+  cooldownMs,
 });
-const spent = (status?: number): Expected => ({
-  met: { class: 'key-spent', ...(status === undefined ? {} : { status }) },
-  state: 'spent',
-  restMs: HOUR,
+const exhausted = (status?: number): Expected => ({
+  retried: { class: 'quota-exhausted', ...(status === undefined ? {} : { status }) },
+  state: 'exhausted',
+  cooldownMs: HOUR,
 });
-const dead = (status?: number): Expected => ({
-  met: { class: 'key-dead', ...(status === undefined ? {} : { status }) },
-  state: 'dead',
-  restMs: Number.POSITIVE_INFINITY,
+const quarantined = (status?: number): Expected => ({
+  retried: { class: 'unauthorized', ...(status === undefined ? {} : { status }) },
+  state: 'quarantined',
+  cooldownMs: Number.POSITIVE_INFINITY,
 });
-/** A failure that tells nothing of the key. */
+/** A failure that does not affect the key. */
 const waits = (status?: number): Expected => ({
-  met: { class: 'wait', ...(status === undefined ? {} : { status }) },
+  retried: { class: 'retryable', ...(status === undefined ? {} : { status }) },
   state: 'ready',
 });
 /** The call is over with this attempt. */
-const over = (outcome: string, expected: Pick<Expected, 'state' | 'restMs'> = { state: 'ready' }) => ({
-  met: {},
+const over = (outcome: string, expected: Pick<Expected, 'state' | 'cooldownMs'> = { state: 'ready' }) => ({
+  retried: {},
   ...expected,
   ends: outcome,
 });
@@ -184,33 +190,33 @@ const cutLater: Fault = { type: 'reset', when: 'mid-body' };
 
 type Row = readonly [what: string, fault: Fault, expected: Expected];
 
-/** What all of an LLM's answers have in common, streamed or not. */
+/** Common to all responses of an LLM, streamed or not. */
 const OF_AN_LLM: readonly Row[] = [
-  ['a 429 with seconds', back('seconds'), rests(MINUTE)],
-  ['a 429 with a date', back('date'), rests(MINUTE)],
-  ['a 429 with milliseconds', back('milliseconds'), rests(MINUTE)],
-  ['a 429 with the reset of requests', back('reset-requests'), rests(MINUTE)],
-  ['a 429 with the reset of tokens', back('reset-tokens'), rests(MINUTE)],
-  ['a 429 without a time', status(429), rests(UNSAID)],
-  ['a 429 with a time of 0', status(429, { headers: { 'retry-after': '0' } }), rests(UNSAID)],
+  ['a 429 with seconds', back('seconds'), cooldown(MINUTE)],
+  ['a 429 with a date', back('date'), cooldown(MINUTE)],
+  ['a 429 with milliseconds', back('milliseconds'), cooldown(MINUTE)],
+  ['a 429 with the reset of requests', back('reset-requests'), cooldown(MINUTE)],
+  ['a 429 with the reset of tokens', back('reset-tokens'), cooldown(MINUTE)],
+  ['a 429 without a time', status(429), cooldown(UNSAID)],
+  ['a 429 with a time of 0', status(429, { headers: { 'retry-after': '0' } }), cooldown(UNSAID)],
   [
     'a 429 that is not to be tried again',
     status(429, { headers: { 'x-should-retry': 'false', 'retry-after': '60' } }),
-    over('other-key', { state: 'throttled', restMs: MINUTE }),
+    over('rate-limited', { state: 'cooldown', cooldownMs: MINUTE }),
   ],
-  ['a used-up quota', status(429, QUOTA), spent(429)],
-  ['a 401', status(401), dead(401)],
-  ['a 403', status(403), dead(403)],
+  ['an exhausted quota', status(429, QUOTA), exhausted(429)],
+  ['a 401', status(401), quarantined(401)],
+  ['a 403', status(403), quarantined(403)],
   ['a 500', status(500), waits(500)],
   [
-    'a 500 that tells of limits with room',
+    'a 500 with rate limit headers that show free capacity',
     status(500, {
       headers: { 'x-ratelimit-remaining-requests': '4999', 'x-ratelimit-reset-requests': '8.64s' },
     }),
     waits(500),
   ],
-  ['a 503', status(503), rests(UNSAID, 503, 'wait')],
-  ['a 400', status(400), over('stop')],
+  ['a 503', status(503), cooldown(UNSAID, 503, 'retryable')],
+  ['a 400', status(400), over('fatal')],
   ['no headers', hang, waits()],
   ['a connection cut at once', cut, waits()],
 ];
@@ -218,70 +224,70 @@ const OF_AN_LLM: readonly Row[] = [
 const MATRIX: Readonly<Record<keyof typeof clients, readonly Row[]>> = {
   whole: [
     ...OF_AN_LLM,
-    ['a 429 under 200', envelope(429), rests(UNSAID)],
-    ['a used-up quota under 200', envelope(429, QUOTA), spent()],
-    ['a 503 under 200', envelope(503), rests(UNSAID, 503, 'wait')],
-    ['a 401 under 200', envelope(401), dead(401)],
+    ['a 429 under 200', envelope(429), cooldown(UNSAID)],
+    ['an exhausted quota under 200', envelope(429, QUOTA), exhausted()],
+    ['a 503 under 200', envelope(503), cooldown(UNSAID, 503, 'retryable')],
+    ['a 401 under 200', envelope(401), quarantined(401)],
     ['a body that stalls', stall, waits()],
     ['a body that is cut', cutLater, waits()],
   ],
   stream: [
     ...OF_AN_LLM,
-    ['a 429 in the first event', event(429), rests(UNSAID)],
-    ['a used-up quota in the first event', event(429, QUOTA), spent()],
-    ['a 503 in the first event', event(503), rests(UNSAID, 503, 'wait')],
-    ['a 401 in the first event', event(401), dead(401)],
-    ['a 400 in the first event', event(400), over('stop')],
-    // The SDK finds no event in it, and nothing tells one status from another.
+    ['a 429 in the first event', event(429), cooldown(UNSAID)],
+    ['an exhausted quota in the first event', event(429, QUOTA), exhausted()],
+    ['a 503 in the first event', event(503), cooldown(UNSAID, 503, 'retryable')],
+    ['a 401 in the first event', event(401), quarantined(401)],
+    ['a 400 in the first event', event(400), over('fatal')],
+    // The SDK finds no event in it, so statuses cannot be distinguished.
     ['a 429 under 200', envelope(429), waits()],
     ['a 503 under 200', envelope(503), waits()],
     ['a stall after the first event', stall, over('timeout')],
-    ['a cut after the first event', cutLater, over('wait')],
+    ['a cut after the first event', cutLater, over('retryable')],
   ],
   serper: [
-    ['a 429', status(429), rests(UNSAID)],
-    ['no credits', status(429, QUOTA), spent(429)],
-    ['a 401', status(401), dead(401)],
-    ['a 403', status(403), dead(403)],
+    ['a 429', status(429), cooldown(UNSAID)],
+    ['no credits', status(429, QUOTA), exhausted(429)],
+    ['a 401', status(401), quarantined(401)],
+    ['a 403', status(403), quarantined(403)],
     ['a 500', status(500), waits(500)],
-    ['a 503', status(503), rests(UNSAID, 503, 'wait')],
-    ['a 400', status(400), over('stop')],
-    ['a 429 under 200', envelope(429), rests(UNSAID)],
-    ['no credits under 200', envelope(429, QUOTA), spent(429)],
+    ['a 503', status(503), cooldown(UNSAID, 503, 'retryable')],
+    ['a 400', status(400), over('fatal')],
+    ['a 429 under 200', envelope(429), cooldown(UNSAID)],
+    ['no credits under 200', envelope(429, QUOTA), exhausted(429)],
     ['no headers', hang, waits()],
     ['a body that stalls', stall, waits()],
     ['a connection cut at once', cut, waits()],
     ['a body that is cut', cutLater, waits()],
   ],
   jina: [
-    ['a 429 with seconds', back('seconds'), rests(MINUTE)],
-    ['a 429 with a date', back('date'), rests(MINUTE)],
-    ['a 429 with milliseconds', back('milliseconds'), rests(MINUTE)],
-    ['a 429 without a time', status(429), rests(UNSAID)],
-    ['no balance', status(402), spent(402)],
-    ['a 401', status(401), dead(401)],
-    ["a page's 403", status(403), over('target')],
-    ["a page's 422", status(422), over('target')],
+    ['a 429 with seconds', back('seconds'), cooldown(MINUTE)],
+    ['a 429 with a date', back('date'), cooldown(MINUTE)],
+    ['a 429 with milliseconds', back('milliseconds'), cooldown(MINUTE)],
+    ['a 429 without a time', status(429), cooldown(UNSAID)],
+    ['no balance', status(402), exhausted(402)],
+    ['a 401', status(401), quarantined(401)],
+    ["a page's 403", status(403), over('client-error')],
+    ["a page's 422", status(422), over('client-error')],
     ['a 500', status(500), waits(500)],
-    ['a 503', status(503), rests(UNSAID, 503, 'wait')],
-    ['a 429 under 200', envelope(429), rests(UNSAID)],
-    ['no balance under 200', envelope(402), spent(402)],
-    ['a 401 under 200', envelope(401), dead(401)],
+    ['a 503', status(503), cooldown(UNSAID, 503, 'retryable')],
+    ['a 429 under 200', envelope(429), cooldown(UNSAID)],
+    ['no balance under 200', envelope(402), exhausted(402)],
+    ['a 401 under 200', envelope(401), quarantined(401)],
     ['no headers', hang, waits()],
     ['a body that stalls', stall, waits()],
     ['a connection cut at once', cut, waits()],
     ['a body that is cut', cutLater, waits()],
   ],
-  // The SDK keeps no headers: where E2B says when to come back, nobody learns of it.
+  // The SDK keeps no headers: a retry time that E2B sends is lost.
   e2b: [
-    ['a 429 for too many creations', back('seconds'), rests(UNSAID)],
-    ['a 429 for too many sandboxes', status(429, QUOTA), rests(1_000, 429, 'wait')],
-    ['a 402', status(402), spent(402)],
-    ['a 401', status(401), dead()],
-    ['a 403', status(403), dead(403)],
+    ['a 429 for too many creations', back('seconds'), cooldown(UNSAID)],
+    ['a 429 for too many sandboxes', status(429, QUOTA), cooldown(1_000, 429, 'retryable')],
+    ['a 402', status(402), exhausted(402)],
+    ['a 401', status(401), quarantined()],
+    ['a 403', status(403), quarantined(403)],
     ['a 500', status(500), waits(500)],
-    ['a 503', status(503), rests(UNSAID, 503, 'wait')],
-    ['a 400', status(400), over('stop')],
+    ['a 503', status(503), cooldown(UNSAID, 503, 'retryable')],
+    ['a 400', status(400), over('fatal')],
     ['no headers', hang, waits()],
     ['a body that stalls', stall, waits()],
     ['a connection cut at once', cut, waits()],
@@ -301,9 +307,9 @@ const NAMES: readonly { readonly name: keyof typeof clients; readonly what: stri
 const usesOf = ({ stub, route }: Client) =>
   [A, B].map((key) => stub().calls.filter((call) => call.route === route && call.key === key).length);
 
-/** Nothing is held, and nothing of it reaches the service any more. */
-async function expectAtRest(gate: ServiceGate, { stub }: Client): Promise<void> {
-  const held = { running: 0, waitingForStart: 0, backingOff: 0, limiter: { active: 0, queued: 0 } };
+/** Asserts that nothing is held and no request is in flight. */
+async function expectIdle(gate: ServiceGate, { stub }: Client): Promise<void> {
+  const held = { running: 0, queuedForStart: 0, backingOff: 0, limiter: { active: 0, queued: 0 } };
   await expect.poll(() => gate.stats()).toMatchObject({ ...held, keys: [{ inUse: 0 }, { inUse: 0 }] });
   await expect.poll(() => stub().stats().inFlight).toBe(0);
 }
@@ -311,15 +317,15 @@ async function expectAtRest(gate: ServiceGate, { stub }: Client): Promise<void> 
 describe.each(NAMES)('a gate in front of $what', ({ name }) => {
   const client = clients[name];
 
-  it.each(MATRIX[name])('knows what %s means', async (_, fault, expected) => {
+  it.each(MATRIX[name])('classifies %s', async (_, fault, expected) => {
     const { hooks, of } = recorder();
     const isSilent = fault === hang || fault === stall;
     const gate = gateOf(client, { hooks, ...(isSilent ? { attemptTimeoutMs: SHORT_MS } : {}) });
     client.stub().faultNext(fault, client.route);
     const call = client.call(gate);
     if (expected.ends === undefined) {
-      await expect(call).resolves.toMatch(client.answer);
-      expect(of('call:retried')).toMatchObject([expected.met]);
+      await expect(call).resolves.toMatch(client.expectedText);
+      expect(of('call:retried')).toMatchObject([expected.retried]);
       expect(of('call:finished')).toMatchObject([{ outcome: 'ok', attempts: 2 }]);
       expect(usesOf(client)).toEqual([1, 1]);
     } else {
@@ -330,39 +336,39 @@ describe.each(NAMES)('a gate in front of $what', ({ name }) => {
     }
     const [first, second] = gate.stats().keys;
     expect([first?.state, second?.state]).toEqual([expected.state, 'ready']);
-    if (expected.restMs === Number.POSITIVE_INFINITY) expect(first?.restMs).toBe(expected.restMs);
+    if (expected.cooldownMs === Number.POSITIVE_INFINITY) expect(first?.cooldownMs).toBe(expected.cooldownMs);
     // A date has whole seconds, and the machine may be busy.
-    else expect(Math.abs((first?.restMs ?? 0) - (expected.restMs ?? 0))).toBeLessThan(5_000);
-    await expectAtRest(gate, client);
+    else expect(Math.abs((first?.cooldownMs ?? 0) - (expected.cooldownMs ?? 0))).toBeLessThan(5_000);
+    await expectIdle(gate, client);
     await gate.close();
   });
 
-  it('spreads calls over its keys, and keeps them from one that rests', async () => {
+  it('spreads calls over its keys, and skips one in cooldown', async () => {
     const gate = gateOf(client);
     for (let i = 0; i < 4; i++) await client.call(gate);
     expect(usesOf(client)).toEqual([2, 2]);
     client.stub().faultNext(status(429), client.route);
-    for (let i = 0; i < 3; i++) await expect(client.call(gate)).resolves.toMatch(client.answer);
+    for (let i = 0; i < 3; i++) await expect(client.call(gate)).resolves.toMatch(client.expectedText);
     expect(usesOf(client)).toEqual([3, 5]);
-    await expectAtRest(gate, client);
+    await expectIdle(gate, client);
   });
 
-  it('gives back what it holds where every attempt fails', async () => {
+  it('releases everything if every attempt fails', async () => {
     const { hooks, of } = recorder();
     const gate = gateOf(client, { hooks });
     client.stub().faultNext([cut, cut, cut], client.route);
     await expect(client.call(gate)).rejects.toBeInstanceOf(Error);
     expect(usesOf(client)).toEqual([2, 1]);
-    expect(of('call:finished')).toMatchObject([{ outcome: 'wait', attempts: 3 }]);
-    await expectAtRest(gate, client);
+    expect(of('call:finished')).toMatchObject([{ outcome: 'retryable', attempts: 3 }]);
+    await expectIdle(gate, client);
   });
 
-  it('gives back what it holds where its caller leaves', async () => {
+  it('releases everything if its caller aborts', async () => {
     const { hooks, of } = recorder();
     const gate = gateOf(client, { hooks, timeoutMs: SHORT_MS });
     client.stub().faultNext(hang, client.route);
     await expect(client.call(gate)).rejects.toMatchObject({ code: 'ERR_GATE_TIMEOUT', scope: 'call' });
     expect(of('call:finished')).toMatchObject([{ outcome: 'timeout', attempts: 1 }]);
-    await expectAtRest(gate, client);
+    await expectIdle(gate, client);
   });
 });

@@ -1,5 +1,11 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { headerOf, parseGoDuration, parseRetryAfter, retryAfterMsOf } from '../../src/gate/retry-after.js';
+import {
+  headerOf,
+  parseGoDuration,
+  parseRetryAfter,
+  retryAfterMsInBody,
+  retryAfterMsOf,
+} from '../../src/gate/retry-after.js';
 
 const NOW = Date.parse('2026-11-22T10:00:00Z');
 
@@ -21,15 +27,36 @@ describe('parseRetryAfter', () => {
     expect(parseRetryAfter(value)).toBe(ms);
   });
 
-  it('reads an HTTP date', () => {
-    expect(parseRetryAfter('Sun, 22 Nov 2026 10:01:30 GMT')).toBe(90_000);
+  it.each([
+    'Sun, 22 Nov 2026 10:01:30 GMT',
+    'Sunday, 22-Nov-26 10:01:30 GMT',
+    'Sun Nov 22 10:01:30 2026',
+    '2026-11-22T10:01:30Z',
+    '2026-11-22T11:01:30.000+01:00',
+  ])('reads the date %j', (value) => {
+    expect(parseRetryAfter(value)).toBe(90_000);
+  });
+
+  it('reads a time since 1970, in seconds, milliseconds or microseconds', () => {
+    const until = Date.now() + 30_000;
+    expect(parseRetryAfter(String(until / 1_000))).toBeCloseTo(30_000, 0);
+    expect(parseRetryAfter(String(until))).toBe(30_000);
+    expect(parseRetryAfter('1000000000')).toBe(0);
+    expect(retryAfterMsOf(429, { 'retry-after-ms': String(until) })).toBe(30_000);
+    const anthropic = {
+      'anthropic-ratelimit-input-tokens-remaining': '0',
+      'anthropic-ratelimit-input-tokens-reset': new Date(until).toISOString(),
+      'anthropic-ratelimit-requests-remaining': '40',
+      'anthropic-ratelimit-requests-reset': new Date(until + 60_000).toISOString(),
+    };
+    expect(retryAfterMsOf(429, anthropic)).toBe(30_000);
   });
 
   it('reads a date that has passed as now', () => {
     expect(parseRetryAfter('Sun, 22 Nov 2026 09:00:00 GMT')).toBe(0);
   });
 
-  it("reads a date against the server's own clock where it tells it", () => {
+  it('reads a date relative to the Date header, if there is one', () => {
     expect(parseRetryAfter('Sun, 22 Nov 2026 08:00:10 GMT', 'Sun, 22 Nov 2026 08:00:00 GMT')).toBe(10_000);
     expect(parseRetryAfter('Sun, 22 Nov 2026 10:00:10 GMT', 'no date')).toBe(10_000);
     expect(parseRetryAfter('Sun, 22 Nov 2026 10:00:10 GMT', 'at 9')).toBe(10_000);
@@ -38,10 +65,8 @@ describe('parseRetryAfter', () => {
   it.each(
     [
       ['', '-1', '1e3', 'soon', '9'.repeat(400), 'NaN', '2026-13-45'],
-      // What `Date.parse` would take for a moment long ago.
+      // What `Date.parse` would parse as a date long ago.
       ['in 5', 'retry 3', 'soon 2026', 'Nov 2026', 'Sun, 22', 'Sun, 22 Xyz 2026 10:01:30 GMT'],
-      // RFC 850 has two digits for a year, asctime no zone: neither has been sent for decades.
-      ['Sunday, 22-Nov-26 10:01:30 GMT', 'Sun Nov 22 10:01:30 2026'],
     ].flat(),
   )('cannot read %j', (value) => {
     expect(parseRetryAfter(value)).toBeUndefined();
@@ -76,7 +101,7 @@ describe('retryAfterMsOf', () => {
     expect(retryAfterMsOf(429, { 'x-ratelimit-reset-requests': '4s' })).toBe(4_000);
   });
 
-  it('takes 0 for nothing said, and looks on', () => {
+  it('ignores 0, and reads the next header', () => {
     expect(retryAfterMsOf(429, { 'retry-after': '0' })).toBeUndefined();
     expect(retryAfterMsOf(429, { 'retry-after': 'Sun, 22 Nov 2026 09:00:00 GMT' })).toBeUndefined();
     expect(retryAfterMsOf(429, { 'retry-after-ms': '0', 'retry-after': '2' })).toBe(2_000);
@@ -85,7 +110,7 @@ describe('retryAfterMsOf', () => {
   });
 
   describe('of a 429', () => {
-    it('takes the reset of the limit that is used up, the last of several', () => {
+    it('reads the reset of the exhausted limit, the last of several', () => {
       const headers = {
         'x-ratelimit-reset-requests': '12ms',
         'x-ratelimit-remaining-requests': '40',
@@ -101,7 +126,7 @@ describe('retryAfterMsOf', () => {
     it.each([
       ['Headers', (plain: Record<string, string>) => new Headers(plain)],
       ['a plain object', (plain: Record<string, string>) => plain],
-    ])('knows limits by whatever name they have after the prefix, in %s', (_, made) => {
+    ])('recognizes limits by any name after the prefix, in %s', (_, made) => {
       const headers = made({
         'X-RateLimit-Remaining-Requests': '100',
         'X-RateLimit-Reset-Requests': '1s',
@@ -111,7 +136,7 @@ describe('retryAfterMsOf', () => {
       expect(retryAfterMsOf(429, headers)).toBe(42_000);
     });
 
-    it('takes the last reset where none is used up: what is left may be too little for the call', () => {
+    it('reads the last reset if no limit is exhausted: the remainder may be too small for the call', () => {
       const headers = {
         'x-ratelimit-reset-requests': '12ms',
         'x-ratelimit-remaining-requests': '40',
@@ -121,7 +146,7 @@ describe('retryAfterMsOf', () => {
       expect(retryAfterMsOf(429, headers)).toBe(360_000);
     });
 
-    it('takes what is left for unknown where it is no count', () => {
+    it('treats a remainder that is no count as unknown', () => {
       for (const remaining of ['-1', '', 'none']) {
         const headers = {
           'x-ratelimit-remaining-requests': remaining,
@@ -133,7 +158,7 @@ describe('retryAfterMsOf', () => {
       }
     });
 
-    it('reads the reset that many others send: seconds, or a moment', () => {
+    it('reads the common reset headers: seconds, or a timestamp', () => {
       expect(retryAfterMsOf(429, { 'ratelimit-reset': '30' })).toBe(30_000);
       expect(retryAfterMsOf(429, { 'x-ratelimit-reset': String(NOW / 1000 + 45) })).toBe(45_000);
       expect(retryAfterMsOf(429, { 'x-ratelimit-reset': String(NOW + 45_000) })).toBe(45_000);
@@ -142,7 +167,7 @@ describe('retryAfterMsOf', () => {
     });
   });
 
-  it('takes a reset with a 503 only where that limit is used up', () => {
+  it('reads a reset with a 503 only if that limit is exhausted', () => {
     const headers = { 'x-ratelimit-remaining-requests': '4999', 'x-ratelimit-reset-requests': '8.64s' };
     expect(retryAfterMsOf(503, headers)).toBeUndefined();
     expect(retryAfterMsOf(503, { 'ratelimit-reset': '30' })).toBeUndefined();
@@ -150,7 +175,7 @@ describe('retryAfterMsOf', () => {
     expect(retryAfterMsOf(503, { ...headers, 'retry-after': '2' })).toBe(2_000);
   });
 
-  it.each([402, 408, 500, 502, 504, 529])('takes no reset with a %i, used up or not', (status) => {
+  it.each([402, 408, 500, 502, 504, 529])('ignores a reset with a %i, exhausted or not', (status) => {
     const headers = {
       'x-ratelimit-remaining-requests': '0',
       'x-ratelimit-reset-requests': '12ms',
@@ -161,11 +186,11 @@ describe('retryAfterMsOf', () => {
     expect(retryAfterMsOf(status, { ...headers, 'retry-after': '7' })).toBe(7_000);
   });
 
-  it('has no bound of its own', () => {
+  it('has no upper bound', () => {
     expect(retryAfterMsOf(429, { 'retry-after': '7200' })).toBe(7_200_000);
   });
 
-  it('says nothing where nothing is said', () => {
+  it('returns undefined without a retry time', () => {
     for (const none of [undefined, null, {}, new Headers()])
       expect(retryAfterMsOf(429, none)).toBeUndefined();
   });
@@ -179,5 +204,37 @@ describe('headerOf', () => {
     expect(headerOf({ 'retry-after': 3 }, 'retry-after')).toBe('3');
     expect(headerOf({ 'retry-after': null }, 'retry-after')).toBeUndefined();
     expect(headerOf('retry-after' as never, 'retry-after')).toBeUndefined();
+  });
+});
+
+describe('retryAfterMsInBody', () => {
+  it.each([
+    [{ error: { code: 429, details: [{ '@type': 'x' }, { '@type': 'y', retryDelay: '17s' }] } }, 17_000],
+    [{ retry_after: 2.5 }, 2_500],
+    [{ error: { retryAfterMs: 150 } }, 150],
+    [{ error: { message: 'Rate limit reached. Please try again in 1.5s. Visit …' } }, 1_500],
+    [{ message: 'Please retry after 20 seconds.' }, 20_000],
+    [{ message: 'Try again in 6m0s' }, 360_000],
+    [{ retryAfter: 0 }, undefined],
+    [{ retryAfter: 'soon', message: 'try again' }, undefined],
+    [undefined, undefined],
+  ])('reads %j', (body, ms) => {
+    expect(retryAfterMsInBody(body)).toBe(ms);
+  });
+
+  it('survives cycles, getters that throw, and bodies of any size', () => {
+    const cycle: Record<string, unknown> = {};
+    cycle.self = cycle;
+    Object.defineProperty(cycle, 'bad', {
+      enumerable: true,
+      get: () => {
+        throw new Error('no');
+      },
+    });
+    expect(retryAfterMsInBody(cycle)).toBeUndefined();
+    expect(retryAfterMsInBody(Array.from({ length: 1e5 }, () => ({ a: 1 })))).toBeUndefined();
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    expect(retryAfterMsInBody(proxy)).toBeUndefined();
   });
 });

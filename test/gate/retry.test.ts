@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { RetryBudget } from '../../src/gate/retry.js';
 
 describe('RetryBudget', () => {
-  it('allows a share of the calls of the last minute, and a few more', () => {
+  it('allows a ratio of the calls of the last minute, plus a constant', () => {
     const budget = new RetryBudget({ ratio: 0.5, perMinute: 2 });
     expect(budget.left(0)).toBe(2);
     for (let i = 0; i < 10; i++) budget.noteCall(0);
@@ -14,20 +14,20 @@ describe('RetryBudget', () => {
     expect(budget.left(65_000)).toBe(2);
   });
 
-  it('counts a whole minute, wherever it began in its slice', () => {
+  it('counts a whole minute, wherever it begins in a slice', () => {
     const budget = new RetryBudget({ ratio: 0, perMinute: 1 });
     expect(budget.tryTake(4_999)).toBe(true);
     expect(budget.tryTake(60_000)).toBe(false);
     expect(budget.tryTake(65_000)).toBe(true);
   });
 
-  it('is off where both are nothing', () => {
+  it('allows none if both are 0', () => {
     const budget = new RetryBudget({ ratio: 0, perMinute: 0 });
     budget.noteCall(0);
     expect(budget.tryTake(0)).toBe(false);
   });
 
-  it('finds an empty count after a long rest', () => {
+  it('is empty after a long idle period', () => {
     const budget = new RetryBudget({ ratio: 1, perMinute: 0 });
     budget.noteCall(1_000);
     expect(budget.left(1_000)).toBe(1);

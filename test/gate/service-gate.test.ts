@@ -1,39 +1,38 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { GateClosedError, GateTimeoutError, QueueFullError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Limiter } from '../../src/limiter/limiter.js';
-import { countListeners, deferred, follow, httpError, recorder, settle } from './support.js';
+import { onFakeTimers, settled } from '../support/fake-timers.js';
+import { httpError } from '../support/gates.js';
+import { recorder } from '../support/hooks.js';
+import { deferred, follow } from '../support/promises.js';
+import { countListeners } from '../support/signals.js';
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-  vi.restoreAllMocks();
-});
+onFakeTimers();
+afterEach(() => vi.restoreAllMocks());
 
-/** Fails so often, then answers. */
+/** Fails so often, then succeeds. */
 function failing(times: number, error: () => unknown = () => httpError(500)) {
   let calls = 0;
   return vi.fn(async () => {
     if (calls++ < times) throw error();
-    return `answer ${calls}`;
+    return `response ${calls}`;
   });
 }
 
 describe('ServiceGate', () => {
   describe('run', () => {
-    it('gives what the code of the host gives', async () => {
+    it('resolves with the result of the function', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       await expect(gate.run(() => 'at once')).resolves.toBe('at once');
       await expect(gate.run(async () => 'later')).resolves.toBe('later');
       await expect(gate.run(() => undefined)).resolves.toBeUndefined();
     });
 
-    it('rejects with what the code of the host throws, itself', async () => {
+    it('rejects with the very error that the function throws', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       const bug = new TypeError('x is not a function');
       await expect(gate.run(() => Promise.reject(bug))).rejects.toBe(bug);
@@ -44,7 +43,7 @@ describe('ServiceGate', () => {
       ).rejects.toBe(bug);
     });
 
-    it('gives the code a signal, the number of its attempt and an empty key where there are none', async () => {
+    it('passes a signal, the attempt number and, without keys, an empty key', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       const seen = await gate.run((context) => context);
       expect(seen).toMatchObject({ attempt: 1, key: '' });
@@ -52,7 +51,7 @@ describe('ServiceGate', () => {
       expect(seen.signal.aborted).toBe(false);
     });
 
-    it('refuses what is no function, and options that are wrong, by name', async () => {
+    it('rejects a non-function, and invalid options by name', async () => {
       const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 10, perMs: 1000, unit: 'weight' }] });
       await expect(gate.run('code' as never)).rejects.toThrow('Expected `fn` to be a function');
       await expect(gate.run(() => 1, { weight: 11 })).rejects.toThrow(
@@ -67,7 +66,7 @@ describe('ServiceGate', () => {
   });
 
   describe('its permits', () => {
-    it('lets no more attempts run than maxConcurrent, and the rest in the order they came', async () => {
+    it('runs at most maxConcurrent attempts, and starts the others in FIFO order', async () => {
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2 });
       const order: number[] = [];
       const ends = Array.from({ length: 5 }, () => deferred());
@@ -77,11 +76,11 @@ describe('ServiceGate', () => {
           await end.promise;
         }),
       );
-      await settle();
+      await settled();
       expect(order).toEqual([0, 1]);
       expect(gate.stats()).toMatchObject({ running: 2, limiter: { active: 2, queued: 3 } });
       ends[1]!.resolve();
-      await settle();
+      await settled();
       expect(order).toEqual([0, 1, 2]);
       for (const end of ends) end.resolve();
       await Promise.all(calls);
@@ -89,7 +88,7 @@ describe('ServiceGate', () => {
       expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0, queued: 0 } });
     });
 
-    it('gives permits by priority, and to tenants in turn', async () => {
+    it('grants permits by priority, and to tenants in turn', async () => {
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
       const order: string[] = [];
       const call = (name: string, options: object) => gate.run(async () => void order.push(name), options);
@@ -102,7 +101,7 @@ describe('ServiceGate', () => {
         call('b1', { tenant: 'b' }),
         call('urgent', { priority: 1 }),
       ];
-      await settle();
+      await settled();
       first.resolve();
       await Promise.all(calls);
       expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3']);
@@ -112,14 +111,14 @@ describe('ServiceGate', () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.999);
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
       const slow = gate.run(failing(1));
-      await settle();
+      await settled();
       expect(gate.stats()).toMatchObject({ backingOff: 1, limiter: { active: 0 } });
       await expect(gate.run(() => 'in between')).resolves.toBe('in between');
       await vi.advanceTimersByTimeAsync(500);
-      await expect(slow).resolves.toBe('answer 2');
+      await expect(slow).resolves.toBe('response 2');
     });
 
-    it('asks for a new permit behind the others when it tries again', async () => {
+    it('acquires a new permit behind queued calls for a retry', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
       const order: string[] = [];
@@ -134,7 +133,7 @@ describe('ServiceGate', () => {
       expect(order).toEqual(['a', 'b', 'c', 'a']);
     });
 
-    it('keeps the permit of code that does not heed its signal until it ends', async () => {
+    it('keeps the permit of a function that ignores its signal until it settles', async () => {
       const gate = new ServiceGate({
         name: 'llm',
         maxConcurrent: 1,
@@ -148,11 +147,11 @@ describe('ServiceGate', () => {
       expect(deaf.now).toMatchObject({ is: 'rejected', reason: expect.any(GateTimeoutError) });
       expect(next.now.is).toBe('pending');
       end.resolve();
-      await settle();
+      await settled();
       expect(next.now).toEqual({ is: 'fulfilled', value: 'next' });
     });
 
-    it('takes the permit of code that never ends away after five seconds', async () => {
+    it('releases the permit of a function that never settles after five seconds', async () => {
       const gate = new ServiceGate({
         name: 'llm',
         maxConcurrent: 1,
@@ -170,13 +169,13 @@ describe('ServiceGate', () => {
       expect(vi.getTimerCount()).toBe(0);
     });
 
-    it('shares a limiter that the host gives it, and leaves that open', async () => {
+    it('shares a limiter of the host, and does not close it', async () => {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 0 });
       const one = new ServiceGate({ name: 'one', limiter });
       const other = new ServiceGate({ name: 'other', limiter });
       const end = deferred();
       const first = one.run(() => end.promise);
-      await settle();
+      await settled();
       await expect(other.run(() => 1)).rejects.toBeInstanceOf(QueueFullError);
       end.resolve();
       await first;
@@ -184,7 +183,7 @@ describe('ServiceGate', () => {
       await expect(other.run(() => 1)).resolves.toBe(1);
     });
 
-    it('tells a limiter from elsewhere how the attempt went', async () => {
+    it('reports the outcome of the attempt to a foreign limiter', async () => {
       const release = vi.fn();
       const limiter = {
         acquire: async () => ({ weight: 1, waitMs: 0, release, [Symbol.dispose]() {} }),
@@ -207,25 +206,25 @@ describe('ServiceGate', () => {
       ).resolves.toBe('dropped');
     });
 
-    it('gives a permit back that a deaf limiter grants to a call that is over', async () => {
+    it('releases a permit that a limiter without abort support grants to a settled call', async () => {
       const granted = deferred<never>();
       const release = vi.fn();
       const limiter = { acquire: () => granted.promise, stats: () => ({}) } as unknown as Limiter;
       const gate = new ServiceGate({ name: 'llm', limiter });
       const control = new AbortController();
       const call = follow(gate.run(() => 1, { signal: control.signal }));
-      await settle();
+      await settled();
       control.abort('enough');
-      await settle();
+      await settled();
       expect(call.now).toEqual({ is: 'rejected', reason: 'enough' });
       granted.resolve({ weight: 1, waitMs: 0, release } as never);
-      await settle();
+      await settled();
       expect(release).toHaveBeenCalledTimes(1);
     });
   });
 
   describe('its windows', () => {
-    it('starts as many as the window allows at once, and each further one as a place comes free', async () => {
+    it('starts as many as the window allows at once, and each further call as an entry expires', async () => {
       const gate = new ServiceGate({ name: 'search', rate: [{ limit: 3, perMs: 1000 }] });
       const starts: number[] = [];
       const calls = Array.from({ length: 8 }, () => gate.run(() => void starts.push(performance.now())));
@@ -234,7 +233,7 @@ describe('ServiceGate', () => {
       expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 0, 1000, 1000, 1000, 2000, 2000]);
     });
 
-    it('takes all its windows in one step, so that a full one costs the others nothing', async () => {
+    it('reserves all its windows in one step, so that a full one costs the others nothing', async () => {
       const gate = new ServiceGate({
         name: 'search',
         rate: [
@@ -249,7 +248,7 @@ describe('ServiceGate', () => {
       expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 100, 1000, 1000, 1100, 2000]);
     });
 
-    it('takes the window after the permit, so that starts cannot bunch up behind it', async () => {
+    it('reserves the window after the permit, so that starts cannot burst', async () => {
       const gate = new ServiceGate({ name: 'search', maxConcurrent: 2, rate: [{ limit: 2, perMs: 200 }] });
       const starts: number[] = [];
       const call = () =>
@@ -263,11 +262,11 @@ describe('ServiceGate', () => {
       for (let i = 2; i < starts.length; i++) expect(starts[i]! - starts[i - 2]!).toBeGreaterThanOrEqual(200);
     });
 
-    it('counts a start from when the code begins, not from when it was allowed to', async () => {
+    it('counts a start from when the function begins, not from its grant', async () => {
       const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 100 }] });
       const starts: number[] = [];
       const stalling = new ServiceGate({ name: 'other' });
-      // Between the grant and the beginning of the first call another task of the process blocks for 70 ms.
+      // Between the grant and the start of the first call, other code blocks the event loop for 70 ms.
       const first = gate.run(() => void starts.push(performance.now()));
       await Promise.resolve();
       void stalling.run(() => vi.advanceTimersByTime(70));
@@ -286,54 +285,54 @@ describe('ServiceGate', () => {
       const starts: number[] = [];
       const call = (weight: number) => gate.run(() => void starts.push(performance.now()), { weight });
       const calls = [call(60), call(40), call(60), call(40)];
-      await settle();
+      await settled();
       expect(starts).toHaveLength(2);
       await vi.advanceTimersByTimeAsync(1000);
       await Promise.all(calls);
       expect(starts.map((s) => s - starts[0]!)).toEqual([0, 0, 1000, 1000]);
     });
 
-    it('keeps the order: a light call does not pass a heavy one', async () => {
+    it('keeps FIFO order: a light call does not overtake a heavy one', async () => {
       const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
       const order: number[] = [];
       const call = (weight: number) => gate.run(() => void order.push(weight), { weight });
       const calls = [call(60), call(90), call(10)];
-      await settle();
+      await settled();
       expect(order).toEqual([60]);
       await vi.advanceTimersByTimeAsync(1000);
       await Promise.all(calls);
       expect(order).toEqual([60, 90, 10]);
     });
 
-    it('lets a call of higher priority pass one that waits, which stays in front of its equals', async () => {
+    it('lets a call of higher priority overtake a queued one, which stays ahead of its equals', async () => {
       const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
       const order: string[] = [];
       const call = (name: string, weight: number, priority = 0) =>
         gate.run(() => void order.push(name), { weight, priority });
       const calls = [call('first', 60), call('heavy', 90), call('equal', 1)];
-      await settle();
+      await settled();
       calls.push(call('urgent', 20, 1), call('urgent too', 10, 1), call('most urgent', 1, 2));
-      await settle();
+      await settled();
       expect(order).toEqual(['first', 'most urgent', 'urgent', 'urgent too']);
       await vi.advanceTimersByTimeAsync(2000);
       await Promise.all(calls);
       expect(order.slice(4)).toEqual(['heavy', 'equal']);
     });
 
-    it('takes a correction of a weight, which may let the next one through', async () => {
+    it('applies a correction of a weight, which may start the next call', async () => {
       const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 100, perMs: 1000, unit: 'weight' }] });
       const usage = deferred<number>();
-      const first = gate.run(async ({ settle: correct }) => correct(await usage.promise), { weight: 90 });
+      const first = gate.run(async ({ reportUsage }) => reportUsage(await usage.promise), { weight: 90 });
       const second = follow(gate.run(() => 'second', { weight: 50 }));
-      await settle();
+      await settled();
       expect(second.now.is).toBe('pending');
       usage.resolve(40);
       await first;
-      await settle();
+      await settled();
       expect(second.now.is).toBe('fulfilled');
     });
 
-    it('takes it while the call goes on, and tells who waits only once that it does', async () => {
+    it('applies it during the call, and emits one event for each queued call', async () => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({
         name: 'llm',
@@ -344,28 +343,28 @@ describe('ServiceGate', () => {
       const first = follow(
         gate.run(
           (context) => {
-            correct = context.settle;
+            correct = context.reportUsage;
             return new Promise(() => {});
           },
           { weight: 90 },
         ),
       );
       const second = follow(gate.run(() => 'second', { weight: 50 }));
-      await settle();
+      await settled();
       correct(80);
       correct(60);
-      await settle();
+      await settled();
       expect([first.now.is, second.now.is]).toEqual(['pending', 'pending']);
       correct(50);
-      await settle();
+      await settled();
       expect([first.now.is, second.now.is]).toEqual(['pending', 'fulfilled']);
       expect(of('call:throttled')).toHaveLength(1);
     });
 
-    it('refuses a correction that is no whole number, to the code that made it', async () => {
+    it('throws for a correction that is not an integer', async () => {
       const gate = new ServiceGate({ name: 'llm' });
-      await expect(gate.run(({ settle: correct }) => correct(-1))).rejects.toThrow('`actual`');
-      await expect(gate.run(({ settle: correct }) => correct(undefined as never))).rejects.toThrow(
+      await expect(gate.run(({ reportUsage }) => reportUsage(-1))).rejects.toThrow('`actual`');
+      await expect(gate.run(({ reportUsage }) => reportUsage(undefined as never))).rejects.toThrow(
         '`actual`',
       );
     });
@@ -378,18 +377,18 @@ describe('ServiceGate', () => {
       const next = follow(gate.run(() => 3));
       await vi.advanceTimersByTimeAsync(500);
       control.abort('enough');
-      await settle();
+      await settled();
       expect(waiting.now).toEqual({ is: 'rejected', reason: 'enough' });
       await vi.advanceTimersByTimeAsync(500);
       expect(next.now.is).toBe('fulfilled');
     });
 
-    it('tells at once, and says when to come back, where a window stays full beyond the deadline', async () => {
+    it('rejects at once, with retryAfterMs, if a window stays full beyond the deadline', async () => {
       const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 60_000 }] });
       await gate.run(() => 1);
       await vi.advanceTimersByTimeAsync(10_000);
       const call = follow(gate.run(() => 2, { timeoutMs: 20_000 }));
-      await settle();
+      await settled();
       expect(call.now).toMatchObject({
         is: 'rejected',
         reason: { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: 50_000 },
@@ -398,7 +397,7 @@ describe('ServiceGate', () => {
   });
 
   describe('retries', () => {
-    it('makes so many attempts, the first among them, and then gives the last error', async () => {
+    it('makes `attempts` attempts in all, and then rejects with the last error', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', retry: { attempts: 4 } });
       const code = failing(9);
@@ -448,7 +447,7 @@ describe('ServiceGate', () => {
       expect(code).toHaveBeenCalledTimes(attempts);
     });
 
-    it('backs off for anything up to a bound that doubles', async () => {
+    it('backs off with full jitter up to a bound that doubles', async () => {
       const random = vi.spyOn(Math, 'random').mockReturnValue(1);
       const gate = new ServiceGate({
         name: 'llm',
@@ -477,12 +476,12 @@ describe('ServiceGate', () => {
       expect(starts.map((s) => s - starts[0]!)).toEqual([0, 50, 150]);
     });
 
-    it('never tries again beyond the deadline of the caller', async () => {
+    it('never retries beyond the deadline of the caller', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.999);
       const gate = new ServiceGate({ name: 'llm', retry: { baseMs: 1000 } });
       const code = failing(9);
       const call = follow(gate.run(code, { timeoutMs: 900 }));
-      await settle();
+      await settled();
       expect(call.now).toMatchObject({ is: 'rejected', reason: { status: 500 } });
       expect(code).toHaveBeenCalledTimes(1);
     });
@@ -491,9 +490,9 @@ describe('ServiceGate', () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({
         name: 'llm',
-        classify: () => ({ class: 'wait', overload: false }),
+        classify: () => ({ class: 'retryable', overload: false }),
         retry: { budget: { ratio: 0.2, perMinute: 5 } },
-        rest: { throttledMs: 1 },
+        cooldown: { baseMs: 1 },
       });
       const code = vi.fn(() => Promise.reject(httpError(500)));
       const calls = Array.from({ length: 100 }, () => gate.run(code).catch(() => {}));
@@ -503,7 +502,7 @@ describe('ServiceGate', () => {
       expect(gate.stats().retriesLeft).toBe(0);
     });
 
-    it('leaves room for a few retries where calls are rare', async () => {
+    it('allows a few retries if calls are rare', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm' });
       for (let i = 0; i < 20; i++) {
@@ -514,20 +513,20 @@ describe('ServiceGate', () => {
       }
     });
 
-    it('returns a response that is still a failure after the last attempt, and frees those before it', async () => {
+    it('returns a failed response after the last attempt, and discards those before it', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'search', retry: { attempts: 2 } });
       const cancels: number[] = [];
-      const answer = (i: number) =>
+      const respond = (i: number) =>
         new Response(new ReadableStream({ cancel: () => void cancels.push(i) }), { status: 502 });
       let i = 0;
-      const response = await gate.run(() => answer(++i));
+      const response = await gate.run(() => respond(++i));
       expect(response.status).toBe(502);
       expect(cancels).toEqual([1]);
       expect(response.bodyUsed).toBe(false);
     });
 
-    it('frees a response that comes after its attempt was over', async () => {
+    it('discards a response that arrives after its attempt has ended', async () => {
       const gate = new ServiceGate({ name: 'search', attemptTimeoutMs: 100, retry: { attempts: 1 } });
       const late = deferred<Response>();
       const cancel = vi.fn();
@@ -535,13 +534,13 @@ describe('ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(100);
       expect(call.now.is).toBe('rejected');
       late.resolve(new Response(new ReadableStream({ cancel })));
-      await settle();
+      await settled();
       expect(cancel).toHaveBeenCalledTimes(1);
     });
   });
 
   describe('its timeouts', () => {
-    it('ends an attempt that takes too long, aborts its signal, and tries again', async () => {
+    it('ends an attempt at its timeout, aborts its signal, and retries', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', attemptTimeoutMs: 100 });
       const signals: AbortSignal[] = [];
@@ -549,10 +548,10 @@ describe('ServiceGate', () => {
         signals.push(signal);
         return attempt === 1
           ? new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
-          : 'answer';
+          : 'response';
       });
       await vi.advanceTimersByTimeAsync(200);
-      await expect(call).resolves.toBe('answer');
+      await expect(call).resolves.toBe('response');
       expect(signals[0]!.reason).toMatchObject({
         code: 'ERR_GATE_TIMEOUT',
         scope: 'attempt',
@@ -561,7 +560,7 @@ describe('ServiceGate', () => {
       expect(signals[1]!.aborted).toBe(false);
     });
 
-    it('ends the whole call at its deadline, with the last failure as the cause', async () => {
+    it('end the whole call at its deadline, with the last failure as the cause', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000 });
       const call = follow(
@@ -576,7 +575,7 @@ describe('ServiceGate', () => {
       });
     });
 
-    it('counts the waiting, and lets a call have a deadline of its own', async () => {
+    it('include queueing, and can be set for each call', async () => {
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, timeoutMs: 60_000 });
       const end = deferred();
       const first = gate.run(() => end.promise);
@@ -589,7 +588,7 @@ describe('ServiceGate', () => {
       expect(vi.getTimerCount()).toBe(0);
     });
 
-    it('has no cause where nothing of the call itself had failed, and masks one that shows a key', async () => {
+    it('have the original error as the cause only if an attempt failed', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const gate = new ServiceGate({ name: 'llm', keys: ['secret-0123456789'], timeoutMs: 100 });
       await gate.run(() => Promise.reject(httpError(400))).catch(() => {});
@@ -602,17 +601,17 @@ describe('ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(100);
       expect(never.now).toMatchObject({ reason: { scope: 'call' } });
       expect((never.now as { reason: Error }).reason.cause).toBeUndefined();
-      expect(failed.now).toMatchObject({ reason: { cause: { message: 'no #1…6789' } } });
+      expect(failed.now).toMatchObject({ reason: { cause: { message: 'no secret-0123456789' } } });
     });
 
-    it('of nothing allow nothing', async () => {
+    it('of 0 allow nothing', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       const code = vi.fn();
       await expect(gate.run(code, { timeoutMs: 0 })).rejects.toMatchObject({ scope: 'call', timeoutMs: 0 });
       expect(code).not.toHaveBeenCalled();
     });
 
-    it('leaves no timer behind', async () => {
+    it('leave no timer behind', async () => {
       const gate = new ServiceGate({ name: 'llm', timeoutMs: 1000, attemptTimeoutMs: 100 });
       await gate.run(() => 1);
       await gate.run(() => Promise.reject(httpError(400))).catch(() => {});
@@ -648,18 +647,18 @@ describe('ServiceGate', () => {
         const listeners = countListeners(control.signal);
         if (before) control.abort(reason);
         const call = follow(gate.run(code as () => Promise<unknown>, { signal: control.signal }));
-        await settle();
+        await settled();
         expect(call.now.is).toBe(before ? 'rejected' : 'pending');
         control.abort(reason);
         // Microtasks only: no timer may be needed.
         for (let i = 0; i < 30; i++) await Promise.resolve();
         expect(call.now).toEqual({ is: 'rejected', reason });
         expect(listeners.size).toBe(0);
-        expect(gate.stats()).toMatchObject({ waitingForStart: 0, backingOff: 0, limiter: { queued: 0 } });
+        expect(gate.stats()).toMatchObject({ queuedForStart: 0, backingOff: 0, limiter: { queued: 0 } });
       },
     );
 
-    it('reaches the code of the host, with its reason', async () => {
+    it('reaches the function, with its reason', async () => {
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
       const control = new AbortController();
       let seen: AbortSignal | undefined;
@@ -672,10 +671,10 @@ describe('ServiceGate', () => {
           { signal: control.signal },
         ),
       );
-      await settle();
+      await settled();
       control.abort(reason);
       expect(seen!.reason).toBe(reason);
-      await settle();
+      await settled();
       expect(call.now).toEqual({ is: 'rejected', reason });
       expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 } });
       expect(vi.getTimerCount()).toBe(0);
@@ -691,7 +690,7 @@ describe('ServiceGate', () => {
       expect(context.signal.aborted).toBe(false);
     });
 
-    it('at any step of the way leaves nothing behind', async () => {
+    it('at any step of a call leaks nothing', async () => {
       const ends = new Set<string>();
       for (let steps = 0; steps < 60; steps++) {
         const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 4, perMs: 1000 }] });
@@ -701,18 +700,18 @@ describe('ServiceGate', () => {
         const code = vi.fn(async () => 1);
         const held = gate.run(() => first.promise);
         const call = follow(gate.run(code, { signal: control.signal }));
-        await settle();
+        await settled();
         first.resolve();
         for (let i = 0; i < steps; i++) await Promise.resolve();
         control.abort(reason);
-        await settle();
+        await settled();
         await held;
         ends.add(`${call.now.is}, ${code.mock.calls.length} begun`);
         expect(call.now.is).not.toBe('pending');
         expect(listeners.size).toBe(0);
         expect(gate.stats()).toMatchObject({
           running: 0,
-          waitingForStart: 0,
+          queuedForStart: 0,
           limiter: { active: 0, queued: 0 },
           keys: [{ inUse: 0, free: 1 - (1 + code.mock.calls.length) / 4 }],
         });
@@ -720,30 +719,39 @@ describe('ServiceGate', () => {
       expect([...ends]).toEqual(['rejected, 0 begun', 'rejected, 1 begun', 'fulfilled, 1 begun']);
     });
 
-    it('in the step of the grant gives the permit and the place in the window back', async () => {
-      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 2, perMs: 1000 }] });
-      const end = deferred();
-      const control = new AbortController();
-      const code = vi.fn(() => 1);
-      const first = gate.run(() => end.promise);
-      const second = follow(gate.run(code, { signal: control.signal }));
-      await settle();
-      end.resolve();
-      await first;
-      control.abort(reason);
-      await settle();
-      expect(second.now).toEqual({ is: 'rejected', reason });
-      expect(code).not.toHaveBeenCalled();
-      expect(gate.stats()).toMatchObject({
-        running: 0,
-        limiter: { active: 0 },
-        keys: [{ free: 0.5, inUse: 0 }],
-      });
+    it('in the step of the grant releases the permit and the window reservation', async () => {
+      const begun: number[] = [];
+      for (let steps = 0; steps < 20; steps++) {
+        const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, rate: [{ limit: 2, perMs: 1000 }] });
+        const end = deferred();
+        const control = new AbortController();
+        const code = vi.fn(() => 1);
+        const first = gate.run(() => end.promise);
+        const second = follow(gate.run(code, { signal: control.signal }));
+        await settled();
+        end.resolve();
+        for (let i = 0; i < steps; i++) await Promise.resolve();
+        const isGranted = gate.stats().limiter!.queued === 0;
+        control.abort(reason);
+        await settled();
+        await first;
+        const calls = code.mock.calls.length;
+        if (isGranted) begun.push(calls);
+        if (calls === 0) expect(second.now).toEqual({ is: 'rejected', reason });
+        expect(gate.stats()).toMatchObject({
+          running: 0,
+          limiter: { active: 0 },
+          keys: [{ free: 0.5 - calls / 2, inUse: 0 }],
+        });
+      }
+      // In some steps the permit was granted and the function had not begun.
+      expect(begun).toContain(0);
+      expect(begun).toContain(1);
     });
   });
 
   describe('context', () => {
-    it('runs each attempt, and tells its events, in the context of its own caller', async () => {
+    it('runs each attempt and emits its events in the AsyncLocalStorage context of its caller', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.5);
       const storage = new AsyncLocalStorage<number>();
       const { hooks } = recorder();
@@ -783,7 +791,7 @@ describe('ServiceGate', () => {
   });
 
   describe('classify', () => {
-    it('judges results and errors, and leaves the rest to the default', async () => {
+    it('classifies results and errors, and leaves others to the default', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const seen: unknown[] = [];
       const gate = new ServiceGate({
@@ -791,7 +799,7 @@ describe('ServiceGate', () => {
         retry: { budget: false },
         classify: (observed) => {
           seen.push(observed.kind);
-          return observed.kind === 'result' && observed.value === 'empty' ? 'wait' : undefined;
+          return observed.kind === 'result' && observed.value === 'empty' ? 'retryable' : undefined;
         },
       });
       const pages = ['empty', 'empty', 'page'];
@@ -808,7 +816,7 @@ describe('ServiceGate', () => {
         classify: async (observed) => {
           if (observed.kind !== 'result') return undefined;
           const body = await (observed.value as Response).clone().text();
-          return body === 'busy' ? { class: 'wait', status: 200 } : 'ok';
+          return body === 'busy' ? { class: 'retryable', status: 200 } : 'ok';
         },
       });
       const bodies = ['busy', 'page'];
@@ -825,10 +833,14 @@ describe('ServiceGate', () => {
         'no idea',
       ],
       ['rejects', () => Promise.reject(new Error('no idea')), 'no idea'],
-      ['answers nonsense', () => 'fine' as never, 'Expected `class` to be one of "ok", "wait"'],
-      ['answers a wrong time', () => ({ class: 'wait', retryAfterMs: -1 }) as const, '`retryAfterMs`'],
-      ['answers null', () => null as never, undefined],
-    ])('that %s costs its own call only, and no permit', async (_, classify, message) => {
+      ['returns an invalid class', () => 'fine' as never, 'Expected `class` to be one of "ok", "retryable"'],
+      [
+        'returns an invalid time',
+        () => ({ class: 'retryable', retryAfterMs: -1 }) as const,
+        '`retryAfterMs`',
+      ],
+      ['returns null', () => null as never, undefined],
+    ])('that %s fails its own call only, and leaks no permit', async (_, classify, message) => {
       const gate = new ServiceGate({ name: 'reader', maxConcurrent: 1, classify });
       const call = gate.run(() => 'page');
       if (message === undefined) await expect(call).resolves.toBe('page');
@@ -836,7 +848,7 @@ describe('ServiceGate', () => {
       expect(gate.stats().limiter).toMatchObject({ active: 0 });
     });
 
-    it('that throws frees the response that nobody gets', async () => {
+    it('that throws discards the response that no caller receives', async () => {
       const cancel = vi.fn();
       const gate = new ServiceGate({
         name: 'reader',
@@ -849,7 +861,7 @@ describe('ServiceGate', () => {
       expect(cancel).toHaveBeenCalledTimes(1);
     });
 
-    it('that never answers costs its own call only, and five seconds', async () => {
+    it('that never settles fails its own call only, after five seconds', async () => {
       const gate = new ServiceGate({
         name: 'reader',
         maxConcurrent: 1,
@@ -866,15 +878,15 @@ describe('ServiceGate', () => {
   });
 
   describe('its events', () => {
-    it('tell of each step, with the ids of the call', async () => {
+    it('report each step, with the ids of the call', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.5);
-      const { hooks, told, of } = recorder();
+      const { hooks, emitted, of } = recorder();
       const gate = new ServiceGate({ name: 'llm', hooks, keys: ['sk-0123456789-aaaa'] });
       const code = failing(1);
       const call = gate.run(code, { taskId: 't', requestId: 'r', tenant: 'n', toolCallId: 7 });
       await vi.advanceTimersByTimeAsync(1000);
       await call;
-      expect(told.map((t) => t.event)).toEqual([
+      expect(emitted.map((one) => one.event)).toEqual([
         'call:started',
         'call:retried',
         'call:throttled',
@@ -883,9 +895,9 @@ describe('ServiceGate', () => {
       ]);
       const ids = { source: 'llm', callId: 1, taskId: 't', requestId: 'r', tenant: 'n', toolCallId: 7 };
       const key = '#1…aaaa';
-      expect(told.map((t) => t.payload)).toEqual([
+      expect(emitted.map((one) => one.payload)).toEqual([
         { ...ids, attempt: 1, key, waitMs: 0 },
-        { ...ids, attempt: 1, key, class: 'wait', status: 500, delayMs: 250 },
+        { ...ids, attempt: 1, key, class: 'retryable', status: 500, retryAfterMs: 250 },
         { ...ids, reason: 'backoff', waitMs: 250 },
         { ...ids, attempt: 2, key, waitMs: 0 },
         { ...ids, outcome: 'ok', attempts: 2, key, durationMs: 250, waitMs: 250, cache: 'off' },
@@ -893,7 +905,7 @@ describe('ServiceGate', () => {
       expect(of('permit:acquired')).toEqual([]);
     });
 
-    it('say how the call ended', async () => {
+    it('report the outcome of the call', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0);
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'llm', hooks, attemptTimeoutMs: 500, retry: { attempts: 1 } });
@@ -913,14 +925,14 @@ describe('ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(1000);
       await all;
       const last = gate.run(never);
-      await settle();
+      await settled();
       await Promise.allSettled([gate.close(), last, vi.advanceTimersByTimeAsync(6000)]);
       const outcomes = of('call:finished').sort((a, b) => a.callId - b.callId);
       expect(outcomes.map((o) => o.outcome)).toEqual([
         'ok',
-        'target',
-        'stop',
-        'wait',
+        'client-error',
+        'fatal',
+        'retryable',
         'timeout',
         'timeout',
         'aborted',
@@ -928,16 +940,16 @@ describe('ServiceGate', () => {
       ]);
       expect(gate.stats().finished).toEqual({
         ok: 1,
-        target: 1,
-        stop: 1,
-        wait: 1,
+        'client-error': 1,
+        fatal: 1,
+        retryable: 1,
         timeout: 2,
         aborted: 1,
         rejected: 1,
       });
     });
 
-    it('tell of a wait for a window once for each attempt, with the exact time', async () => {
+    it('report a wait for a window once for each attempt, with the exact time', async () => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'search', hooks, rate: [{ limit: 1, perMs: 1000 }] });
       await gate.run(() => 1);
@@ -950,7 +962,7 @@ describe('ServiceGate', () => {
       expect(of('call:finished')[1]).toMatchObject({ waitMs: 700, durationMs: 700 });
     });
 
-    it('that throw change nothing', async () => {
+    it('ignore listeners that throw', async () => {
       const { hooks } = recorder();
       for (const event of ['call:started', 'call:finished', 'call:retried', 'call:throttled'] as const) {
         hooks.on(event, () => {
@@ -960,13 +972,13 @@ describe('ServiceGate', () => {
       const gate = new ServiceGate({ name: 'llm', hooks, maxConcurrent: 1, rate: [{ limit: 1, perMs: 10 }] });
       const calls = [gate.run(failing(1)), gate.run(() => 2)];
       await vi.advanceTimersByTimeAsync(5000);
-      await expect(Promise.all(calls)).resolves.toEqual(['answer 2', 2]);
+      await expect(Promise.all(calls)).resolves.toEqual(['response 2', 2]);
       expect(gate.stats().limiter).toMatchObject({ active: 0 });
     });
   });
 
   describe('close', () => {
-    it('ends every call with GateClosedError, and takes no more', async () => {
+    it('rejects every call with GateClosedError, and accepts no more', async () => {
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
       const control = new AbortController();
       const listeners = countListeners(control.signal);
@@ -981,10 +993,10 @@ describe('ServiceGate', () => {
         ),
       );
       const waiting = follow(gate.run(() => 2));
-      await settle();
+      await settled();
       const closed = follow(gate.close());
       expect(seen!.reason).toBeInstanceOf(GateClosedError);
-      await settle();
+      await settled();
       for (const call of [running, waiting]) {
         expect(call.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_CLOSED' } });
       }
@@ -994,10 +1006,10 @@ describe('ServiceGate', () => {
       expect(gate.stats().closed).toBe(true);
     });
 
-    it('waits for code that does not heed its signal, but no longer than five seconds', async () => {
+    it('waits up to five seconds for functions that ignore their signals', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       follow(gate.run(() => new Promise(() => {})));
-      await settle();
+      await settled();
       const closed = follow(gate.close());
       expect(gate.close()).toBe(gate.close());
       await vi.advanceTimersByTimeAsync(4_999);
@@ -1006,13 +1018,13 @@ describe('ServiceGate', () => {
       expect(closed.now.is).toBe('fulfilled');
     });
 
-    it('lets go of an adaptive limit of the host', async () => {
+    it('detaches an adaptive limit of the host', async () => {
       const adaptive = new AdaptiveLimit();
       await new ServiceGate({ name: 'llm', adaptive }).close();
       expect(() => new ServiceGate({ name: 'llm', adaptive })).not.toThrow();
     });
 
-    it('is what `await using` does', async () => {
+    it('runs at the end of `await using`', async () => {
       let gate: ServiceGate;
       {
         await using scoped = new ServiceGate({ name: 'llm' });

@@ -6,6 +6,7 @@ import {
   type LifecycleListener,
   type PermitRejection,
 } from '../../src/index.js';
+import type { ErrorSummary } from '../../src/internal/redaction.js';
 
 const hooks = new LifecycleHooks();
 
@@ -18,7 +19,7 @@ describe('The types of LifecycleHooks', () => {
     });
     hooks.once('permit:rejected', (payload) => {
       expectTypeOf(payload.reason).toEqualTypeOf<PermitRejection>();
-      expectTypeOf(payload.error).toEqualTypeOf<unknown>();
+      expectTypeOf(payload.error).toEqualTypeOf<ErrorSummary>();
     });
     hooks.on('lease:revoked', ({ instanceId, reason }) => {
       expectTypeOf(instanceId).toEqualTypeOf<number>();
@@ -43,11 +44,11 @@ describe('The types of LifecycleHooks', () => {
     hooks.on('permit:given', () => {});
     // @ts-expect-error a permit knows no instance
     hooks.on('permit:acquired', ({ instanceId }) => instanceId);
-    // @ts-expect-error nobody changes what the others are told
+    // @ts-expect-error payloads are read-only
     hooks.on('limit:changed', (payload) => (payload.previous = 3));
   });
 
-  it('want the whole payload of an event that is told', () => {
+  it('require the whole payload of an event that is emitted', () => {
     hooks.emit('limit:changed', { source: 'limiter', previous: 1, maxConcurrent: 2 });
     // @ts-expect-error source and previous are missing
     hooks.emit('limit:changed', { maxConcurrent: 2 });

@@ -1,29 +1,28 @@
 import { channel } from 'node:diagnostics_channel';
-import { describe, expect, it, vi } from 'vitest';
-import { channels } from '../../src/hooks/diagnostics.js';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { LIFECYCLE_EVENTS, type LifecycleEventName, type LifecycleEvents } from '../../src/hooks/events.js';
-import { checkHooks, LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
-import { SILENT_HOOKS } from '../../src/hooks/silent-hooks.js';
-import { turn } from '../limiter/event-loop.js';
+import { channels, checkHooks, LifecycleHooks, SILENT_HOOKS } from '../../src/hooks/lifecycle-hooks.js';
+import { enableRedaction, redactError } from '../../src/internal/redaction.js';
+import { endOfTurn } from '../support/promises.js';
 
 const changed = { source: 'limiter', previous: 1, maxConcurrent: 2 };
 const restored = { source: 'gate', key: 'sk-…1234' };
 
 describe('LifecycleHooks', () => {
-  it('tells every listener of an event, in the order they were added, and no other', () => {
+  it('calls every listener of an event, in the order they were added, and no other', () => {
     const hooks = new LifecycleHooks();
-    const told: unknown[] = [];
-    hooks.on('limit:changed', (payload) => told.push(['first', payload]));
-    hooks.on('limit:changed', (payload) => told.push(['second', payload]));
-    hooks.on('key:restored', () => told.push('another'));
+    const calls: unknown[] = [];
+    hooks.on('limit:changed', (payload) => calls.push(['first', payload]));
+    hooks.on('limit:changed', (payload) => calls.push(['second', payload]));
+    hooks.on('key:restored', () => calls.push('another'));
     hooks.emit('limit:changed', changed);
-    expect(told).toEqual([
+    expect(calls).toEqual([
       ['first', changed],
       ['second', changed],
     ]);
   });
 
-  it('gives itself back, so that calls can be chained', () => {
+  it('returns itself, so that calls can be chained', () => {
     const hooks = new LifecycleHooks();
     const listener = () => {};
     expect(
@@ -31,7 +30,7 @@ describe('LifecycleHooks', () => {
     ).toBe(hooks);
   });
 
-  it('tells a listener added by once the next time only', () => {
+  it('calls a listener added by once the next time only', () => {
     const hooks = new LifecycleHooks();
     const listener = vi.fn();
     hooks.once('limit:changed', listener);
@@ -39,10 +38,10 @@ describe('LifecycleHooks', () => {
     hooks.emit('limit:changed', changed);
     expect(listener).toHaveBeenCalledExactlyOnceWith(changed);
     expect(hooks.listenerCount('limit:changed')).toBe(0);
-    expect(hooks.hears('limit:changed')).toBe(false);
+    expect(hooks.hasListeners('limit:changed')).toBe(false);
   });
 
-  it('tells it once also when another listener makes the same event happen in between', () => {
+  it('calls it once also when another listener emits the same event in between', () => {
     const hooks = new LifecycleHooks();
     const listener = vi.fn();
     let again = true;
@@ -57,7 +56,7 @@ describe('LifecycleHooks', () => {
     expect(listener).toHaveBeenCalledOnce();
   });
 
-  it('can be told again by once after it was told', () => {
+  it('calls a listener again that once adds again', () => {
     const hooks = new LifecycleHooks();
     const listener = vi.fn(() => {
       if (listener.mock.calls.length < 3) hooks.once('limit:changed', listener);
@@ -67,7 +66,7 @@ describe('LifecycleHooks', () => {
     expect(listener).toHaveBeenCalledTimes(3);
   });
 
-  it('takes a listener away by off, twice as well as once', () => {
+  it('removes a listener by off, twice as well as once', () => {
     const hooks = new LifecycleHooks();
     const listener = vi.fn();
     hooks.on('limit:changed', listener);
@@ -76,13 +75,13 @@ describe('LifecycleHooks', () => {
     hooks.off('key:restored', listener);
     hooks.emit('limit:changed', changed);
     expect(listener).not.toHaveBeenCalled();
-    expect(hooks.hears('limit:changed')).toBe(false);
+    expect(hooks.hasListeners('limit:changed')).toBe(false);
     hooks.on('limit:changed', listener);
     hooks.emit('limit:changed', changed);
     expect(listener).toHaveBeenCalledOnce();
   });
 
-  it('takes away what once added', () => {
+  it('removes by off what once added', () => {
     const hooks = new LifecycleHooks();
     const listener = vi.fn();
     hooks.once('limit:changed', listener).off('limit:changed', listener);
@@ -90,7 +89,7 @@ describe('LifecycleHooks', () => {
     expect(listener).not.toHaveBeenCalled();
   });
 
-  it('tells a listener no more that an earlier one has taken away', () => {
+  it('does not call a listener that an earlier one has removed', () => {
     const hooks = new LifecycleHooks();
     const second = vi.fn();
     hooks.on('limit:changed', () => hooks.off('limit:changed', second));
@@ -108,7 +107,7 @@ describe('LifecycleHooks', () => {
     hooks.emit('limit:changed', changed);
     expect(listener).toHaveBeenCalledTimes(2);
     hooks.off('limit:changed', listener);
-    expect(hooks.hears('limit:changed')).toBe(false);
+    expect(hooks.hasListeners('limit:changed')).toBe(false);
   });
 
   it('keeps a listener that was added by once and then by on', () => {
@@ -130,7 +129,7 @@ describe('LifecycleHooks', () => {
     expect(listener).toHaveBeenCalledExactlyOnceWith(restored);
   });
 
-  it('refuses an unknown event and what is no function', () => {
+  it('rejects an unknown event and a listener that is not a function', () => {
     const hooks = new LifecycleHooks();
     expect(() => hooks.on('permit:given' as never, () => {})).toThrow(
       'There is no lifecycle event `permit:given`',
@@ -143,22 +142,25 @@ describe('LifecycleHooks', () => {
     expect(hooks.off('permit:given' as never, () => {})).toBe(hooks);
   });
 
-  it('hears an event only while somebody listens to that event, and says whether there are listeners at all', () => {
+  it('says whether an event has listeners, and whether any event has', () => {
     const hooks = new LifecycleHooks();
     const listener = () => {};
-    expect(hooks.hears('limit:changed')).toBe(false);
-    expect(hooks.hasListeners).toBe(false);
+    expect(hooks.hasListeners('limit:changed')).toBe(false);
+    expect(hooks.hasAnyListeners).toBe(false);
     hooks.on('key:restored', listener);
-    expect(hooks.hears('limit:changed')).toBe(false);
-    expect(hooks.hasListeners).toBe(true);
+    expect(hooks.hasListeners('limit:changed')).toBe(false);
+    expect(hooks.hasAnyListeners).toBe(true);
     hooks.on('limit:changed', listener);
-    expect(hooks.hears('limit:changed')).toBe(true);
+    expect(hooks.hasListeners('limit:changed')).toBe(true);
     hooks.off('limit:changed', listener).off('key:restored', listener);
-    expect(hooks.hasListeners).toBe(false);
+    expect(hooks.hasAnyListeners).toBe(false);
   });
 });
 
 describe('A listener that fails', () => {
+  // As any pool, gate, tool manager or log does.
+  beforeAll(enableRedaction);
+
   const setUp = () => {
     const hooks = new LifecycleHooks();
     const errors: LifecycleEvents['hook:error'][] = [];
@@ -166,7 +168,7 @@ describe('A listener that fails', () => {
     return { hooks, errors };
   };
 
-  it('by throwing is reported as hook:error, and those after it are told', () => {
+  it('by throwing is reported as hook:error, and those after it are called', () => {
     const { hooks, errors } = setUp();
     const error = new Error('thrown');
     const after = vi.fn();
@@ -175,7 +177,7 @@ describe('A listener that fails', () => {
     });
     hooks.on('limit:changed', after);
     hooks.emit('limit:changed', changed);
-    expect(errors).toEqual([{ event: 'limit:changed', error }]);
+    expect(errors).toEqual([{ event: 'limit:changed', error: redactError(error) }]);
     expect(after).toHaveBeenCalledExactlyOnceWith(changed);
   });
 
@@ -187,8 +189,8 @@ describe('A listener that fails', () => {
       throw error;
     });
     hooks.emit('limit:changed', changed);
-    await turn();
-    expect(errors).toEqual([{ event: 'limit:changed', error }]);
+    await endOfTurn();
+    expect(errors).toEqual([{ event: 'limit:changed', error: redactError(error) }]);
   });
 
   it('by a thenable that rejects or throws is reported too', async () => {
@@ -210,8 +212,12 @@ describe('A listener that fails', () => {
       },
     }));
     hooks.emit('limit:changed', changed);
-    await turn();
-    expect(errors.map(({ error }) => error).sort()).toEqual(['from the getter', 'rejected', 'thrown']);
+    await endOfTurn();
+    expect(errors.map(({ error }) => error.message).sort()).toEqual([
+      'from the getter',
+      'rejected',
+      'thrown',
+    ]);
   });
 
   it('each time is reported each time, and stays', () => {
@@ -224,17 +230,17 @@ describe('A listener that fails', () => {
     expect(errors).toHaveLength(2);
   });
 
-  it('is never a reason for emit to throw, with nobody to hear of it either', async () => {
+  it('never makes emit throw, without listeners of hook:error either', async () => {
     const hooks = new LifecycleHooks();
     hooks.on('limit:changed', () => {
       throw new Error('unheard');
     });
     hooks.on('limit:changed', () => Promise.reject(new Error('unheard')));
     hooks.emit('limit:changed', changed);
-    await turn();
+    await endOfTurn();
   });
 
-  it('of hook:error itself is not told of itself: that would never end', async () => {
+  it('of hook:error is not reported to itself', async () => {
     const hooks = new LifecycleHooks();
     const failing = vi.fn(() => {
       throw new Error('again');
@@ -245,7 +251,7 @@ describe('A listener that fails', () => {
       throw new Error('first');
     });
     hooks.emit('limit:changed', changed);
-    await turn();
+    await endOfTurn();
     expect(failing).toHaveBeenCalledOnce();
   });
 });
@@ -259,36 +265,36 @@ describe('The diagnostics channels', () => {
   });
 
   it.each(LIFECYCLE_EVENTS)(
-    'publish %s while somebody subscribes, and only then',
+    'publish %s while they have subscribers, and only then',
     (event: LifecycleEventName) => {
       const hooks = new LifecycleHooks();
       const messages: unknown[] = [];
       const subscriber = (message: unknown) => void messages.push(message);
       const payload = { source: 'test' } as never;
       hooks.emit(event, payload);
-      expect(hooks.hears(event)).toBe(false);
+      expect(hooks.hasListeners(event)).toBe(false);
       channels[event].subscribe(subscriber);
       try {
-        expect(hooks.hears(event)).toBe(true);
+        expect(hooks.hasListeners(event)).toBe(true);
         hooks.emit(event, payload);
       } finally {
         channels[event].unsubscribe(subscriber);
       }
       hooks.emit(event, payload);
-      expect(hooks.hears(event)).toBe(false);
+      expect(hooks.hasListeners(event)).toBe(false);
       expect(messages).toEqual([{ event, payload }]);
     },
   );
 });
 
 describe('SILENT_HOOKS', () => {
-  it('hear nothing and tell nobody, neither listener nor subscriber', () => {
+  it('have no listeners and call none, neither listener nor subscriber', () => {
     const listener = vi.fn();
     const silent = SILENT_HOOKS;
     silent.on('limit:changed', listener);
     channels['limit:changed'].subscribe(listener);
     try {
-      expect(silent.hears('limit:changed')).toBe(false);
+      expect(silent.hasListeners('limit:changed')).toBe(false);
       silent.emit('limit:changed', changed);
     } finally {
       channels['limit:changed'].unsubscribe(listener);
@@ -298,11 +304,32 @@ describe('SILENT_HOOKS', () => {
   });
 });
 
+describe('The redaction of the host', () => {
+  // As any pool, gate, tool manager or log does.
+  beforeAll(enableRedaction);
+
+  it('is undefined by default, and is what emitters apply last', () => {
+    expect(new LifecycleHooks().redact).toBeUndefined();
+    const hooks = new LifecycleHooks({ redact: (text) => text.replace('order 7', 'an order') });
+    const errors: unknown[] = [];
+    hooks.on('limit:changed', () => {
+      throw new Error('no order 7, api_key=topsecret99');
+    });
+    hooks.on('hook:error', ({ error }) => errors.push(error));
+    hooks.emit('limit:changed', changed);
+    expect(errors).toMatchObject([{ message: 'no an order, api_key=[redacted]' }]);
+  });
+
+  it.each([[{ redact: 'all' }], [{ redactor: () => '' }], [null], ['redact']])('refuses %j', (options) => {
+    expect(() => new LifecycleHooks(options as never)).toThrow(TypeError);
+  });
+});
+
 describe('checkHooks', () => {
-  it('lets LifecycleHooks pass, and those of another copy of this package', () => {
+  it('accepts LifecycleHooks, and those of another copy of this package', () => {
     const hooks = new LifecycleHooks();
     expect(checkHooks(hooks)).toBe(hooks);
-    const foreign = { emit() {}, hears: () => false } as unknown as LifecycleHooks;
+    const foreign = { emit() {}, hasListeners: () => false } as unknown as LifecycleHooks;
     expect(checkHooks(foreign)).toBe(foreign);
   });
 

@@ -1,8 +1,8 @@
 import { beforeAll, describe, expect, it } from 'vitest';
-import { type LoadReport, runLoad } from './research-load.js';
-import { LIMITS } from './tight-limits.js';
-import type { Margins } from './tight-services.js';
-import type { Transit } from './tight-stubs.js';
+import { type LoadReport, runLoad } from '../support/research-loads.js';
+import { LIMITS } from '../support/tight-limits.js';
+import type { Margins } from '../support/tight-services.js';
+import type { Transit } from '../support/tight-stubs.js';
 
 const REQUESTS = 200;
 /** At this pace a second takes 140 ms: 80 in which the services count, and the first margin of a gate's window. */
@@ -66,36 +66,36 @@ describe('200 requests at once, through five instances and four gates', () => {
     expect(e2b.creations - e2b.refused).toBe(REQUESTS);
   });
 
-  it('never put more on the LLM than its batch holds', () => {
+  it("never exceed the LLM's batch", () => {
     const { llm } = load.services;
     expect(llm.atOnce).toBeLessThanOrEqual(LIMITS.llmAtOnce);
     expect(llm.refused).toBe(0);
   });
 
-  it('never search more in a second than a key allows, and use both keys', () => {
+  it("never exceed a key's searches per second, and use both keys", () => {
     for (const peak of load.services.serper.inASecond) {
       expect(peak).toBeLessThanOrEqual(LIMITS.searchesPerSecond);
       expect(peak).toBeGreaterThan(0);
     }
   });
 
-  it('never read more pages in a second than Jina allows, though they would have', () => {
+  it("never exceed Jina's pages per second, though the demand is higher", () => {
     expect(load.services.jina.inASecond).toBeLessThanOrEqual(LIMITS.pagesPerSecond);
     expect(load.held.jina).toBeGreaterThan(0);
   });
 
-  it('never create more sandboxes in a second, nor have more at once, than the account allows', () => {
+  it("never exceed the account's sandbox creations per second, nor its concurrent sandboxes", () => {
     const { e2b } = load.services;
     expect(e2b.inASecond).toBe(LIMITS.creationsPerSecond);
     expect(e2b.sandboxes).toBeLessThanOrEqual(LIMITS.sandboxes);
     expect(load.held.e2b).toBeGreaterThan(0);
   });
 
-  it('are never refused for asking too much', () => {
+  it('are never rejected as too many', () => {
     expect(refusals(load)).toEqual([0, 0, 0]);
   });
 
-  it('do not notice that Jina refuses one page in twenty', () => {
+  it('are not affected by one failing page in twenty', () => {
     const { jina } = load.services;
     expect(jina.refused).toBeGreaterThan(REQUESTS / 20);
     const gate = load.atRest.gates.find(({ name }) => name === 'jina');
@@ -106,22 +106,22 @@ describe('200 requests at once, through five instances and four gates', () => {
     });
   });
 
-  it('leave no sandbox behind, no call under way, and every count at rest', () => {
+  it('leave no sandbox, no call in flight and every count at zero', () => {
     const { services, atRest } = load;
     expect(services.e2b.survivors).toBe(0);
     expect(services.underWay).toEqual([0, 0, 0, 0]);
     expect(atRest.manager).toMatchObject({
       active: 0,
-      waiting: 0,
+      queued: 0,
       requests: REQUESTS,
       limiter: { active: 0, queued: 0, acquired: REQUESTS, rejected: 0 },
-      pool: { live: 5, idle: 5, leased: 0, waiting: 0, created: 5, acquired: REQUESTS, released: REQUESTS },
+      pool: { live: 5, idle: 5, leased: 0, queued: 0, created: 5, acquired: REQUESTS, released: REQUESTS },
     });
     expect(atRest.gates).toHaveLength(4);
-    for (const { running, waitingForStart, backingOff, limiter, keys } of atRest.gates) {
-      expect({ running, waitingForStart, backingOff }).toEqual({
+    for (const { running, queuedForStart, backingOff, limiter, keys } of atRest.gates) {
+      expect({ running, queuedForStart, backingOff }).toEqual({
         running: 0,
-        waitingForStart: 0,
+        queuedForStart: 0,
         backingOff: 0,
       });
       expect([limiter?.active ?? 0, limiter?.queued ?? 0]).toEqual([0, 0]);
@@ -136,7 +136,7 @@ describe('the same 200 requests without gates', () => {
     load = await runLoad({ requests: REQUESTS, pace: PACE_WITHOUT_GATES });
   }, PATIENCE_MS);
 
-  it('put more on services than they allow, and are refused', () => {
+  it('exceed the limits of the services, and are rejected', () => {
     const { llm, serper } = load.services;
     expect(llm.atOnce).toBeGreaterThan(LIMITS.llmAtOnce);
     expect(llm.refused).toBeGreaterThan(0);
@@ -144,7 +144,7 @@ describe('the same 200 requests without gates', () => {
     expect(serper.refused).toBeGreaterThan(0);
   });
 
-  it('fail, and say for want of what', () => {
+  it('fail, and name what is missing', () => {
     expect(load.answered + load.gaveUp + load.failed).toBe(REQUESTS);
     expect(load.gaveUp + load.failed).toBeGreaterThan(REQUESTS / 10);
     for (const reason of [/Tool search failed: 429/, /503/]) {

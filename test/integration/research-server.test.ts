@@ -45,7 +45,7 @@ async function start(more: Partial<ResearchServerOptions> = {}) {
   return { server, stubs, lines };
 }
 
-interface Told {
+interface ServerEvent {
   readonly event: string;
   readonly data: Record<string, unknown>;
 }
@@ -54,44 +54,47 @@ interface Told {
 async function ask(
   url: string,
   question: string,
-  { leave = () => false, signal }: { leave?: (told: readonly Told[]) => boolean; signal?: AbortSignal } = {},
+  {
+    leave = () => false,
+    signal,
+  }: { leave?: (emitted: readonly ServerEvent[]) => boolean; signal?: AbortSignal } = {},
 ) {
   const response = await fetch(`${url}/research`, {
     method: 'POST',
     body: JSON.stringify({ question }),
     ...(signal === undefined ? {} : { signal }),
   });
-  const told: Told[] = [];
-  if (!response.ok) return { status: response.status, headers: response.headers, told };
+  const emitted: ServerEvent[] = [];
+  if (!response.ok) return { status: response.status, headers: response.headers, emitted };
   let text = '';
   for await (const chunk of response.body!) {
     text += Buffer.from(chunk).toString();
     for (let end = text.indexOf('\n\n'); end >= 0; end = text.indexOf('\n\n')) {
       const [, event = '', data = ''] = /^event: (.*)\ndata: (.*)$/.exec(text.slice(0, end)) ?? [];
-      told.push({ event, data: JSON.parse(data) as Record<string, unknown> });
+      emitted.push({ event, data: JSON.parse(data) as Record<string, unknown> });
       text = text.slice(end + 2);
     }
-    if (leave(told)) break;
+    if (leave(emitted)) break;
   }
   // After a break the rest of the body is cancelled by then, and its connection with it.
-  return { status: response.status, headers: response.headers, told };
+  return { status: response.status, headers: response.headers, emitted };
 }
 
 /** What anybody still holds, anywhere. */
 function held(server: Awaited<ReturnType<typeof startResearchServer>>, stubs: StubServices) {
-  const { active, waiting, limiter, pool } = server.manager.stats();
+  const { active, queued, limiter, pool } = server.manager.stats();
   const gates = Object.values(server.gates).map((gate) => gate.stats());
-  const calls = gates.map((gate) => gate.running + gate.waitingForStart + gate.backingOff);
+  const calls = gates.map((gate) => gate.running + gate.queuedForStart + gate.backingOff);
   const permits = gates.map((gate) => (gate.limiter?.active ?? 0) + (gate.limiter?.queued ?? 0));
   const services = [stubs.llm, stubs.serper, stubs.jina, stubs.e2b].map((stub) => stub.stats().inFlight);
   return {
-    requests: active + waiting,
+    requests: active + queued,
     admitted: limiter.active + limiter.queued,
-    leases: pool.leased + pool.waiting + pool.resetting + pool.readying,
+    leases: pool.leased + pool.queued + pool.resetting + pool.readying,
     calls: calls.reduce((a, b) => a + b),
     permits: permits.reduce((a, b) => a + b),
     atTheServices: services.reduce((a, b) => a + b),
-    batch: stubs.llm.batch().running + stubs.llm.batch().waiting,
+    batch: stubs.llm.batch().running + stubs.llm.batch().queued,
     sandboxes: stubs.e2b.sandboxes.length,
   };
 }
@@ -107,20 +110,22 @@ const NOTHING = {
   sandboxes: 0,
 };
 
+const STREAMS = process.env.SOAK === 'full' ? 300 : 60;
+
 describe('the research server', { timeout: 120_000 }, () => {
   it('streams the steps and then the answer', async () => {
     const { server, stubs, lines } = await start();
-    const { status, headers, told } = await ask(server.url, 'Why do glaciers look blue?');
+    const { status, headers, emitted } = await ask(server.url, 'Why do glaciers look blue?');
     expect(status).toBe(200);
     expect(headers.get('content-type')).toBe('text/event-stream');
-    const steps = told.flatMap(({ event, data }) => (event === 'step' ? [data.step] : []));
+    const steps = emitted.flatMap(({ event, data }) => (event === 'step' ? [data.step] : []));
     expect(steps).toEqual(['plan', 'search', 'read', 'calculate', 'answer']);
-    const answer = told.flatMap(({ event, data }) => (event === 'token' ? [data.text] : [])).join('');
+    const answer = emitted.flatMap(({ event, data }) => (event === 'token' ? [data.text] : [])).join('');
     expect(answer).toMatch(
       /^This is the answer of a stub to: Answer from [\s\S]*Why do glaciers look blue\?/,
     );
     expect(answer).not.toMatch(/failed|cannot be used/);
-    expect(told.at(-1)).toEqual({
+    expect(emitted.at(-1)).toEqual({
       event: 'done',
       data: { sources: [expect.any(String), expect.any(String), expect.any(String)] },
     });
@@ -128,7 +133,7 @@ describe('the research server', { timeout: 120_000 }, () => {
     expect([...lines.warnings, ...lines.errors]).toEqual([]);
   });
 
-  it('runs by itself on stub services, and ends what it has begun before it goes', async () => {
+  it('runs standalone on stub services, and drains before it exits', async () => {
     // The test runner sets a BASE_URL of its own, and a developer may have real keys: neither is meant here.
     const { BASE_URL: _, API_KEY, SERPER_API_KEY, JINA_API_KEY, E2B_API_KEY, ...env } = process.env;
     const child = spawn(process.execPath, ['--import', 'tsx', 'examples/research-server/main.ts'], {
@@ -146,7 +151,7 @@ describe('the research server', { timeout: 120_000 }, () => {
     const answer = ask(url, 'How old is the oldest tree?');
     await expect.poll(() => said).toMatch(/^Acquired pipeline instance 1/m);
     child.kill('SIGTERM');
-    expect((await answer).told.at(-1)?.event).toBe('done');
+    expect((await answer).emitted.at(-1)?.event).toBe('done');
     expect(await code).toBe(0);
     expect(said).toMatch(/^SIGTERM: draining, 1 requests are under way\.$/m);
     expect(said).toMatch(/^Nothing is left\.$/m);
@@ -167,7 +172,7 @@ describe('the research server', { timeout: 120_000 }, () => {
     expect((await get('/nothing')).status).toBe(404);
   });
 
-  it('keeps its live page from everybody else', async () => {
+  it('denies its live page to everyone else', async () => {
     const { server } = await start({
       isOperator: ({ headers }) => headers.authorization === 'Bearer operator',
     });
@@ -176,7 +181,7 @@ describe('the research server', { timeout: 120_000 }, () => {
     expect((await fetch(`${server.url}/live`, { headers })).status).toBe(200);
   });
 
-  it('refuses what is no question', async () => {
+  it('rejects a body that is not a question', async () => {
     const { server } = await start();
     for (const body of ['', 'nonsense', '{}', '{"question":7}', '{"question":""}', 'null']) {
       const { status } = await fetch(`${server.url}/research`, { method: 'POST', body });
@@ -184,7 +189,64 @@ describe('the research server', { timeout: 120_000 }, () => {
     }
   });
 
-  it('turns a request away with 429 and a time when its queue is full', async () => {
+  it('rejects a body above its limit with 413, and reads no further', async () => {
+    const { server, stubs } = await start();
+    const body = JSON.stringify({ question: 'x'.repeat(1_000_000) });
+    const statuses = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        const response = await fetch(`${server.url}/research`, { method: 'POST', body });
+        await response.text();
+        return response.status;
+      }),
+    );
+    expect(new Set(statuses)).toEqual(new Set([413]));
+    // Without a length in its header, the body is counted as it arrives.
+    let sent = 0;
+    const chunks = new ReadableStream<Uint8Array>({
+      pull: async (controller) => {
+        await new Promise((resolve) => setImmediate(resolve));
+        if (sent++ < 10) controller.enqueue(new Uint8Array(20_000));
+        else controller.close();
+      },
+    });
+    const init = { method: 'POST', body: chunks, duplex: 'half' } as RequestInit;
+    expect((await fetch(`${server.url}/research`, init)).status).toBe(413);
+    expect(held(server, stubs)).toEqual(NOTHING);
+  });
+
+  it.each(['serper', 'jina'] as const)('bounds the cached responses of %s in bytes', async (service) => {
+    const { server } = await start();
+    const gate = server.gates[service];
+    let calls = 0;
+    const page = async () => {
+      calls++;
+      return Buffer.alloc(24 * 1024 ** 2);
+    };
+    const fetchPage = (cacheKey: string) => gate.run(page, { cacheKey });
+    await fetchPage('a');
+    await fetchPage('a');
+    expect(calls).toBe(1);
+    for (const key of ['b', 'c', 'd']) await fetchPage(key);
+    expect(gate.stats().cache.size).toBe(2);
+  });
+
+  it('treats an empty x-tenant header as no tenant', async () => {
+    const { server } = await start();
+    const tenants: unknown[] = [];
+    server.manager.hooks.on('request:queued', ({ tenant }) => tenants.push(tenant));
+    for (const tenant of ['', '  ', 'acme']) {
+      const response = await fetch(`${server.url}/research`, {
+        method: 'POST',
+        headers: { 'x-tenant': tenant },
+        body: JSON.stringify({ question: 'Why?' }),
+      });
+      expect(response.status).toBe(200);
+      await response.body?.cancel();
+    }
+    expect(tenants).toEqual([undefined, undefined, 'acme']);
+  });
+
+  it('rejects a request with 429 and Retry-After when its queue is full', async () => {
     const { server } = await start({
       config: { poolSize: 1, maxConcurrentRequests: 1, maxQueue: 0 },
     });
@@ -193,32 +255,31 @@ describe('the research server', { timeout: 120_000 }, () => {
     const { status, headers } = await ask(server.url, 'second');
     expect(status).toBe(429);
     expect(Number(headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
-    expect((await first).told.at(-1)?.event).toBe('done');
+    expect((await first).emitted.at(-1)?.event).toBe('done');
   });
 
   it.each(['plan', 'search', 'read', 'calculate', 'answer'])(
     'gives everything back when its client leaves during the step "%s"',
     async (step) => {
       const { server, stubs, lines } = await start();
-      await ask(server.url, 'Why?', { leave: (told) => told.some(({ data }) => data.step === step) });
+      await ask(server.url, 'Why?', { leave: (emitted) => emitted.some(({ data }) => data.step === step) });
       await expect.poll(() => held(server, stubs)).toEqual(NOTHING);
-      expect((await ask(server.url, 'And now?')).told.at(-1)?.event).toBe('done');
+      expect((await ask(server.url, 'And now?')).emitted.at(-1)?.event).toBe('done');
       expect([...lines.warnings, ...lines.errors]).toEqual([]);
     },
   );
 
-  it('ends with the requests that are under way when it is shut down', async () => {
+  it('drains its running requests when it is shut down', async () => {
     const { server, stubs } = await start();
     const answers = ['a', 'b', 'c'].map((question) => ask(server.url, question));
     await expect.poll(() => server.manager.stats().active).toBe(3);
     await server.close({ timeoutMs: 60_000 });
-    for (const { told } of await Promise.all(answers)) expect(told.at(-1)?.event).toBe('done');
+    for (const { emitted } of await Promise.all(answers)) expect(emitted.at(-1)?.event).toBe('done');
     expect(held(server, stubs)).toEqual(NOTHING);
     await expect(ask(server.url, 'too late')).rejects.toThrow();
   });
 
-  it('serves a few hundred streams, of which a third is left at random, and ends with every count at rest', async () => {
-    const REQUESTS = 300;
+  it(`serves ${STREAMS} streams, of which a third is abandoned at random, and ends with every count at zero`, async () => {
     const { server, stubs, lines } = await start({
       config: { poolSize: 10, maxConcurrentRequests: 20 },
     });
@@ -227,7 +288,7 @@ describe('the research server', { timeout: 120_000 }, () => {
       seed = (seed * 16_807) % 2_147_483_647;
       return seed / 2_147_483_647;
     };
-    const clients = Array.from({ length: REQUESTS }, async (_, i) => {
+    const clients = Array.from({ length: STREAMS }, async (_, i) => {
       const question = `Question ${i}`;
       if (i % 3 !== 0) return { stays: true, ...(await ask(server.url, question)) };
       // Some leave in the queue, some at a step, some in the middle of the answer.
@@ -235,20 +296,20 @@ describe('the research server', { timeout: 120_000 }, () => {
       const afterMs = Math.floor(random() * 3_000);
       const signal = i % 2 === 0 ? AbortSignal.timeout(afterMs) : undefined;
       const left = ask(server.url, question, {
-        leave: (told) => told.length >= afterEvents,
+        leave: (emitted) => emitted.length >= afterEvents,
         ...(signal === undefined ? {} : { signal }),
       });
-      return { stays: false, ...(await left.catch(() => ({ status: 0, told: [] }))) };
+      return { stays: false, ...(await left.catch(() => ({ status: 0, emitted: [] }))) };
     });
     const answers = await Promise.all(clients);
 
     const stayed = answers.filter(({ stays }) => stays);
-    expect(stayed).toHaveLength((REQUESTS / 3) * 2);
-    for (const { status, told } of stayed) {
+    expect(stayed).toHaveLength((STREAMS / 3) * 2);
+    for (const { status, emitted } of stayed) {
       expect(status).toBe(200);
-      expect(told.at(-1)?.event).toBe('done');
+      expect(emitted.at(-1)?.event).toBe('done');
     }
-    await expect.poll(() => held(server, stubs), { timeout: 20_000 }).toEqual(NOTHING);
+    await expect.poll(() => held(server, stubs)).toEqual(NOTHING);
     expect(server.manager.health()).toMatchObject({ active_requests: 0, queued_requests: 0 });
     expect(server.manager.stats().pool).toMatchObject({ rejected: expect.any(Number), revoked: 0 });
     expect(lines.errors).toEqual([]);

@@ -5,7 +5,7 @@ import { AsyncContext, NEUTRAL_CONTEXT } from '../../src/internal/async-context.
 const task = new AsyncLocalStorage<string>();
 
 describe('AsyncContext', () => {
-  it('calls in the context in which it was made, whoever calls', async () => {
+  it("calls in the context in which it was created, whatever the caller's", async () => {
     const context = task.run('a', () => new AsyncContext());
     await task.run('b', async () => {
       expect(context.run(() => task.getStore())).toBe('a');
@@ -14,7 +14,7 @@ describe('AsyncContext', () => {
     });
   });
 
-  it('passes on what is thrown', () => {
+  it('rethrows what the function throws', () => {
     const context = new AsyncContext();
     expect(() =>
       context.run(() => {
@@ -23,7 +23,11 @@ describe('AsyncContext', () => {
     ).toThrow('thrown');
   });
 
-  it('has a neutral one, which is no task', () => {
+  it('is no open handle to tools that list them, such as Jest', () => {
+    expect(new AsyncContext().hasRef()).toBe(false);
+  });
+
+  it('has a neutral context, which belongs to no task', () => {
     expect(task.run('a', () => NEUTRAL_CONTEXT.run(() => task.getStore()))).toBeUndefined();
   });
 });

@@ -1,19 +1,19 @@
 import { describe, expect, it, vi } from 'vitest';
-import { nowMs, turnMs } from '../../src/internal/clock.js';
-import { turn } from '../limiter/event-loop.js';
+import { inBatches, nowMs, turnMs } from '../../src/internal/clock.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** Replaces the clock by one that goes on by a millisecond each time it is read. */
 async function withCountingClock(test: (reads: () => number) => Promise<void>) {
   let reads = 0;
   const spied = vi.spyOn(performance, 'now').mockImplementation(() => ++reads);
-  await turn();
-  await turn();
+  await endOfTurn();
+  await endOfTurn();
   try {
     reads = 0;
     await test(() => reads);
   } finally {
     spied.mockRestore();
-    await turn();
+    await endOfTurn();
   }
 }
 
@@ -33,31 +33,57 @@ describe('turnMs', () => {
       await Promise.resolve();
       expect(turnMs()).toBe(first);
       expect(reads()).toBe(1);
-      await turn();
+      await endOfTurn();
       expect(turnMs()).toBe(first + 1);
       expect(reads()).toBe(2);
     });
   });
 
-  it('reads nothing where nobody asks', async () => {
+  it('reads nothing until it is asked', async () => {
     await withCountingClock(async (reads) => {
-      await turn();
-      await turn();
+      await endOfTurn();
+      await endOfTurn();
       expect(reads()).toBe(0);
     });
   });
 
   it('goes on under fake timers, which do not touch the turns', async () => {
     vi.useFakeTimers();
-    await turn();
+    await endOfTurn();
     try {
       const before = turnMs();
       await vi.advanceTimersByTimeAsync(5000);
-      await turn();
+      await endOfTurn();
       expect(turnMs() - before).toBe(5000);
     } finally {
       vi.useRealTimers();
-      await turn();
+      await endOfTurn();
     }
+  });
+});
+
+describe('inBatches', () => {
+  it('is synchronous for one batch', () => {
+    const done: number[] = [];
+    expect(inBatches([1, 2, 3], (item) => done.push(item))).toBeUndefined();
+    expect(done).toEqual([1, 2, 3]);
+    expect(inBatches([], () => {})).toBeUndefined();
+  });
+
+  it('lets the event loop turn between two batches, and fulfills after the last', async () => {
+    const items = Array.from({ length: 1_000 }, (_, i) => i);
+    const done: number[] = [];
+    const batches = inBatches(items, (item) => done.push(item));
+    expect(done.length).toBeLessThan(1_000);
+    let turns = 0;
+    while (done.length < 1_000) {
+      const before = done.length;
+      await endOfTurn();
+      expect(done.length - before).toBeLessThanOrEqual(500);
+      turns++;
+    }
+    await batches;
+    expect(turns).toBeGreaterThan(1);
+    expect(done).toEqual(items);
   });
 });

@@ -50,7 +50,7 @@ describe('wholeNumber', () => {
     },
   );
 
-  it('keeps to the bounds it is given, both allowed', () => {
+  it('accepts both bounds', () => {
     expect([wholeNumber('size', 2, 2, 4), wholeNumber('size', 4, 2, 4)]).toEqual([2, 4]);
     expect(() => wholeNumber('size', 1, 2, 4)).toThrow('a whole number from 2 to 4, got 1 (number)');
     expect(() => wholeNumber('size', 5, 2, 4)).toThrow(RangeError);
@@ -58,7 +58,7 @@ describe('wholeNumber', () => {
 });
 
 describe('finiteNumber and durationMs', () => {
-  it('give a number within the bounds back, both allowed', () => {
+  it('return a number within the bounds, both included', () => {
     expect([0, 0.5, 1].map((value) => finiteNumber('share', value, 0, 1))).toEqual([0, 0.5, 1]);
     expect([0, 0.5, MAX_TIMER_MS].map((value) => durationMs('timeoutMs', value))).toEqual([
       0,
@@ -77,14 +77,14 @@ describe('finiteNumber and durationMs', () => {
     },
   );
 
-  it('refuse a duration that a Node timer would not keep', () => {
+  it('reject a duration that a Node timer cannot hold', () => {
     expect(MAX_TIMER_MS).toBe(2 ** 31 - 1);
     expect(() => durationMs('timeoutMs', 2 ** 31)).toThrow(RangeError);
   });
 });
 
 describe('callable, text, flag and oneOf', () => {
-  it('give back what is right', () => {
+  it('return a valid value', () => {
     const fn = () => {};
     expect(callable('create', fn)).toBe(fn);
     expect(text('name', 'pool')).toBe('pool');
@@ -92,7 +92,7 @@ describe('callable, text, flag and oneOf', () => {
     expect(oneOf('scope', 'task', ['task', 'instance'])).toBe('task');
   });
 
-  it('refuse anything else', () => {
+  it('reject anything else', () => {
     expect(() => callable('create', {} as never)).toThrow(
       'Expected `create` to be a function, got an object',
     );
@@ -106,7 +106,7 @@ describe('callable, text, flag and oneOf', () => {
 });
 
 describe('abortSignal', () => {
-  it('gives a signal back, of another realm too', () => {
+  it('returns a signal, of another realm too', () => {
     const { signal } = new AbortController();
     expect(abortSignal('signal', signal)).toBe(signal);
     const foreign = { aborted: false, addEventListener() {} };
@@ -122,13 +122,13 @@ describe('abortSignal', () => {
 });
 
 describe('options', () => {
-  it('gives an object back whose options are all known', () => {
+  it('returns an object whose options are all known', () => {
     const given = { size: 5, name: undefined };
     expect(options('Pool', given, ['size', 'name'])).toBe(given);
     expect(options('Pool', {}, [])).toEqual({});
   });
 
-  it('refuses an option it does not know, and says which it takes', () => {
+  it('rejects an unknown option, and lists the known ones', () => {
     expect(() => options('Pool', { size: 5, nmae: 'pool' }, ['size'])).toThrow(
       'Unknown option `nmae` in Pool; it takes `size`',
     );
@@ -143,7 +143,7 @@ describe('options', () => {
 });
 
 describe('optional', () => {
-  it('checks an option only where it was given', () => {
+  it('checks an option only if it is given', () => {
     expect(optional('name', undefined, text)).toBeUndefined();
     expect(optional('name', 'pool', text)).toBe('pool');
     expect(() => optional('name', '', text)).toThrow(TypeError);

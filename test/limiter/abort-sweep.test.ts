@@ -1,11 +1,9 @@
-import { getEventListeners } from 'node:events';
 import { describe, expect, it } from 'vitest';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
-
-const listenersOf = (signal: AbortSignal) => getEventListeners(signal, 'abort').length;
+import { endOfTurn } from '../support/promises.js';
+import { listenersOf } from '../support/signals.js';
 
 /** More microtasks than any way through the limiter takes. */
 const STEPS = 12;
@@ -18,7 +16,7 @@ async function stepThrough(due: (step: number) => void, check: () => void) {
     await undefined;
     check();
   }
-  await turn();
+  await endOfTurn();
 }
 
 const HEARD = { unheard: false, heard: true };
@@ -33,7 +31,7 @@ describe.each(Object.entries(HEARD))('An abort around the grant, with hooks %s',
     const holder = limiter.tryAcquire() as Permit;
     const check = () => {
       expect(limiter.activeCount).toBeLessThanOrEqual(1);
-      // Somebody waits only while somebody holds.
+      // There are waiters only while something is held.
       if (limiter.queuedCount > 0) expect(limiter.activeCount).toBe(1);
     };
     const atRest = () => {
@@ -45,7 +43,7 @@ describe.each(Object.entries(HEARD))('An abort around the grant, with hooks %s',
     return { limiter, controller, reason, holder, check, atRest };
   };
 
-  it('costs acquire no permit and nobody behind it the turn, at whichever microtask it lands', async () => {
+  it('costs acquire no permit and no waiter behind it its turn, at whichever microtask it comes', async () => {
     for (let releaseAt = 0; releaseAt < STEPS; releaseAt++) {
       for (let abortAt = 0; abortAt < STEPS; abortAt++) {
         const { limiter, controller, reason, holder, check, atRest } = setUp();
@@ -80,7 +78,7 @@ describe.each(Object.entries(HEARD))('An abort around the grant, with hooks %s',
     }
   });
 
-  it('costs run no permit, and calls the work or rejects with the reason, never both', async () => {
+  it('costs run no permit, and the run either calls its work or rejects with the reason, never both', async () => {
     for (let releaseAt = 0; releaseAt < STEPS; releaseAt++) {
       for (let abortAt = 0; abortAt < STEPS; abortAt++) {
         const { limiter, controller, reason, holder, check, atRest } = setUp();
@@ -111,7 +109,7 @@ describe.each(Object.entries(HEARD))('An abort around the grant, with hooks %s',
     }
   });
 
-  it('lets whoever stood behind it go on, at whichever microtask it lands', async () => {
+  it('admits the waiter behind it, at whichever microtask it comes', async () => {
     for (let abortAt = 0; abortAt < STEPS; abortAt++) {
       const { limiter, controller, reason, holder, atRest } = setUp();
       limiter.maxConcurrent = 4;

@@ -1,10 +1,8 @@
-import { getEventListeners } from 'node:events';
 import { describe, expect, it } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { AcquireOptions, Permit } from '../../src/limiter/limiter.js';
-import { deferred, turn } from './event-loop.js';
-
-const listenersOf = (signal: AbortSignal) => getEventListeners(signal, 'abort').length;
+import { deferred, endOfTurn } from '../support/promises.js';
+import { listenersOf } from '../support/signals.js';
 
 function abortable() {
   const controller = new AbortController();
@@ -17,7 +15,7 @@ describe('An aborted request', () => {
     return { limiter, holder: limiter.tryAcquire() as Permit };
   };
 
-  it('is heard on a combined signal too, of which nothing is kept afterwards', async () => {
+  it('is noticed on a combined signal too, of which nothing is kept afterwards', async () => {
     const { limiter, holder } = full();
     const [user, deadline] = [new AbortController(), new AbortController()];
     const both = AbortSignal.any([user.signal, deadline.signal]);
@@ -47,7 +45,7 @@ describe('An aborted request', () => {
     await expect(waiting).rejects.toMatchObject({ name: 'AbortError' });
   });
 
-  it('leaves the queue in the step of the abort', () => {
+  it('leaves the queue synchronously with the abort', () => {
     const { limiter } = full();
     const controller = new AbortController();
     limiter.acquire({ signal: controller.signal }).catch(() => {});
@@ -57,7 +55,7 @@ describe('An aborted request', () => {
     expect(limiter.stats().rejected).toBe(1);
   });
 
-  it('never gets a permit, free as it may be, when it comes with a signal that has aborted', async () => {
+  it('never gets a permit, even a free one, when its signal has aborted before', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const signal = AbortSignal.abort(new Error('too late'));
     let called = false;
@@ -75,7 +73,7 @@ describe('An aborted request', () => {
     expect(listenersOf(signal)).toBe(0);
   });
 
-  it('never gets the permit that a listener of its own signal releases ahead of us', async () => {
+  it('never gets a permit that another listener of its signal releases', async () => {
     for (const withRun of [false, true]) {
       const { limiter, holder } = full();
       const controller = new AbortController();
@@ -92,7 +90,7 @@ describe('An aborted request', () => {
     }
   });
 
-  it('never gets the permit that the abort of a heavier one with the same signal makes room for', async () => {
+  it('never gets a permit that the abort of a heavier request with the same signal makes room for', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     const holder = limiter.tryAcquire() as Permit;
     const { signal, abort } = abortable();
@@ -106,7 +104,7 @@ describe('An aborted request', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('costs its tenant no turn', async () => {
+  it('does not cost its tenant a turn', async () => {
     const { limiter, holder } = full();
     const order: string[] = [];
     const ask = (name: string, options: AcquireOptions) =>
@@ -130,12 +128,12 @@ describe('An aborted request', () => {
     expect(order).toEqual(['a2', 'b1', 'b2']);
   });
 
-  it('keeps a permit that was given before the abort: the signal ends the waiting only', async () => {
+  it('keeps a permit that was granted before the abort: the signal ends only the wait', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const controller = new AbortController();
     const permit = await limiter.acquire({ signal: controller.signal });
     controller.abort();
-    await turn();
+    await endOfTurn();
     expect(limiter.activeCount).toBe(1);
     permit.release();
   });
@@ -152,7 +150,7 @@ describe('An aborted request', () => {
       limiter.run(work, { signal }),
       limiter.run(work, { signal }),
     ]);
-    await turn();
+    await endOfTurn();
     abort();
     expect((await all).map(({ status }) => status)).toEqual(['rejected', 'rejected', 'rejected']);
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
@@ -196,12 +194,12 @@ describe('The signals of waiters', () => {
     expect(listenersOf(signal)).toBe(0);
     holder.release();
     expect(limiter.activeCount).toBe(0);
-    await turn();
+    await endOfTurn();
     process.off('warning', listen);
     expect(warnings).toEqual([]);
   });
 
-  it('carry nothing after the grant, the timeout, the close or the abort of another', async () => {
+  it('carry no listener after the grant, the timeout, the close or the abort of another', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const holder = limiter.tryAcquire() as Permit;
     const granted = abortable();
@@ -221,7 +219,7 @@ describe('The signals of waiters', () => {
     await Promise.all([second, third, end]);
   });
 
-  it('carry nothing at all where no one has to wait', async () => {
+  it('carry no listener where the permit is free', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const { signal } = abortable();
     const { promise, resolve } = deferred();
@@ -232,7 +230,7 @@ describe('The signals of waiters', () => {
     expect(listenersOf(signal)).toBe(0);
   });
 
-  it('keep their listener while any waiter of theirs is left', async () => {
+  it('keep their listener while any of their waiters is left', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const holder = limiter.tryAcquire() as Permit;
     const { signal, abort } = abortable();

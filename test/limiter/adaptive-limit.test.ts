@@ -1,12 +1,13 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import {
   AdaptiveLimit,
   type AdaptiveLimitOptions,
   type LimitSample,
 } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
+import { onFakeTimers } from '../support/fake-timers.js';
 
-/** A limit on a clock that the test moves, told of one call at a time: each begins a moment after the one before ended. */
+/** A limit on a clock that the test moves, with one sample at a time: each call starts just after the one before ended. */
 function setUp(given: AdaptiveLimitOptions = {}) {
   const clock = { ms: 0 };
   const adaptive = new AdaptiveLimit({ now: () => clock.ms, random: () => 0, ...given });
@@ -23,20 +24,20 @@ function setUp(given: AdaptiveLimitOptions = {}) {
 
 describe('AdaptiveLimit', () => {
   describe('its bounds', () => {
-    it('begins at 8, or at the bound nearest to it', () => {
+    it('starts at 8, or at the bound nearest to it', () => {
       expect(new AdaptiveLimit().limit).toBe(8);
       expect(new AdaptiveLimit({ max: 3 }).limit).toBe(3);
       expect(new AdaptiveLimit({ min: 20 }).limit).toBe(20);
       expect(new AdaptiveLimit({ initial: 5 }).limit).toBe(5);
     });
 
-    it('never goes above max: 200 where none is given', () => {
+    it('never exceeds max: 200 by default', () => {
       const { adaptive, calls } = setUp();
       calls(1000);
       expect(adaptive.limit).toBe(200);
     });
 
-    it('never goes below min: 1 where none is given', () => {
+    it('never goes below min: 1 by default', () => {
       const { adaptive, calls } = setUp();
       calls(100, { outcome: 'dropped' });
       expect(adaptive.limit).toBe(1);
@@ -45,7 +46,7 @@ describe('AdaptiveLimit', () => {
       expect(four.adaptive.limit).toBe(4);
     });
 
-    it('stays where min and max meet', () => {
+    it('is constant where min equals max', () => {
       const { adaptive, calls } = setUp({ min: 6, max: 6 });
       calls(10);
       calls(10, { outcome: 'dropped' });
@@ -64,11 +65,11 @@ describe('AdaptiveLimit', () => {
       [{ initial: 2.5 }, RangeError, 'Expected `initial`'],
       [{ max: Number.NaN }, RangeError, 'Expected `max`'],
       [{ max: '8' as never }, TypeError, 'Expected `max`'],
-      [{ latencyBrake: 1 as never }, TypeError, 'Expected `latencyBrake`'],
+      [{ latencyGuard: 1 as never }, TypeError, 'Expected `latencyGuard`'],
       [{ now: 0 as never }, TypeError, 'Expected `now`'],
       [{ random: 0 as never }, TypeError, 'Expected `random`'],
       [{ maximum: 8 } as never, TypeError, 'Unknown option `maximum`'],
-    ])('refuses %o', (given, kind, message) => {
+    ])('rejects the options %o', (given, kind, message) => {
       expect(() => new AdaptiveLimit(given)).toThrow(kind);
       expect(() => new AdaptiveLimit(given)).toThrow(message);
     });
@@ -81,7 +82,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(13);
     });
 
-    it('needs nine tenths of the limit in use', () => {
+    it('requires nine tenths of the limit in use', () => {
       const { adaptive, calls } = setUp({ initial: 20 });
       calls(10, { inFlight: 17 });
       expect(adaptive.limit).toBe(20);
@@ -89,7 +90,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(21);
     });
 
-    it('slows down towards the last overload, to half a step a round trip', () => {
+    it('slows down towards the last overload, to half a step per round trip', () => {
       const { adaptive, call, calls } = setUp({ initial: 100 });
       call({ outcome: 'dropped' });
       expect(adaptive.limit).toBe(85);
@@ -101,7 +102,7 @@ describe('AdaptiveLimit', () => {
       expect(trips).toEqual([90, 94, 96, 97, 98, 99, 99, 100]);
     });
 
-    it('speeds up once it is well beyond the last overload, up to half as much again a round trip', () => {
+    it('speeds up well beyond the last overload, up to a factor of 1.5 per round trip', () => {
       const { adaptive, call, calls } = setUp({ initial: 20, max: 1000 });
       call({ outcome: 'dropped' });
       const gains: number[] = [];
@@ -123,7 +124,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBeGreaterThanOrEqual(6);
     });
 
-    it('takes more than thirty calls to try a limit of 2 again that was refused', () => {
+    it('takes more than thirty calls to retry a limit of 2 that was too high', () => {
       const { adaptive, call, calls } = setUp({ initial: 2 });
       call({ outcome: 'dropped' });
       calls(30);
@@ -132,7 +133,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(2);
     });
 
-    it('heads for the limit before an outage, not for those that the outage went through', () => {
+    it('recovers towards the limit before an outage, not towards those during it', () => {
       const { adaptive, call, calls } = setUp({ initial: 64 });
       call();
       calls(30, { outcome: 'dropped' });
@@ -141,7 +142,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBeGreaterThan(30);
     });
 
-    it('comes back from an outage by half as much again a round trip, not in one leap', () => {
+    it('recovers from an outage by a factor of 1.5 per round trip, not at once', () => {
       const { adaptive, call, calls } = setUp({ initial: 64 });
       call();
       calls(30, { outcome: 'dropped' });
@@ -151,7 +152,7 @@ describe('AdaptiveLimit', () => {
   });
 
   describe('cuts', () => {
-    it('goes down by fifteen in a hundred when a call is dropped', () => {
+    it('decreases by 15 % when a call is dropped', () => {
       const { adaptive, call } = setUp({ initial: 100 });
       call({ outcome: 'dropped' });
       expect(adaptive.limit).toBe(85);
@@ -167,7 +168,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(85);
     });
 
-    it('cuts again for a call that began after the cut', () => {
+    it('cuts again for a call that started after the cut', () => {
       const { adaptive, call } = setUp({ initial: 100 });
       call({ outcome: 'dropped' });
       call();
@@ -175,28 +176,28 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(72);
     });
 
-    it('counts a call that began in the moment of the cut as sent before it', () => {
+    it('counts a call that started at the moment of the cut as sent before it', () => {
       const { adaptive, clock } = setUp({ initial: 100 });
       adaptive.onSample({ startedMs: clock.ms - 1, outcome: 'dropped', inFlight: 100 });
       adaptive.onSample({ startedMs: clock.ms, outcome: 'dropped', inFlight: 100 });
       expect(adaptive.limit).toBe(85);
     });
 
-    it('learns nothing from the success of a call that was sent before the cut', () => {
+    it('ignores the success of a call that was sent before the cut', () => {
       const { adaptive, call } = setUp({ initial: 10 });
       call({ outcome: 'dropped' });
       for (let i = 0; i < 100; i++) adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 10 });
       expect(adaptive.limit).toBe(8);
     });
 
-    it('learns nothing from an ignored call', () => {
+    it('ignores a call with the outcome ignored', () => {
       const { adaptive, calls } = setUp({ initial: 10 });
       calls(100, { outcome: 'ignored' });
       expect(adaptive.limit).toBe(10);
     });
   });
 
-  describe('the gate of Retry-After', () => {
+  describe('Retry-After', () => {
     it('blocks new calls for as long as the service says', () => {
       const { adaptive, clock, call } = setUp();
       expect(adaptive.blockedForMs).toBe(0);
@@ -216,7 +217,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.blockedForMs).toBe(5000);
     });
 
-    it('heeds the Retry-After of calls from before the cut, and of ignored ones', () => {
+    it('honors the Retry-After of calls from before the cut, and of ignored ones', () => {
       const { adaptive, call, clock } = setUp();
       call({ outcome: 'dropped' });
       adaptive.onSample({ startedMs: 0, outcome: 'dropped', inFlight: 1, retryAfterMs: 3000 });
@@ -225,7 +226,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.blockedForMs).toBe(4000);
     });
 
-    it('adds up to a tenth by chance, and never takes anything off', () => {
+    it('adds up to a tenth of jitter, and never subtracts', () => {
       const { adaptive } = setUp({ random: () => 0.999 });
       adaptive.blockFor(10_000);
       expect(adaptive.blockedForMs).toBeCloseTo(10_999);
@@ -233,7 +234,7 @@ describe('AdaptiveLimit', () => {
   });
 
   describe('the gauge of waiting requests', () => {
-    it('cuts by a tenth when more wait than a tenth of the limit', () => {
+    it('cuts by a tenth when more requests wait than a tenth of the limit', () => {
       const { adaptive } = setUp({ initial: 100 });
       adaptive.onGauge(10);
       expect(adaptive.limit).toBe(100);
@@ -241,7 +242,7 @@ describe('AdaptiveLimit', () => {
       expect(adaptive.limit).toBe(90);
     });
 
-    it('lets two wait at any limit', () => {
+    it('tolerates two waiting requests at any limit', () => {
       const { adaptive } = setUp({ initial: 10 });
       adaptive.onGauge(2);
       expect(adaptive.limit).toBe(10);
@@ -263,62 +264,62 @@ describe('AdaptiveLimit', () => {
     });
   });
 
-  describe('the latency brake', () => {
-    const slowDown = (latencyBrake: boolean) => {
-      const it = setUp({ initial: 20, latencyBrake });
-      it.calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
-      it.calls(39, { inFlight: 1, normalisedLatencyMs: 40 });
+  describe('the latency guard', () => {
+    const slowDown = (latencyGuard: boolean) => {
+      const it = setUp({ initial: 20, latencyGuard });
+      it.calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
+      it.calls(39, { inFlight: 1, normalizedLatencyMs: 40 });
       return it;
     };
 
-    it('is off unless asked for', () => {
+    it('is off by default', () => {
       const { adaptive, calls } = slowDown(false);
-      calls(1000, { inFlight: 1, normalisedLatencyMs: 400 });
+      calls(1000, { inFlight: 1, normalizedLatencyMs: 400 });
       expect(adaptive.limit).toBe(20);
     });
 
-    it('cuts by the slowdown once two means in a row are half as slow again as the best', () => {
+    it('cuts by the slowdown once two means in a row exceed 1.5 times the best', () => {
       const { adaptive, call } = slowDown(true);
       expect(adaptive.limit).toBe(20);
-      call({ inFlight: 1, normalisedLatencyMs: 40 });
+      call({ inFlight: 1, normalizedLatencyMs: 40 });
       expect(adaptive.limit).toBe(10);
     });
 
-    it('never cuts below half at once', () => {
-      const { adaptive, calls } = setUp({ initial: 20, latencyBrake: true });
-      calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
-      calls(40, { inFlight: 1, normalisedLatencyMs: 2000 });
+    it('never cuts by more than half at once', () => {
+      const { adaptive, calls } = setUp({ initial: 20, latencyGuard: true });
+      calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
+      calls(40, { inFlight: 1, normalizedLatencyMs: 2000 });
       expect(adaptive.limit).toBe(10);
     });
 
     it('does not grow while the last mean was too slow', () => {
       const { adaptive, calls } = slowDown(true);
-      calls(18, { normalisedLatencyMs: 40 });
+      calls(18, { normalizedLatencyMs: 40 });
       expect(adaptive.limit).toBe(10);
     });
 
-    it('learns its measure while the limit still grows with each call', () => {
-      const { adaptive, calls } = setUp({ latencyBrake: true });
-      calls(10, { normalisedLatencyMs: 20 });
-      calls(100, { normalisedLatencyMs: 60 });
+    it('learns its baseline while the limit still grows with each call', () => {
+      const { adaptive, calls } = setUp({ latencyGuard: true });
+      calls(10, { normalizedLatencyMs: 20 });
+      calls(100, { normalizedLatencyMs: 60 });
       expect(adaptive.limit).toBeLessThan(40);
     });
 
-    it('lets one slow mean pass', () => {
-      const { adaptive, calls } = setUp({ initial: 20, latencyBrake: true });
+    it('ignores one slow mean', () => {
+      const { adaptive, calls } = setUp({ initial: 20, latencyGuard: true });
       for (let i = 0; i < 10; i++) {
-        calls(20, { inFlight: 1, normalisedLatencyMs: 20 });
-        calls(20, { inFlight: 1, normalisedLatencyMs: 200 });
+        calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
+        calls(20, { inFlight: 1, normalizedLatencyMs: 200 });
       }
       expect(adaptive.limit).toBe(20);
     });
 
-    it('takes a service that stays slow at the smallest limit as it is', () => {
-      const { adaptive, call, calls } = setUp({ initial: 20, latencyBrake: true });
-      calls(20, { normalisedLatencyMs: 20 });
+    it('accepts the latency at the minimum limit as the baseline', () => {
+      const { adaptive, call, calls } = setUp({ initial: 20, latencyGuard: true });
+      calls(20, { normalizedLatencyMs: 20 });
       let lowest = adaptive.limit;
       for (let i = 0; i < 600; i++) {
-        call({ normalisedLatencyMs: 60 });
+        call({ normalizedLatencyMs: 60 });
         lowest = Math.min(lowest, adaptive.limit);
       }
       expect(lowest).toBe(1);
@@ -331,8 +332,8 @@ describe('AdaptiveLimit', () => {
     [{ outcome: 'failed' as never }, '`outcome`'],
     [{ inFlight: -1 }, '`inFlight`'],
     [{ retryAfterMs: Number.NaN }, '`retryAfterMs`'],
-    [{ normalisedLatencyMs: -1 }, '`normalisedLatencyMs`'],
-  ])('refuses the sample %o and learns nothing from it', (wrong, field) => {
+    [{ normalizedLatencyMs: -1 }, '`normalizedLatencyMs`'],
+  ])('rejects the sample %o and learns nothing from it', (wrong, field) => {
     const { adaptive, clock } = setUp();
     const sample = { startedMs: clock.ms, outcome: 'dropped', inFlight: 8, ...wrong } as const;
     expect(() => adaptive.onSample(sample)).toThrow(field);
@@ -340,7 +341,7 @@ describe('AdaptiveLimit', () => {
     expect(adaptive.blockedForMs).toBe(0);
   });
 
-  it('refuses a gauge or a block that is no number', () => {
+  it('rejects a gauge or a block that is not a number', () => {
     const { adaptive } = setUp();
     expect(() => adaptive.onGauge(Number.NaN)).toThrow('`waiting`');
     expect(() => adaptive.onGauge(-1)).toThrow('`waiting`');
@@ -348,13 +349,8 @@ describe('AdaptiveLimit', () => {
   });
 });
 
-describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
-  beforeEach(() => {
-    vi.useFakeTimers();
-  });
-  afterEach(() => {
-    vi.useRealTimers();
-  });
+describe('AdaptiveLimit attached to a ConcurrencyLimiter', () => {
+  onFakeTimers();
 
   const held = () => {
     const adaptive = new AdaptiveLimit({ initial: 4, random: () => 0 });
@@ -365,11 +361,11 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     return { adaptive, limiter, permits, waiters, order };
   };
 
-  it('begins with the limit of the adaptive one', () => {
+  it('sets maxConcurrent to its limit', () => {
     expect(held().limiter.maxConcurrent).toBe(4);
   });
 
-  it('grows by the release of a success, and lets one more in', async () => {
+  it('grows with the release of a success, and admits one more', async () => {
     const { limiter, permits, order } = held();
     await vi.advanceTimersByTimeAsync(1000);
     permits[0]!.release();
@@ -378,7 +374,7 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     expect(order).toEqual([0, 1]);
   });
 
-  it('shrinks by a dropped release, before that release lets anybody in', async () => {
+  it('shrinks with a dropped release, before that release admits a waiter', async () => {
     const { limiter, permits, order } = held();
     await vi.advanceTimersByTimeAsync(1000);
     permits[0]!.release('dropped');
@@ -390,13 +386,13 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     expect(order).toEqual([0]);
   });
 
-  it('moves the limiter on the gauge, without waiting for a release', () => {
+  it('changes the limit on the gauge, without waiting for a release', () => {
     const { adaptive, limiter } = held();
     adaptive.onGauge(50);
     expect(limiter.maxConcurrent).toBe(3);
   });
 
-  it('lets nobody in until a Retry-After has passed, and then in the old order', async () => {
+  it('admits no one until a Retry-After has passed, and then in the old order', async () => {
     const { adaptive, limiter, permits, order } = held();
     await vi.advanceTimersByTimeAsync(1000);
     adaptive.blockFor(5000);
@@ -410,7 +406,7 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('waits on when a longer Retry-After comes meanwhile', async () => {
+  it('waits longer when a longer Retry-After comes meanwhile', async () => {
     const { adaptive, permits, order } = held();
     adaptive.blockFor(1000);
     for (const permit of permits) permit.release('ignored');
@@ -425,17 +421,17 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
 
   it('keeps a Retry-After that, with its jitter, is longer than a timer can be', () => {
     const adaptive = new AdaptiveLimit({ random: () => 0.5 });
-    adaptive.drive(new ConcurrencyLimiter({ maxConcurrent: 1 }));
+    adaptive.attach(new ConcurrencyLimiter({ maxConcurrent: 1 }));
     const timers = vi.spyOn(globalThis, 'setTimeout');
     const longest = 2 ** 31 - 1;
     adaptive.blockFor(longest);
     expect(timers.mock.calls.map(([, ms]) => ms)).toEqual([longest]);
   });
 
-  it('pauses before it grows, so that nobody slips through between', async () => {
+  it('pauses before it grows, so that no waiter is admitted in between', async () => {
     const adaptive = new AdaptiveLimit({ initial: 4 });
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 4 });
-    const stop = adaptive.drive(limiter);
+    const stop = adaptive.attach(limiter);
     for (let i = 0; i < 4; i++) limiter.tryAcquire();
     const waiting = limiter.acquire();
     const startedMs = adaptive.clockMs();
@@ -447,25 +443,25 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     await waiting;
   });
 
-  it('drives one limiter, until it is stopped', () => {
+  it('attaches to one limiter at a time, until it is detached', () => {
     const adaptive = new AdaptiveLimit();
     const first = new ConcurrencyLimiter({ maxConcurrent: 100 });
     const second = new ConcurrencyLimiter({ maxConcurrent: 100 });
-    const stop = adaptive.drive(first);
+    const stop = adaptive.attach(first);
     expect(first.maxConcurrent).toBe(8);
-    expect(() => adaptive.drive(second)).toThrow('drives one limiter at a time');
+    expect(() => adaptive.attach(second)).toThrow('attaches to one limiter at a time');
     stop();
-    const stopSecond = adaptive.drive(second);
+    const stopSecond = adaptive.attach(second);
     stop();
     adaptive.onGauge(50);
     expect([first.maxConcurrent, second.maxConcurrent]).toEqual([8, 7]);
     stopSecond();
   });
 
-  it('ends its pause and its timer when it is stopped, and leaves the limit as it is', () => {
+  it('ends its pause and its timer when it is detached, and leaves the limit as it is', () => {
     const adaptive = new AdaptiveLimit();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
-    const stop = adaptive.drive(limiter);
+    const stop = adaptive.attach(limiter);
     adaptive.blockFor(60_000);
     expect(limiter.stats().paused).toBe(true);
     stop();
@@ -473,16 +469,16 @@ describe('AdaptiveLimit driving a ConcurrencyLimiter', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('leaves a pause that is not its own alone', () => {
+  it('does not end a pause of the host', () => {
     const adaptive = new AdaptiveLimit();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
     limiter.pause();
-    adaptive.drive(limiter)();
+    adaptive.attach(limiter)();
     expect(limiter.stats().paused).toBe(true);
   });
 });
 
-describe('AdaptiveLimit with a broken source of chance', () => {
+describe('AdaptiveLimit with a broken random source', () => {
   it.each([Number.NaN, 2, -0.1, Number.POSITIVE_INFINITY])(
     'refuses %d from it, and keeps the gate as it was',
     (broken) => {
@@ -515,7 +511,7 @@ describe('AdaptiveLimit with a broken source of chance', () => {
     },
   );
 
-  it('refuses what is no number at all', () => {
+  it('rejects what is not a number', () => {
     const { adaptive } = setUp({ random: () => '0.5' as never });
     expect(() => adaptive.blockFor(1000)).toThrow(TypeError);
     expect(adaptive.blockedForMs).toBe(0);
@@ -523,7 +519,7 @@ describe('AdaptiveLimit with a broken source of chance', () => {
 });
 
 describe('AdaptiveLimit with a broken clock', () => {
-  it('refuses a clock that gives no number, or throws', () => {
+  it('rejects a clock that returns no number, or throws', () => {
     expect(() => new AdaptiveLimit({ now: () => Number.NaN })).toThrow(/`now\(\)`/);
     expect(() => new AdaptiveLimit({ now: () => 'soon' as never })).toThrow(/`now\(\)`/);
     const broken = () => {
@@ -532,7 +528,7 @@ describe('AdaptiveLimit with a broken clock', () => {
     expect(() => new AdaptiveLimit({ now: broken })).toThrow('no clock');
   });
 
-  it('costs no permit when it breaks while one is held', async () => {
+  it('loses no permit when it breaks while one is held', async () => {
     let isBroken = false;
     let ms = 0;
     const now = () => {

@@ -1,8 +1,9 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { AdaptiveLimit, type AdaptiveLimitOptions } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** A limiter by an adaptive limit whose clock the test moves. */
 function setUp(given: AdaptiveLimitOptions) {
@@ -12,97 +13,97 @@ function setUp(given: AdaptiveLimitOptions) {
   const take = (weight = 1) => limiter.tryAcquire({ weight }) as Permit;
   const takeAll = () => Array.from({ length: limiter.maxConcurrent }, () => take());
   /** Lets a millisecond pass and gives the permits back, one in each moment. */
-  const giveBack = (permits: Permit[], outcome?: 'ok' | 'dropped' | 'ignored') => {
+  const releasePermit = (permits: Permit[], outcome?: 'ok' | 'dropped' | 'ignored') => {
     for (const permit of permits) {
       clock.ms++;
       permit.release(outcome);
     }
   };
-  return { clock, adaptive, limiter, take, takeAll, giveBack };
+  return { clock, adaptive, limiter, take, takeAll, releasePermit };
 }
 
-describe('What a ConcurrencyLimiter tells its adaptive limit', () => {
+describe('The samples of a ConcurrencyLimiter', () => {
   /** A limit of ten in use, cut once to eight, while the permits of before are still held. */
   function cut() {
     const all = setUp({ initial: 10 });
     const held = all.takeAll();
     all.clock.ms = 100;
-    all.giveBack(held.splice(0, 3), 'dropped');
+    all.releasePermit(held.splice(0, 3), 'dropped');
     return { ...all, held };
   }
 
-  it('is when a permit was granted: those of before a cut neither cut again nor make it grow', () => {
-    const { limiter, held, giveBack } = cut();
+  it('start at the grant: permits from before a cut neither cut again nor make the limit grow', () => {
+    const { limiter, held, releasePermit } = cut();
     expect(limiter.maxConcurrent).toBe(8);
-    giveBack(held);
+    releasePermit(held);
     expect(limiter.stats()).toMatchObject({ active: 0, maxConcurrent: 8 });
   });
 
-  it('is when a permit was granted, and not when it was asked for', async () => {
-    const { limiter, clock, takeAll, giveBack } = setUp({ initial: 10 });
+  it('start at the grant, not at the request', async () => {
+    const { limiter, clock, takeAll, releasePermit } = setUp({ initial: 10 });
     const held = takeAll();
     const waiting = limiter.acquire();
     clock.ms = 100;
-    giveBack(held.splice(0, 3), 'dropped');
+    releasePermit(held.splice(0, 3), 'dropped');
     expect(limiter.stats()).toMatchObject({ maxConcurrent: 8, queued: 0 });
-    giveBack([await waiting], 'dropped');
+    releasePermit([await waiting], 'dropped');
     expect(limiter.maxConcurrent).toBe(7);
   });
 
-  it('is how much is held: it does not grow while it does not bind, and does when it is used up', () => {
-    const { limiter, held, take, takeAll, giveBack } = cut();
-    giveBack(held);
-    for (let i = 0; i < 50; i++) giveBack([take()]);
+  it('carry the weight held: the limit grows only while it is used up', () => {
+    const { limiter, held, take, takeAll, releasePermit } = cut();
+    releasePermit(held);
+    for (let i = 0; i < 50; i++) releasePermit([take()]);
     expect(limiter.maxConcurrent).toBe(8);
-    for (let i = 0; i < 20; i++) giveBack(takeAll());
+    for (let i = 0; i < 20; i++) releasePermit(takeAll());
     expect(limiter.maxConcurrent).toBeGreaterThan(8);
   });
 
-  it('counts the permit that comes back as held: a limit of one grows as well', () => {
-    const { limiter, takeAll, giveBack } = setUp({ initial: 1 });
-    giveBack(takeAll());
+  it('count the released permit as held: a limit of one grows as well', () => {
+    const { limiter, takeAll, releasePermit } = setUp({ initial: 1 });
+    releasePermit(takeAll());
     expect(limiter.maxConcurrent).toBe(2);
   });
 
-  it('counts weights: one of eight is the whole limit', () => {
-    const { limiter, take, giveBack } = setUp({ initial: 8 });
-    giveBack([take(7)]);
+  it('count weights: one permit of weight eight uses the whole limit', () => {
+    const { limiter, take, releasePermit } = setUp({ initial: 8 });
+    releasePermit([take(7)]);
     expect(limiter.maxConcurrent).toBe(8);
-    giveBack([take(8)]);
+    releasePermit([take(8)]);
     expect(limiter.maxConcurrent).toBe(9);
   });
 
-  it('is that the limit binds while somebody waits who is too heavy for what is left of it', async () => {
+  it('say that the limit binds while the next waiter is too heavy for what is left of it', async () => {
     const { limiter, clock } = setUp({ initial: 8 });
     let ended = 0;
     for (let i = 0; i < 40; i++) {
       void limiter.acquire({ weight: 5 }).then(async (permit) => {
-        await turn();
+        await endOfTurn();
         clock.ms++;
         permit.release();
         ended++;
       });
     }
     expect(limiter.stats()).toMatchObject({ active: 5, queued: 39 });
-    while (ended < 2) await turn();
+    while (ended < 2) await endOfTurn();
     expect(limiter.maxConcurrent).toBe(10);
     expect(limiter.activeCount).toBe(10);
     await limiter.onIdle();
     expect(limiter.maxConcurrent).toBeGreaterThan(40);
   });
 
-  it('is not that it binds while they wait for the end of a pause', async () => {
-    const { limiter, adaptive, take, giveBack } = setUp({ initial: 8 });
+  it('do not say that it binds while waiters wait for the end of a pause', async () => {
+    const { limiter, adaptive, take, releasePermit } = setUp({ initial: 8 });
     const held = take();
     adaptive.blockFor(1_000);
-    const waiting = limiter.acquire().catch(() => 'turned away');
-    giveBack([held]);
+    const waiting = limiter.acquire().catch(() => 'rejected');
+    releasePermit([held]);
     expect(limiter.stats()).toMatchObject({ maxConcurrent: 8, queued: 1 });
     await limiter.close();
-    expect(await waiting).toBe('turned away');
+    expect(await waiting).toBe('rejected');
   });
 
-  it('is the outcome of a run: ok moves it, what was thrown does not', async () => {
+  it('carry the outcome of a run: ok, or ignored where it threw', async () => {
     const { limiter, clock, adaptive } = setUp({ initial: 1 });
     const run = (work: () => unknown) =>
       limiter
@@ -128,12 +129,12 @@ describe('The weight of a request under an adaptive limit', () => {
   /** A limit of at most 64 that overloads have brought down to 3. */
   function cutDown() {
     const all = setUp({ initial: 4, max: 64 });
-    all.giveBack(all.takeAll(), 'dropped');
+    all.releasePermit(all.takeAll(), 'dropped');
     expect(all.limiter.maxConcurrent).toBe(3);
     return all;
   }
 
-  it('may be more than the present limit: it waits, and then runs alone', async () => {
+  it('may exceed the present limit: the request waits, and then runs alone', async () => {
     const { limiter, take } = cutDown();
     const light = take();
     const order: string[] = [];
@@ -144,11 +145,11 @@ describe('The weight of a request under an adaptive limit', () => {
       ['behind', behind],
     ] as const)
       void asked.then(() => order.push(name));
-    await turn();
+    await endOfTurn();
     expect(order).toEqual([]);
     expect(limiter.stats()).toMatchObject({ active: 1, queued: 2, rejected: 0 });
     light.release('ignored');
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['heavy']);
     expect(limiter.stats()).toMatchObject({ active: 4, queued: 1, maxConcurrent: 3 });
     (await heavy).release('ignored');
@@ -156,7 +157,7 @@ describe('The weight of a request under an adaptive limit', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('may be so in run, in wrap and in tryAcquire, which take it where nothing is held', async () => {
+  it('may exceed it in run, wrap and tryAcquire too, which get a permit where nothing is held', async () => {
     const { limiter } = cutDown();
     const active = () => Promise.resolve(limiter.activeCount);
     expect(await limiter.run(active, { weight: 64 })).toBe(64);
@@ -171,7 +172,7 @@ describe('The weight of a request under an adaptive limit', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('is refused when it is more than max', async () => {
+  it('is rejected when it exceeds max', async () => {
     const { limiter } = cutDown();
     const message = 'Expected `weight` to be a whole number from 1 to 64, got 65 (number)';
     const options = { weight: 65 };
@@ -186,14 +187,7 @@ describe('The weight of a request under an adaptive limit', () => {
 });
 
 describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry-After', () => {
-  beforeEach(async () => {
-    vi.useFakeTimers();
-    await turn();
-  });
-  afterEach(async () => {
-    vi.useRealTimers();
-    await turn();
-  });
+  onFakeTimers();
 
   const blocked = () => {
     const adaptive = new AdaptiveLimit({ random: () => 0 });
@@ -204,7 +198,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     return { adaptive, limiter, order, all };
   };
 
-  it('has none of those who wait begin before it is over, and then serves them all', async () => {
+  it('starts no waiter before it is over, and then serves all', async () => {
     const { limiter, order, all } = blocked();
     let isClosed = false;
     const end = limiter.close({ drain: true }).then(() => {
@@ -218,7 +212,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('heeds one that comes while it drains', async () => {
+  it('honors one that comes while it drains', async () => {
     const adaptive = new AdaptiveLimit({ initial: 1, random: () => 0 });
     const limiter = new ConcurrencyLimiter({ adaptive });
     const holder = limiter.tryAcquire();
@@ -233,7 +227,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     await end;
   });
 
-  it('heeds one that becomes longer while it drains', async () => {
+  it('honors one that becomes longer while it drains', async () => {
     const { adaptive, limiter, order, all } = blocked();
     const end = limiter.close({ drain: true });
     await vi.advanceTimersByTimeAsync(5_000);
@@ -245,7 +239,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     await Promise.all([end, ...all]);
   });
 
-  it('is over at once where nobody waits', async () => {
+  it('fulfills at once where there are no waiters', async () => {
     const adaptive = new AdaptiveLimit();
     const limiter = new ConcurrencyLimiter({ adaptive });
     adaptive.blockFor(10_000);
@@ -253,7 +247,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('turns them away when its own time is up first', async () => {
+  it('rejects the waiters when its own time is up first', async () => {
     const { limiter, order, all } = blocked();
     const outcomes = Promise.allSettled(all);
     const end = limiter.close({ drain: true, timeoutMs: 5_000 }).catch(({ code }) => code);
@@ -264,7 +258,7 @@ describe('close({ drain: true }) of a limiter whose adaptive limit holds a Retry
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('ends a pause of the host where no Retry-After holds', async () => {
+  it('ends a pause of the host where there is no Retry-After', async () => {
     const adaptive = new AdaptiveLimit({ random: () => 0 });
     const limiter = new ConcurrencyLimiter({ adaptive });
     limiter.pause();

@@ -1,11 +1,11 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { channels } from '../../src/hooks/diagnostics.js';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { LimiterEvents } from '../../src/hooks/events.js';
-import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { channels, LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { deferred, turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { deferred, endOfTurn } from '../support/promises.js';
 
 const CALLERS = 100;
 const caller = new AsyncLocalStorage<string>();
@@ -48,7 +48,7 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
     await asEach(async (taskId, i) => {
       const seen = await limiter.run(async () => {
         const first = caller.getStore();
-        if (i % 2 === 0) await turn();
+        if (i % 2 === 0) await endOfTurn();
         else await undefined;
         return [first, caller.getStore()];
       });
@@ -56,13 +56,13 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
     });
   });
 
-  it('holds after acquire, whoever released', async () => {
+  it('holds after acquire, whatever context released', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     await asEach(async (taskId, i) => {
       const permit = await limiter.acquire({ weight: (i % 2) + 1, priority: i % 3 });
       expect(caller.getStore()).toBe(taskId);
-      await turn();
-      caller.run('somebody else', () => permit.release());
+      await endOfTurn();
+      caller.run('another caller', () => permit.release());
     });
     expect(limiter.activeCount).toBe(0);
   });
@@ -70,12 +70,12 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
   it('holds in the hooks of the request itself: queued, acquired, released', async () => {
     const { hooks, right, wrong } = contextHooks();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3, hooks });
-    await asEach((taskId) => limiter.run(() => turn(), { taskId }));
+    await asEach((taskId) => limiter.run(() => endOfTurn(), { taskId }));
     expect(wrong).toEqual([]);
     expect(right).toEqual({ 'permit:queued': 97, 'permit:acquired': 100, 'permit:released': 100 });
   });
 
-  it('holds in permit:rejected when somebody else aborts or closes', async () => {
+  it('holds in permit:rejected when another caller aborts or closes', async () => {
     for (const end of ['abort', 'close'] as const) {
       const { hooks, right, wrong } = contextHooks();
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
@@ -86,7 +86,7 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
       const all = asEach((taskId) =>
         limiter.acquire({ taskId, signal: controller.signal }).catch(() => caller.getStore()),
       );
-      caller.run('somebody else', () => {
+      caller.run('another caller', () => {
         if (end === 'abort') controller.abort();
         else void limiter.close();
       });
@@ -97,7 +97,7 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
     }
   });
 
-  it('holds in permit:rejected of those who are turned away on arrival', async () => {
+  it('holds in permit:rejected on arrival', async () => {
     const { hooks, right, wrong } = contextHooks();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 0, hooks });
     const holder = caller.run('task 0', () => limiter.acquire({ taskId: 'task 0' }));
@@ -108,14 +108,7 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
   });
 
   describe('with fake timers', () => {
-    beforeEach(async () => {
-      vi.useFakeTimers();
-      await turn();
-    });
-    afterEach(async () => {
-      vi.useRealTimers();
-      await turn();
-    });
+    onFakeTimers();
 
     it('holds in permit:rejected when the time is up', async () => {
       const { hooks, right, wrong } = contextHooks();
@@ -124,7 +117,7 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
       const all = asEach((taskId, i) =>
         limiter.acquire({ taskId, timeoutMs: 10 + i }).catch(() => caller.getStore()),
       );
-      await caller.run('somebody else', () => vi.advanceTimersByTimeAsync(10 + CALLERS));
+      await caller.run('another caller', () => vi.advanceTimersByTimeAsync(10 + CALLERS));
       expect(new Set(await all).size).toBe(CALLERS);
       expect(wrong).toEqual([]);
       expect(right).toMatchObject({ 'permit:queued': 100, 'permit:rejected': 100 });
@@ -135,51 +128,51 @@ describe('The AsyncLocalStorage context of 100 concurrent callers', () => {
 describe.each<[string, (listener: Listener) => LifecycleHooks | undefined]>([
   ['hooks', (listener) => new LifecycleHooks().on('permit:released', listener)],
   ['a diagnostics channel alone', subscribe],
-])('The context in which permit:released is told, by %s,', (_, listen) => {
-  /** A limiter whose ends of permits are noted, with the context in which each is told. */
+])('The context in which permit:released is emitted, by %s,', (_, listen) => {
+  /** A limiter whose releases are recorded, each with the context in which it was emitted. */
   function listenedTo(maxConcurrent: number) {
-    const told: [taskId: string | undefined, context: string | undefined][] = [];
-    const name = `told ${Math.random()}`;
+    const emitted: [taskId: string | undefined, context: string | undefined][] = [];
+    const name = `limiter ${Math.random()}`;
     const listener: Listener = ({ source, taskId }) => {
-      if (source === name) told.push([taskId, caller.getStore()]);
+      if (source === name) emitted.push([taskId, caller.getStore()]);
     };
-    return { limiter: new ConcurrencyLimiter({ maxConcurrent, name, hooks: listen(listener) }), told };
+    return { limiter: new ConcurrencyLimiter({ maxConcurrent, name, hooks: listen(listener) }), emitted };
   }
   afterEach(() => unsubscribe());
 
   const byAnother = (permit: Permit | undefined) => caller.run('another', () => permit?.release());
 
-  it('is that of whoever took a free permit, whoever releases it', async () => {
-    const { limiter, told } = listenedTo(3);
+  it('is that of the request for a free permit, wherever it is released', async () => {
+    const { limiter, emitted } = listenedTo(3);
     const permits = await caller.run('a', () =>
       Promise.all([limiter.acquire(), limiter.acquire({ taskId: 'named', weight: 1 })]),
     );
     const tried = caller.run('b', () => limiter.tryAcquire());
     for (const permit of [...permits, tried]) byAnother(permit);
-    expect(told).toEqual([
+    expect(emitted).toEqual([
       [undefined, 'a'],
       ['named', 'a'],
       [undefined, 'b'],
     ]);
   });
 
-  it('is that of whoever waited for it, whoever made room and whoever releases it', async () => {
-    const { limiter, told } = listenedTo(1);
+  it('is that of the request that waited, whatever made room and wherever it is released', async () => {
+    const { limiter, emitted } = listenedTo(1);
     const holder = caller.run('holder', () => limiter.tryAcquire());
     const plain = caller.run('a', () => limiter.acquire());
     const withOptions = caller.run('b', () => limiter.acquire({ taskId: 'named', priority: -1 }));
     byAnother(holder);
     byAnother(await plain);
     byAnother(await withOptions);
-    expect(told).toEqual([
+    expect(emitted).toEqual([
       [undefined, 'holder'],
       [undefined, 'a'],
       ['named', 'b'],
     ]);
   });
 
-  it('is that of its caller when a run ends, or has its permit released early by another', async () => {
-    const { limiter, told } = listenedTo(1);
+  it('is that of its caller when a run ends, or another caller releases its permit early', async () => {
+    const { limiter, emitted } = listenedTo(1);
     const end = deferred();
     const results = ['a', 'b', 'c'].map((name, i) =>
       caller.run(name, () =>
@@ -191,6 +184,6 @@ describe.each<[string, (listener: Listener) => LifecycleHooks | undefined]>([
     );
     caller.run('another', () => end.resolve());
     await Promise.all(results);
-    expect(told.map(([, context]) => context)).toEqual(['a', 'b', 'c']);
+    expect(emitted.map(([, context]) => context)).toEqual(['a', 'b', 'c']);
   });
 });

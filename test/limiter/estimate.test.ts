@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { type Asked, type Load, play, seeded, type TurnedAway } from './virtual-load.js';
+import { seeded } from '../support/random-numbers.js';
+import { type Asked, type Load, play, type Rejection } from '../support/virtual-loads.js';
 
 const every = (gapMs: number, untilMs: number) =>
   Array.from({ length: Math.floor(untilMs / gapMs) }, (_, i) => i * gapMs);
@@ -31,8 +32,8 @@ const constant = (ms: number) => () => ms;
 
 const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-/** The estimates of the first few who are turned away rest on next to nothing. */
-const settled = (all: TurnedAway[]) => all.slice(Math.ceil(all.length / 5));
+/** The estimates of the first few rejections have next to no measurements to go by. */
+const settled = (all: Rejection[]) => all.slice(Math.ceil(all.length / 5));
 
 const LOADS: Record<string, Load> = {
   'of slow requests with a long tail': {
@@ -206,26 +207,26 @@ const OF_CONSTANT_WORK_AFTER_A_SHRINK: Record<string, Load> = {
 };
 
 describe('retryAfterMs', () => {
-  const expectMeansWithinTwo = (turnedAway: TurnedAway[]) => {
-    const told = mean(turnedAway.map(({ retryAfterMs }) => retryAfterMs));
-    const real = mean(turnedAway.map(({ realMs }) => realMs));
-    expect(told / real).toBeGreaterThan(0.5);
-    expect(told / real).toBeLessThan(2);
+  const expectMeansWithinTwo = (rejections: Rejection[]) => {
+    const estimated = mean(rejections.map(({ retryAfterMs }) => retryAfterMs));
+    const real = mean(rejections.map(({ realMs }) => realMs));
+    expect(estimated / real).toBeGreaterThan(0.5);
+    expect(estimated / real).toBeLessThan(2);
   };
 
-  const expectNineInTenWithinTwo = (turnedAway: TurnedAway[]) => {
-    const near = turnedAway.filter(
+  const expectNineInTenWithinTwo = (rejections: Rejection[]) => {
+    const near = rejections.filter(
       ({ retryAfterMs, realMs }) => retryAfterMs <= 2 * realMs && retryAfterMs >= realMs / 2,
     );
-    expect(near.length / turnedAway.length).toBeGreaterThanOrEqual(0.9);
+    expect(near.length / rejections.length).toBeGreaterThanOrEqual(0.9);
   };
 
   it.each(Object.entries(LOADS))(
     'is on average within a factor of two of the real wait, on a load %s',
     async (_, load) => {
-      const turnedAway = settled(await play(load));
-      expect(turnedAway.length).toBeGreaterThan(50);
-      expectMeansWithinTwo(turnedAway);
+      const rejections = settled(await play(load));
+      expect(rejections.length).toBeGreaterThan(50);
+      expectMeansWithinTwo(rejections);
     },
   );
 
@@ -239,19 +240,19 @@ describe('retryAfterMs', () => {
   it.each(Object.entries({ ...OF_THOSE_WHO_PASS_OTHERS, ...OF_CONSTANT_WORK_AFTER_A_SHRINK }))(
     'is on average within a factor of two of the real wait, on a load %s',
     async (_, load) => {
-      const turnedAway = await play(load);
-      expect(turnedAway.length).toBeGreaterThan(50);
-      expectMeansWithinTwo(turnedAway);
+      const rejections = await play(load);
+      expect(rejections.length).toBeGreaterThan(50);
+      expectMeansWithinTwo(rejections);
     },
   );
 
   it.each(Object.entries(OF_THOSE_BEHIND_MANY))(
     'is on average and for nine in ten within a factor of two, on a load %s',
     async (_, load) => {
-      const turnedAway = await play(load);
-      expect(turnedAway.length).toBeGreaterThan(50);
-      expectMeansWithinTwo(turnedAway);
-      expectNineInTenWithinTwo(turnedAway);
+      const rejections = await play(load);
+      expect(rejections.length).toBeGreaterThan(50);
+      expectMeansWithinTwo(rejections);
+      expectNineInTenWithinTwo(rejections);
     },
   );
 });

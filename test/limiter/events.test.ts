@@ -1,9 +1,10 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { channels } from '../../src/hooks/diagnostics.js';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import type { LimiterEvents } from '../../src/hooks/events.js';
-import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { channels, LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { enableRedaction, redactError } from '../../src/internal/redaction.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
-import { turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { endOfTurn } from '../support/promises.js';
 
 const EVENTS = [
   'permit:queued',
@@ -13,41 +14,36 @@ const EVENTS = [
   'limit:changed',
 ] as const satisfies readonly (keyof LimiterEvents)[];
 
-/** Hooks that write down all that limiters tell. */
+/** Hooks that record the events of limiters. */
 function recorder() {
   const hooks = new LifecycleHooks();
-  const told: [event: string, payload: Record<string, unknown>][] = [];
-  for (const event of EVENTS) hooks.on(event, (payload) => told.push([event, { ...payload }]));
-  return { hooks, told };
+  const emitted: [event: string, payload: Record<string, unknown>][] = [];
+  for (const event of EVENTS) hooks.on(event, (payload) => emitted.push([event, { ...payload }]));
+  return { hooks, emitted };
 }
 
 const ids = { taskId: 'report', requestId: 'r1', tenant: 'acme' };
 
-describe('What a ConcurrencyLimiter tells', () => {
-  beforeEach(async () => {
-    vi.useFakeTimers();
-    await turn();
-  });
-  afterEach(async () => {
-    vi.useRealTimers();
-    await turn();
-  });
+describe('The events of a ConcurrencyLimiter', () => {
+  onFakeTimers();
+  // As any pool, gate, tool manager or log does.
+  beforeAll(enableRedaction);
 
-  it('is how a request was let in at once and came back', async () => {
-    const { hooks, told } = recorder();
+  it('report a request that is admitted at once, and its release', async () => {
+    const { hooks, emitted } = recorder();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3, name: 'admission', hooks });
     const permit = await limiter.acquire({ ...ids, weight: 2 });
     permit.release('dropped');
     permit.release();
     const common = { source: 'admission', ...ids, queued: 0, maxConcurrent: 3, weight: 2 };
-    expect(told).toEqual([
+    expect(emitted).toEqual([
       ['permit:acquired', { ...common, active: 2, waitMs: 0 }],
       ['permit:released', { ...common, active: 0, outcome: 'dropped' }],
     ]);
   });
 
-  it('is how a request waited, and how long', async () => {
-    const { hooks, told } = recorder();
+  it('report a request that waits, and how long', async () => {
+    const { hooks, emitted } = recorder();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
     const holder = limiter.tryAcquire();
     const waiting = limiter.run(() => {}, ids);
@@ -56,7 +52,7 @@ describe('What a ConcurrencyLimiter tells', () => {
     await waiting;
     const common = { source: 'limiter', ...ids, maxConcurrent: 1, weight: 1 };
     const holders = { ...common, taskId: undefined, requestId: undefined, tenant: undefined };
-    expect(told).toEqual([
+    expect(emitted).toEqual([
       ['permit:acquired', { ...holders, active: 1, queued: 0, waitMs: 0 }],
       ['permit:queued', { ...common, active: 1, queued: 1 }],
       ['permit:released', { ...holders, active: 1, queued: 0, outcome: 'ok' }],
@@ -65,11 +61,11 @@ describe('What a ConcurrencyLimiter tells', () => {
     ]);
   });
 
-  it('is why a request got nothing, with the error that its caller gets', async () => {
-    const { hooks, told } = recorder();
+  it('report why a request was rejected, with its error', async () => {
+    const { hooks, emitted } = recorder();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 3, hooks });
     limiter.tryAcquire();
-    told.length = 0;
+    emitted.length = 0;
     const controller = new AbortController();
     const errors: unknown[] = [];
     const note = (error: unknown) => void errors.push(error);
@@ -81,14 +77,14 @@ describe('What a ConcurrencyLimiter tells', () => {
       limiter.acquire({ taskId: 'aborted', signal: AbortSignal.abort('before') }).catch(note),
     ];
     await vi.advanceTimersByTimeAsync(30);
-    await turn();
+    await endOfTurn();
     controller.abort('after');
-    await turn();
+    await endOfTurn();
     void limiter.close();
     await Promise.all(all);
     all.push(limiter.acquire({ taskId: 'closed' }).catch(note));
     await all.at(-1);
-    const rejected = told.filter(([event]) => event === 'permit:rejected').map(([, payload]) => payload);
+    const rejected = emitted.filter(([event]) => event === 'permit:rejected').map(([, payload]) => payload);
     expect(rejected.map(({ taskId, reason, waitMs }) => [taskId, reason, waitMs])).toEqual([
       ['queue-full', 'queue-full', 0],
       ['aborted', 'aborted', 0],
@@ -98,23 +94,23 @@ describe('What a ConcurrencyLimiter tells', () => {
       ['closed', 'closed', 0],
     ]);
     for (const { error, ...payload } of rejected) {
-      expect(errors).toContain(error);
+      expect(errors.map((thrown) => redactError(thrown))).toContainEqual(error);
       expect(payload).toMatchObject({ source: 'limiter', active: 1, maxConcurrent: 1, weight: 1 });
     }
-    expect(told.filter(([event]) => event === 'permit:queued')).toHaveLength(3);
+    expect(emitted.filter(([event]) => event === 'permit:queued')).toHaveLength(3);
   });
 
-  it('comes in the order in which it happens: queued, acquired, released for each', async () => {
-    const { hooks, told } = recorder();
+  it('come in the order queued, acquired, released for each request', async () => {
+    const { hooks, emitted } = recorder();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, hooks });
     await Promise.all(Array.from({ length: 20 }, (_, i) => limiter.run(() => {}, { taskId: `${i}` })));
     for (let i = 0; i < 20; i++) {
-      const own = told.filter(([, { taskId }]) => taskId === `${i}`).map(([event]) => event);
+      const own = emitted.filter(([, { taskId }]) => taskId === `${i}`).map(([event]) => event);
       expect(own).toEqual([...(i < 2 ? [] : ['permit:queued']), 'permit:acquired', 'permit:released']);
     }
   });
 
-  it('changes nothing for anybody when a listener throws, rejects or calls the limiter itself', async () => {
+  it('change nothing when a listener throws, rejects or calls the limiter itself', async () => {
     const hooks = new LifecycleHooks();
     const errors: unknown[] = [];
     hooks.on('hook:error', ({ event, error }) => errors.push([event, (error as Error).message]));
@@ -127,7 +123,7 @@ describe('What a ConcurrencyLimiter tells', () => {
     }
     let listening = true;
     hooks.on('permit:released', () => {
-      // One listener that takes part itself, once: what it does is told again.
+      // One listener that uses the limiter itself, once: this emits events again.
       if (listening) {
         listening = false;
         limiter.tryAcquire()?.release();
@@ -140,7 +136,7 @@ describe('What a ConcurrencyLimiter tells', () => {
     controller.abort();
     expect(await Promise.all([first, second, third])).toEqual(['first', 'second', 'aborted']);
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
-    await turn();
+    await endOfTurn();
     expect(new Set(errors.map(String))).toEqual(
       new Set(
         EVENTS.filter((event) => event !== 'limit:changed').flatMap((event) => [
@@ -151,13 +147,13 @@ describe('What a ConcurrencyLimiter tells', () => {
     );
   });
 
-  it('goes to the hooks it was given, which several may share', async () => {
-    const { hooks, told } = recorder();
+  it('go to the hooks in the options, which several limiters may share', async () => {
+    const { hooks, emitted } = recorder();
     const limiters = ['llm', 'search'].map(
       (name) => new ConcurrencyLimiter({ maxConcurrent: 1, name, hooks }),
     );
     for (const limiter of limiters) await limiter.run(() => {});
-    expect(told.map(([event, { source }]) => `${source} ${event}`)).toEqual([
+    expect(emitted.map(([event, { source }]) => `${source} ${event}`)).toEqual([
       'llm permit:acquired',
       'llm permit:released',
       'search permit:acquired',
@@ -169,20 +165,20 @@ describe('What a ConcurrencyLimiter tells', () => {
     'of a free run goes to the diagnostics channel of %s where that alone is listened to',
     async (event) => {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, name: `alone on ${event}` });
-      const told: unknown[] = [];
+      const emitted: unknown[] = [];
       const onMessage = (message: unknown) => {
         const { payload } = message as { payload: LimiterEvents[typeof event] };
-        if (payload.source === limiter.name) told.push(payload);
+        if (payload.source === limiter.name) emitted.push(payload);
       };
       channels[event].subscribe(onMessage);
       try {
-        await limiter.run(() => expect(told).toHaveLength(event === 'permit:acquired' ? 1 : 0));
+        await limiter.run(() => expect(emitted).toHaveLength(event === 'permit:acquired' ? 1 : 0));
       } finally {
         channels[event].unsubscribe(onMessage);
       }
-      expect(told).toEqual([expect.objectContaining({ weight: 1, queued: 0, maxConcurrent: 2 })]);
+      expect(emitted).toEqual([expect.objectContaining({ weight: 1, queued: 0, maxConcurrent: 2 })]);
       await limiter.run(() => {});
-      expect(told).toHaveLength(1);
+      expect(emitted).toHaveLength(1);
     },
   );
 });

@@ -20,7 +20,7 @@ function setUp() {
 }
 
 describe('Tenants of one priority', () => {
-  it('take turns, one request each, whatever they have queued', async () => {
+  it('take turns, one request each, however many they have queued', async () => {
     const { ask, served } = setUp();
     for (const name of ['a1', 'a2', 'a3', 'a4']) ask(name, { tenant: 'a' });
     for (const name of ['b1', 'b2']) ask(name, { tenant: 'b' });
@@ -45,7 +45,7 @@ describe('Tenants of one priority', () => {
     expect((await served()).indexOf('single')).toBeLessThanOrEqual(tenants.length);
   });
 
-  it('get nothing more by asking again each time they are served', async () => {
+  it('get no more by requesting again each time they are served', async () => {
     const { limiter, order, ask, served } = setUp();
     const again: Promise<void>[] = [];
     const keen = (times: number) => {
@@ -63,14 +63,14 @@ describe('Tenants of one priority', () => {
     expect(order).toEqual(['crowd', 'keen', 'crowd', 'keen', 'crowd', 'keen', 'crowd', 'keen']);
   });
 
-  it('share their turns with those who name no tenant, who are one among them', async () => {
+  it('take turns with requests without a tenant, which count as one tenant', async () => {
     const { ask, served } = setUp();
     for (const name of ['n1', 'n2', 'n3']) ask(name);
     for (const name of ['a1', 'a2']) ask(name, { tenant: 'a' });
     expect(await served()).toEqual(['n1', 'a1', 'n2', 'a2', 'n3']);
   });
 
-  it('are served in their own order each', async () => {
+  it('are each served in FIFO order', async () => {
     const { ask, served } = setUp();
     const names: string[] = [];
     for (let i = 0; i < 300; i++) {
@@ -85,7 +85,7 @@ describe('Tenants of one priority', () => {
     }
   });
 
-  it('keep the turns of the others as they were when one gives up', async () => {
+  it('keep the turns of the others when one gives up', async () => {
     const { limiter, ask, served } = setUp();
     const controller = new AbortController();
     ask('a1', { tenant: 'a' });
@@ -100,7 +100,7 @@ describe('Tenants of one priority', () => {
 });
 
 describe('Priority and tenants together', () => {
-  it('go by the priority first, and by turns within each', async () => {
+  it('go by priority first, and by turns within each', async () => {
     const { ask, served } = setUp();
     for (const name of ['a low 1', 'a low 2']) ask(name, { tenant: 'a' });
     for (const name of ['b low 1', 'b low 2']) ask(name, { tenant: 'b' });
@@ -119,7 +119,7 @@ describe('Priority and tenants together', () => {
     ]);
   });
 
-  it('let 10,000 of a low priority delay one of a high priority by nothing', async () => {
+  it('do not delay a high priority behind 10,000 of a low one', async () => {
     const { ask, served } = setUp();
     for (let i = 0; i < 10_000; i++) ask('low', { tenant: `t${i % 3}`, priority: -5 });
     ask('high', { tenant: 't0' });

@@ -1,7 +1,8 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** A limiter of so many with two permits held. */
 function withTwoHeld(maxConcurrent: number) {
@@ -17,26 +18,19 @@ function watch(promise: Promise<void>): () => Promise<boolean> {
     isSettled = true;
   });
   return async () => {
-    await turn();
+    await endOfTurn();
     return isSettled;
   };
 }
 
-beforeEach(async () => {
-  vi.useFakeTimers();
-  await turn();
-});
-afterEach(async () => {
-  vi.useRealTimers();
-  await turn();
-});
+onFakeTimers();
 
 describe.each([
   ['onIdle()', (limiter: ConcurrencyLimiter) => limiter.onIdle()],
   ['close()', (limiter: ConcurrencyLimiter) => limiter.close()],
   ['close({ drain: true })', (limiter: ConcurrencyLimiter) => limiter.close({ drain: true })],
 ])('%s', (_, ask) => {
-  it('is settled at once where nothing is held and nobody waits', async () => {
+  it('fulfills at once where nothing is held and there are no waiters', async () => {
     expect(await watch(ask(new ConcurrencyLimiter({ maxConcurrent: 1 })))()).toBe(true);
   });
 
@@ -56,7 +50,7 @@ describe.each([
     },
   );
 
-  it('settles for everybody who asked', async () => {
+  it('fulfills for every caller', async () => {
     const { limiter, held } = withTwoHeld(3);
     const areOver = [watch(ask(limiter)), watch(ask(limiter)), watch(limiter.onIdle())];
     const all = () => Promise.all(areOver.map((isOver) => isOver()));
@@ -66,7 +60,7 @@ describe.each([
     expect(await all()).toEqual([true, true, true]);
   });
 
-  it('settles with the last permit while a limit that was lowered is exceeded, or raised again', async () => {
+  it('fulfills with the last release while a lowered limit is exceeded, or raised again', async () => {
     for (const limits of [[1], [1, 5]]) {
       const { limiter, held } = withTwoHeld(3);
       const isOver = watch(ask(limiter));
@@ -78,7 +72,7 @@ describe.each([
     }
   });
 
-  it('settles with the last permit while paused', async () => {
+  it('fulfills with the last release while paused', async () => {
     const { limiter, held } = withTwoHeld(5);
     limiter.pause();
     const isOver = watch(ask(limiter));
@@ -88,7 +82,7 @@ describe.each([
     expect(await isOver()).toBe(true);
   });
 
-  it('waits for a permit that was granted and not yet picked up', async () => {
+  it('waits for a permit that was granted and whose promise was not awaited yet', async () => {
     const { limiter, held } = withTwoHeld(2);
     const next = limiter.acquire();
     held[0].release();
@@ -100,7 +94,7 @@ describe.each([
     expect(await isOver()).toBe(true);
   });
 
-  it('takes no notice of a waiter that leaves while a permit is held', async () => {
+  it('does not fulfill when a waiter leaves while a permit is held', async () => {
     const { limiter, held } = withTwoHeld(3);
     const controller = new AbortController();
     const waiting = limiter.acquire({ weight: 3, signal: controller.signal }).catch(() => 'left');
@@ -117,8 +111,8 @@ describe.each([
 describe.each([
   ['onIdle()', (limiter: ConcurrencyLimiter) => limiter.onIdle()],
   ['close({ drain: true })', (limiter: ConcurrencyLimiter) => limiter.close({ drain: true })],
-])('%s, which has the waiting served,', (_, ask) => {
-  it('settles with the last permit of those who wait', async () => {
+])('%s, which serves the waiters,', (_, ask) => {
+  it('fulfills with the release of the last waiter', async () => {
     const { limiter, held } = withTwoHeld(2);
     const later = [limiter.acquire(), limiter.acquire(), limiter.acquire()];
     const isOver = watch(ask(limiter));
@@ -131,26 +125,26 @@ describe.each([
 });
 
 describe('close()', () => {
-  it('turns away those who wait, and settles with the last of the permits held', async () => {
+  it('rejects the waiters, and fulfills with the last release', async () => {
     const { limiter, held } = withTwoHeld(2);
-    const waiting = limiter.acquire().catch(() => 'turned away');
+    const waiting = limiter.acquire().catch(() => 'rejected');
     const areOver = [watch(limiter.close()), watch(limiter.onIdle())];
     const all = () => Promise.all(areOver.map((isOver) => isOver()));
-    expect(await waiting).toBe('turned away');
+    expect(await waiting).toBe('rejected');
     held[0].release();
     expect(await all()).toEqual([false, false]);
     held[1].release();
     expect(await all()).toEqual([true, true]);
   });
 
-  it('settles what waits for idleness where nothing is held and it turns the last waiter away', async () => {
+  it('fulfills onIdle() where nothing is held and it rejects the last waiter', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     limiter.pause();
-    const waiting = limiter.acquire().catch(() => 'turned away');
+    const waiting = limiter.acquire().catch(() => 'rejected');
     const isIdle = watch(limiter.onIdle());
     expect(await isIdle()).toBe(false);
     const isClosed = watch(limiter.close());
-    expect(await waiting).toBe('turned away');
+    expect(await waiting).toBe('rejected');
     expect([await isIdle(), await isClosed()]).toEqual([true, true]);
   });
 });
@@ -159,7 +153,7 @@ describe('onIdle() while paused', () => {
   it.each([
     ['is aborted', (controller: AbortController) => controller.abort()],
     ['runs out of time', () => vi.advanceTimersByTimeAsync(50)],
-  ])('settles when the last who waits %s, nothing being held any more', async (_, leave) => {
+  ])('fulfills when the last waiter %s and nothing is held any more', async (_, leave) => {
     const { limiter, held } = withTwoHeld(5);
     const controller = new AbortController();
     const options = { signal: controller.signal, timeoutMs: 50 };
@@ -173,7 +167,7 @@ describe('onIdle() while paused', () => {
     expect(await isIdle()).toBe(true);
   });
 
-  it('settles at once where somebody waited and has left', async () => {
+  it('fulfills at once where the only waiter has left', async () => {
     const { limiter, held } = withTwoHeld(5);
     limiter.pause();
     for (const permit of held) permit.release();

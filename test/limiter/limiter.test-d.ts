@@ -1,5 +1,12 @@
 import { describe, expectTypeOf, it } from 'vitest';
-import { ConcurrencyLimiter, type Limiter, type Permit } from '../../src/index.js';
+import {
+  type AcquireOptions,
+  AdaptiveLimit,
+  ConcurrencyLimiter,
+  type ConcurrencyLimiterOptions,
+  type Limiter,
+  type Permit,
+} from '../../src/index.js';
 
 const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
 
@@ -44,6 +51,40 @@ describe('The types of ConcurrencyLimiter', () => {
     limiter.tryAcquire()?.release('failed');
     // @ts-expect-error maxConcurrent is the name
     new ConcurrencyLimiter({ concurrency: 5 });
+  });
+
+  it('take exactly one of maxConcurrent and adaptive', () => {
+    const adaptive = new AdaptiveLimit();
+    new ConcurrencyLimiter({ adaptive });
+    new ConcurrencyLimiter({ adaptive, maxConcurrent: undefined });
+    // @ts-expect-error one of the two is required
+    new ConcurrencyLimiter({});
+    // @ts-expect-error the adaptive limit sets maxConcurrent
+    new ConcurrencyLimiter({ adaptive, maxConcurrent: 3 });
+  });
+
+  it('accept undefined for every optional option', () => {
+    expectTypeOf<{
+      maxConcurrent: 1;
+      name: undefined;
+      maxQueue: undefined;
+      hooks: undefined;
+    }>().toExtend<ConcurrencyLimiterOptions>();
+    expectTypeOf<
+      Record<'signal' | 'timeoutMs' | 'priority' | 'weight' | 'tenant', undefined>
+    >().toExtend<AcquireOptions>();
+    void limiter.close({ drain: undefined, timeoutMs: undefined });
+  });
+
+  it('give map the results of its function, and the function its item and a signal', () => {
+    const lengths = limiter.map(['a', 'b'], async (item, { signal, index, permit }) => {
+      expectTypeOf(item).toEqualTypeOf<string>();
+      expectTypeOf(signal).toEqualTypeOf<AbortSignal>();
+      expectTypeOf(index).toEqualTypeOf<number>();
+      expectTypeOf(permit).toEqualTypeOf<Permit>();
+      return item.length;
+    });
+    expectTypeOf(lengths).toEqualTypeOf<Promise<number[]>>();
   });
 
   it('let it stand for the Limiter that gates and managers ask for', () => {

@@ -3,20 +3,20 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { NestedAcquireError } from '../../src/errors.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit, RunContext } from '../../src/limiter/limiter.js';
-import { deferred, turn } from './event-loop.js';
+import { deferred, endOfTurn } from '../support/promises.js';
 
 const detecting = (maxConcurrent: number) =>
   new ConcurrencyLimiter({ maxConcurrent, detectNested: true, name: 'admission' });
 
 /** What becomes of a promise that needs no timer to settle; 'waits' where it does not. */
 const soon = (promise: Promise<unknown>): Promise<unknown> =>
-  Promise.race([promise.catch((error: unknown) => error), turn().then(() => 'waits')]);
+  Promise.race([promise.catch((error: unknown) => error), endOfTurn().then(() => 'waits')]);
 
 describe('With detectNested', () => {
   it('refuses a run that would wait inside a run of the same limiter', async () => {
     const limiter = detecting(1);
     const outer = limiter.run(async () => {
-      await turn();
+      await endOfTurn();
       return limiter.run(() => 'inner');
     });
     const error = await outer.catch((error: unknown) => error);
@@ -41,7 +41,7 @@ describe('With detectNested', () => {
     const limiter = detecting(1);
     const tool = limiter.wrap(async () => 'found');
     const agent = async (depth: number): Promise<string> => {
-      await turn();
+      await endOfTurn();
       return depth === 0 ? tool() : agent(depth - 1);
     };
     await expect(limiter.run(() => agent(5))).rejects.toThrow(NestedAcquireError);
@@ -55,12 +55,12 @@ describe('With detectNested', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('lets a nested run in where there is room, and nobody waits', async () => {
+  it('admits a nested run where there is room and no waiter', async () => {
     const limiter = detecting(2);
     expect(await limiter.run(() => limiter.run(() => 'inner'))).toBe('inner');
   });
 
-  it('refuses a nested run that is too heavy for the room there is', async () => {
+  it('rejects a nested run that is too heavy for the room there is', async () => {
     const limiter = detecting(3);
     const outer = limiter.run(() => limiter.run(() => {}, { weight: 3 }));
     await expect(outer).rejects.toThrow(NestedAcquireError);
@@ -99,7 +99,7 @@ describe('With detectNested', () => {
     });
     const holder = await limiter.acquire();
     resolve();
-    await turn();
+    await endOfTurn();
     expect(limiter.queuedCount).toBe(1);
     holder.release();
     expect(await late).toBe('late');
@@ -117,7 +117,7 @@ describe('With detectNested', () => {
     expect(await result).toBe('inner');
   });
 
-  it('refuses one that nobody inside waits for as well: it cannot be told apart', async () => {
+  it('rejects a nested run that nothing inside awaits as well: the two cannot be distinguished', async () => {
     const limiter = detecting(1);
     let forgotten: Promise<unknown> = Promise.resolve();
     await limiter.run(() => {
@@ -147,14 +147,14 @@ describe('With detectNested', () => {
     });
   });
 
-  it('tells it in permit:rejected as nested', async () => {
+  it('reports it in permit:rejected as nested', async () => {
     const limiter = detecting(1);
-    const told: unknown[] = [];
+    const emitted: unknown[] = [];
     limiter.hooks.on('permit:rejected', ({ reason, taskId, weight }) =>
-      told.push({ reason, taskId, weight }),
+      emitted.push({ reason, taskId, weight }),
     );
     await limiter.run(() => limiter.run(() => {}, { taskId: 'inner' }).catch(() => {}));
-    expect(told).toEqual([{ reason: 'nested', taskId: 'inner', weight: 1 }]);
+    expect(emitted).toEqual([{ reason: 'nested', taskId: 'inner', weight: 1 }]);
   });
 });
 
@@ -220,14 +220,14 @@ describe('With detectNested, and several runs around', () => {
     const step = async (left: number): Promise<void> => {
       await limiter.run(async ({ permit }) => {
         permits.push(new WeakRef(permit));
-        await turn();
+        await endOfTurn();
         if (left === 0) await last.promise;
         else void step(left - 1);
       });
     };
     void step(200);
-    while (permits.length <= 200) await turn();
-    await turn();
+    while (permits.length <= 200) await endOfTurn();
+    await endOfTurn();
     expect(limiter.activeCount).toBe(1);
     globalThis.gc?.();
     expect(permits.at(-1)?.deref()).toBeDefined();

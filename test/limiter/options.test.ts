@@ -1,9 +1,9 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { AcquireOptions } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
 
 describe('The options of a ConcurrencyLimiter', () => {
   it.each([
@@ -20,23 +20,23 @@ describe('The options of a ConcurrencyLimiter', () => {
     [{ maxConcurrent: Number.POSITIVE_INFINITY }, RangeError, 'got Infinity (number)'],
     [{ maxConcurrent: 1, maxQueue: -1 }, RangeError, 'Expected `maxQueue` to be a whole number from 0'],
     [
-      { maxConcurrent: 1, queueTimeoutMs: Number.NaN },
+      { maxConcurrent: 1, acquireTimeoutMs: Number.NaN },
       RangeError,
-      'Expected `queueTimeoutMs` to be a number',
+      'Expected `acquireTimeoutMs` to be a number',
     ],
-    [{ maxConcurrent: 1, queueTimeoutMs: 2 ** 31 }, RangeError, 'from 0 to 2147483647, got 2147483648'],
-    [{ maxConcurrent: 1, refuseUnmeetable: 'yes' }, TypeError, 'Expected `refuseUnmeetable` to be a boolean'],
+    [{ maxConcurrent: 1, acquireTimeoutMs: 2 ** 31 }, RangeError, 'from 0 to 2147483647, got 2147483648'],
+    [{ maxConcurrent: 1, rejectUnmeetable: 'yes' }, TypeError, 'Expected `rejectUnmeetable` to be a boolean'],
     [{ maxConcurrent: 1, detectNested: 1 }, TypeError, 'Expected `detectNested` to be a boolean'],
     [{ maxConcurrent: 1, name: '' }, TypeError, 'Expected `name` to be a non-empty string'],
     [{ maxConcurrent: 1, hooks: {} }, TypeError, 'Expected `hooks` to be a LifecycleHooks'],
     [{ maxConcurrent: 1, concurrency: 5 }, TypeError, 'Unknown option `concurrency` in ConcurrencyLimiter'],
-  ])('are refused when they are %j', (given, kind, message) => {
+  ])('throw when they are %j', (given, kind, message) => {
     const make = () => new ConcurrencyLimiter(given as never);
     expect(make).toThrow(kind);
     expect(make).toThrow(message);
   });
 
-  it('have defaults: unbounded waiting, a name, hooks of its own', () => {
+  it('default to an unbounded wait, a name and hooks of its own', () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     expect(limiter.name).toBe('limiter');
     expect(limiter.maxConcurrent).toBe(2);
@@ -44,12 +44,12 @@ describe('The options of a ConcurrencyLimiter', () => {
     expect(limiter.hooks).not.toBe(new ConcurrencyLimiter({ maxConcurrent: 2 }).hooks);
   });
 
-  it('may be left undefined, one and all', () => {
-    const nothing = { maxQueue: undefined, queueTimeoutMs: undefined, name: undefined, hooks: undefined };
+  it('may all be undefined', () => {
+    const nothing = { maxQueue: undefined, acquireTimeoutMs: undefined, name: undefined, hooks: undefined };
     expect(new ConcurrencyLimiter({ maxConcurrent: 1, ...nothing }).name).toBe('limiter');
   });
 
-  it('take the limit from `adaptive` in place of maxConcurrent, and let it move it', async () => {
+  it('take the limit from `adaptive` in place of maxConcurrent', async () => {
     const adaptive = new AdaptiveLimit({ initial: 3 });
     const limiter = new ConcurrencyLimiter({ adaptive });
     expect(limiter.maxConcurrent).toBe(3);
@@ -58,8 +58,8 @@ describe('The options of a ConcurrencyLimiter', () => {
     for (const permit of permits) permit?.release();
     expect(limiter.maxConcurrent).toBe(adaptive.limit);
     expect(adaptive.limit).toBeGreaterThan(3);
-    expect(() => new ConcurrencyLimiter({ adaptive, maxConcurrent: 3 })).toThrow(
-      'Expected `maxConcurrent` to be left out where `adaptive` finds it',
+    expect(() => new ConcurrencyLimiter({ adaptive, maxConcurrent: 3 } as never)).toThrow(
+      'Expected `maxConcurrent` to be omitted where `adaptive` sets it',
     );
   });
 
@@ -70,7 +70,7 @@ describe('The options of a ConcurrencyLimiter', () => {
     [true, 'got true (boolean)'],
     [{ initial: 3, max: 8 }, 'got an object (object)'],
     [AdaptiveLimit, 'got a function (function)'],
-  ])('are refused when `adaptive` is %o and no AdaptiveLimit', (adaptive, got) => {
+  ])('throw when `adaptive` is %o and not an AdaptiveLimit', (adaptive, got) => {
     const make = () => new ConcurrencyLimiter({ adaptive } as never);
     expect(make).toThrow(TypeError);
     expect(make).toThrow(`Expected \`adaptive\` to be an AdaptiveLimit, ${got}`);
@@ -94,19 +94,22 @@ describe('The options of a request', () => {
     [{ tenant: '' }, TypeError, 'Expected `tenant` to be a non-empty string'],
     [{ taskId: 7 }, TypeError, 'Expected `taskId` to be a non-empty string, got 7 (number)'],
     [{ requestId: null }, TypeError, 'Expected `requestId` to be a non-empty string, got null'],
-  ])('are refused when they are %j, free or full, and nothing is taken', async (given, kind, message) => {
-    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
-    for (let pass = 0; pass < 2; pass++) {
-      const asked = limiter.acquire(given as never);
-      await expect(asked).rejects.toThrow(kind);
-      await expect(asked).rejects.toThrow(message);
-      await expect(limiter.run(() => {}, given as never)).rejects.toThrow(message);
-      expect(limiter.stats()).toMatchObject({ active: pass, queued: 0, rejected: 0 });
-      limiter.tryAcquire();
-    }
-  });
+  ])(
+    'reject when they are %j, whether or not a permit is free, and nothing is taken',
+    async (given, kind, message) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+      for (let pass = 0; pass < 2; pass++) {
+        const asked = limiter.acquire(given as never);
+        await expect(asked).rejects.toThrow(kind);
+        await expect(asked).rejects.toThrow(message);
+        await expect(limiter.run(() => {}, given as never)).rejects.toThrow(message);
+        expect(limiter.stats()).toMatchObject({ active: pass, queued: 0, rejected: 0 });
+        limiter.tryAcquire();
+      }
+    },
+  );
 
-  it('may be left undefined, one and all', async () => {
+  it('may all be undefined', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const nothing = { signal: undefined, timeoutMs: undefined, priority: undefined, weight: undefined };
     const first = await limiter.acquire({ ...nothing, tenant: undefined, taskId: undefined });
@@ -135,9 +138,9 @@ describe('The options of a request', () => {
 
   it('are those of the call: what becomes of the object afterwards changes nothing', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
-    const told: unknown[] = [];
+    const emitted: unknown[] = [];
     limiter.hooks.on('permit:released', ({ taskId, requestId, tenant, weight }) =>
-      told.push({ taskId, requestId, tenant, weight }),
+      emitted.push({ taskId, requestId, tenant, weight }),
     );
     const given = { weight: 2, priority: 1, tenant: 'a', taskId: 't', requestId: 'r' };
     const spoil = (options: object) =>
@@ -155,7 +158,7 @@ describe('The options of a request', () => {
     (await behind).release();
     expect(limiter.activeCount).toBe(0);
     const { priority: _, ...ids } = given;
-    expect(told.slice(0, 2)).toEqual([ids, ids]);
+    expect(emitted.slice(0, 2)).toEqual([ids, ids]);
   });
 
   it('are those of the call in a wrapped function too', async () => {
@@ -168,14 +171,7 @@ describe('The options of a request', () => {
   });
 
   describe('with fake timers', () => {
-    beforeEach(async () => {
-      vi.useFakeTimers();
-      await turn();
-    });
-    afterEach(async () => {
-      vi.useRealTimers();
-      await turn();
-    });
+    onFakeTimers();
 
     it.each([
       ['inherited', (options: AcquireOptions) => Object.create(options) as AcquireOptions],
@@ -241,7 +237,7 @@ describe('The options of a request', () => {
 });
 
 describe('stats', () => {
-  it('counts what is held, waits, was given and was turned away', async () => {
+  it('counts what is held, queued, granted and rejected', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, maxQueue: 1 });
     expect(limiter.stats()).toEqual({
       maxConcurrent: 2,
@@ -261,7 +257,7 @@ describe('stats', () => {
     expect(limiter.stats()).toMatchObject({ active: 1, queued: 0, acquired: 2, rejected: 1 });
   });
 
-  it('is a snapshot that nobody can change', () => {
+  it('is a frozen snapshot', () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     const stats = limiter.stats();
     limiter.tryAcquire();

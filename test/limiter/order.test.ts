@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { AcquireOptions, Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** A limiter, and the names of those who got a permit in the order in which they got it. */
 function setUp(maxConcurrent: number) {
@@ -19,7 +19,7 @@ function setUp(maxConcurrent: number) {
   };
   const release = async (name: string) => {
     permits.get(name)?.release();
-    await turn();
+    await endOfTurn();
   };
   return { limiter, order, ask, release };
 }
@@ -28,7 +28,7 @@ describe('The order of a ConcurrencyLimiter', () => {
   it('gives at most maxConcurrent permits at once', async () => {
     const { limiter, order, ask } = setUp(3);
     for (const name of ['a', 'b', 'c', 'd', 'e']) ask(name);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b', 'c']);
     expect(limiter.activeCount).toBe(3);
     expect(limiter.queuedCount).toBe(2);
@@ -38,7 +38,7 @@ describe('The order of a ConcurrencyLimiter', () => {
     const { order, ask, release } = setUp(1);
     const names = Array.from({ length: 50 }, (_, i) => `w${i}`);
     for (const name of names) ask(name);
-    await turn();
+    await endOfTurn();
     for (const name of names) await release(name);
     expect(order).toEqual(names);
   });
@@ -49,18 +49,18 @@ describe('The order of a ConcurrencyLimiter', () => {
     ask('b');
     const c = limiter.run(() => order.push('c'));
     ask('d');
-    await turn();
+    await endOfTurn();
     await release('a');
     await release('b');
     await c;
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b', 'c', 'd']);
   });
 
   it.each([
-    ['nobody listens', () => {}],
+    ['no listener', () => {}],
     [
-      'somebody comes to listen meanwhile',
+      'a listener added meanwhile',
       (limiter: ConcurrencyLimiter) => limiter.hooks.on('permit:acquired', () => {}),
     ],
   ])(
@@ -85,7 +85,7 @@ describe('The order of a ConcurrencyLimiter', () => {
       answers.push(runOf(limiter, 5, 'a5'), runOf(other, 6, 'b6'));
       const acquired = limiter.acquire();
       for (const holder of holders) holder.release();
-      // Granted, and not begun yet: it is the caller's signal that the run heeds.
+      // Granted, and not started yet: the run honors the caller's signal.
       gone.abort(new Error('left'));
       await expect(left).rejects.toThrow('left');
       expect(await Promise.all(answers)).toEqual(['a1', 'b2', 'a3', 'a5', 'b6']);
@@ -155,13 +155,13 @@ describe('The order of a ConcurrencyLimiter', () => {
     expect((await heldBytes()) - before).toBeLessThan(500_000);
   });
 
-  it('goes with whoever has dropped it, also while a run never ends', async () => {
+  it('is collected when it is dropped, also while a run never ends', async () => {
     const hangIn = async (limiter: ConcurrencyLimiter) => {
       const holder = await limiter.acquire();
       void limiter.run(() => new Promise(() => {}));
       void limiter.run(() => 'never begun');
       holder.release();
-      await turn();
+      await endOfTurn();
     };
     const dropped = await Promise.all(
       Array.from({ length: 20 }, async () => {
@@ -170,9 +170,9 @@ describe('The order of a ConcurrencyLimiter', () => {
         return new WeakRef(limiter);
       }),
     );
-    await turn();
+    await endOfTurn();
     gc!();
-    await turn();
+    await endOfTurn();
     gc!();
     // The last one may still be on the stack.
     expect(dropped.filter((limiter) => limiter.deref() !== undefined).length).toBeLessThanOrEqual(1);
@@ -187,7 +187,7 @@ describe('The order of a ConcurrencyLimiter', () => {
     expect(limiter.queuedCount).toBe(0);
     expect(limiter.tryAcquire()).toBeUndefined();
     expect(order).toEqual([]);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['next']);
   });
 
@@ -198,18 +198,18 @@ describe('The order of a ConcurrencyLimiter', () => {
     ask('second');
     holder.release();
     ask('newcomer');
-    await turn();
+    await endOfTurn();
     await release('first');
     await release('second');
     expect(order).toEqual(['first', 'second', 'newcomer']);
   });
 
-  it('lets nobody pass a heavy request that waits, whatever room there is', async () => {
+  it('lets no request overtake a heavy waiter, whatever room there is', async () => {
     const { limiter, order, ask, release } = setUp(4);
     ask('a', { weight: 3 });
     ask('heavy', { weight: 2 });
     ask('light');
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a']);
     expect(limiter.tryAcquire()).toBeUndefined();
     await release('a');
@@ -217,22 +217,22 @@ describe('The order of a ConcurrencyLimiter', () => {
     expect(limiter.activeCount).toBe(3);
   });
 
-  it('lets in whoever stood behind a heavy request that gave up, in that step', async () => {
+  it('admits those behind a heavy request that gives up, synchronously', async () => {
     const { limiter, order, ask } = setUp(4);
     const controller = new AbortController();
     ask('a', { weight: 3 });
     ask('heavy', { weight: 4, signal: controller.signal });
     ask('light');
     ask('too much', { weight: 2 });
-    await turn();
+    await endOfTurn();
     controller.abort();
     expect(limiter.activeCount).toBe(4);
     expect(limiter.queuedCount).toBe(1);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'light', 'heavy refused']);
   });
 
-  it('gives tryAcquire what is free, and nothing while somebody waits', async () => {
+  it('gives tryAcquire what is free, and nothing while there are waiters', async () => {
     const { limiter, order, ask } = setUp(2);
     const first = limiter.tryAcquire();
     const second = limiter.tryAcquire();
@@ -241,7 +241,7 @@ describe('The order of a ConcurrencyLimiter', () => {
     first?.release();
     expect(limiter.tryAcquire()).toBeUndefined();
     second?.release();
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['waiting']);
   });
 
@@ -255,19 +255,19 @@ describe('The order of a ConcurrencyLimiter', () => {
     ask('high 2', { priority: 5 });
     ask('higher', { priority: 6 });
     holder.release();
-    await turn();
+    await endOfTurn();
     for (const name of ['higher', 'high 1', 'high 2', 'usual 1', 'usual 2']) await release(name);
     expect(order).toEqual(['higher', 'high 1', 'high 2', 'usual 1', 'usual 2', 'low']);
   });
 
-  it('lets a higher priority in at once where it fits, ahead of a heavy request there is no room for', async () => {
+  it('admits a higher priority at once where it fits, ahead of a heavy request there is no room for', async () => {
     const { limiter, order, ask, release } = setUp(3);
     ask('a', { weight: 2 });
     ask('heavy', { weight: 2 });
     ask('urgent', { priority: 1 });
     expect(limiter.activeCount).toBe(3);
     ask('urgent too', { priority: 1 });
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'urgent']);
     await release('a');
     expect(order).toEqual(['a', 'urgent', 'urgent too']);
@@ -281,7 +281,7 @@ describe('The order of a ConcurrencyLimiter', () => {
     ask('heavy', { weight: 2, priority: -1 });
     expect(limiter.tryAcquire()).toBeUndefined();
     ask('usual');
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'usual']);
   });
 
@@ -290,10 +290,10 @@ describe('The order of a ConcurrencyLimiter', () => {
     const holder = await limiter.acquire({ weight: 2 });
     ask('heavy and high', { weight: 3, priority: 1 });
     ask('light and low');
-    await turn();
+    await endOfTurn();
     expect(order).toEqual([]);
     holder.release();
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['heavy and high']);
     await release('heavy and high');
     expect(order).toEqual(['heavy and high', 'light and low']);
@@ -318,7 +318,7 @@ describe('The weight of a permit', () => {
     for (const name of ['a', 'b', 'c', 'd']) ask(name);
     holder.release();
     expect(limiter.activeCount).toBe(3);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b', 'c']);
   });
 
@@ -356,14 +356,14 @@ describe('A changed limit', () => {
     limiter.maxConcurrent = 3;
     expect(limiter.activeCount).toBe(3);
     expect(limiter.queuedCount).toBe(1);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b', 'c']);
   });
 
-  it('revokes nothing where it shrinks, and admits nobody until the weight held is below it', async () => {
+  it('revokes nothing when it shrinks, and admits no one until the weight held is below it', async () => {
     const { limiter, order, ask, release } = setUp(3);
     for (const name of ['a', 'b', 'c', 'd', 'e']) ask(name);
-    await turn();
+    await endOfTurn();
     limiter.maxConcurrent = 1;
     expect(limiter.activeCount).toBe(3);
     await release('a');
@@ -406,7 +406,7 @@ describe('A changed limit', () => {
     ask('b');
     ask('heavy', { weight: 5 });
     ask('light');
-    await turn();
+    await endOfTurn();
     limiter.maxConcurrent = 2;
     await release('a');
     expect(order).toEqual(['a', 'b']);
@@ -419,17 +419,36 @@ describe('A changed limit', () => {
     expect(limiter.activeCount).toBe(1);
   });
 
-  it('measures weights asked for from then on', async () => {
+  it('bounds weights by the highest limit so far, and runs what is heavier than the present one alone', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    await expect(limiter.acquire({ weight: 3 })).rejects.toThrow('from 1 to 2');
     limiter.maxConcurrent = 4;
     const permit = await limiter.acquire({ weight: 4 });
     expect(limiter.activeCount).toBe(4);
-    limiter.maxConcurrent = 3;
-    await expect(limiter.acquire({ weight: 4 })).rejects.toThrow('from 1 to 3');
+    limiter.maxConcurrent = 2;
+    await expect(limiter.acquire({ weight: 5 })).rejects.toThrow('from 1 to 4');
+    expect(() => limiter.tryAcquire({ weight: 5 })).toThrow('from 1 to 4');
+    expect(limiter.tryAcquire({ weight: 4 })).toBeUndefined();
+    const order: string[] = [];
+    const heavy = limiter.acquire({ weight: 4 }).then((held) => {
+      order.push('heavy');
+      return held;
+    });
+    const light = limiter.run(() => order.push('light'));
     permit.release();
+    await endOfTurn();
+    expect(order).toEqual(['heavy']);
+    expect(limiter.stats()).toMatchObject({ active: 4, queued: 1 });
+    (await heavy).release();
+    await light;
+    expect(order).toEqual(['heavy', 'light']);
+    const alone = limiter.tryAcquire({ weight: 3 });
+    expect(alone?.weight).toBe(3);
+    expect(limiter.tryAcquire()).toBeUndefined();
+    alone?.release();
   });
 
-  it.each([0, -1, 1.5, Number.NaN])('is refused, and the old one kept, when it is %d', (value) => {
+  it.each([0, -1, 1.5, Number.NaN])('throws, and keeps the old one, when it is %d', (value) => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     expect(() => {
       limiter.maxConcurrent = value;
@@ -437,12 +456,12 @@ describe('A changed limit', () => {
     expect(limiter.maxConcurrent).toBe(2);
   });
 
-  it('is told in limit:changed, once it holds, and only where it is another one', () => {
+  it('is reported in limit:changed once it is in effect, and only if it differs', () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, name: 'admission' });
-    const told: unknown[] = [];
-    limiter.hooks.on('limit:changed', (payload) => told.push({ ...payload, now: limiter.maxConcurrent }));
+    const emitted: unknown[] = [];
+    limiter.hooks.on('limit:changed', (payload) => emitted.push({ ...payload, now: limiter.maxConcurrent }));
     limiter.maxConcurrent = 2;
     limiter.maxConcurrent = 7;
-    expect(told).toEqual([{ source: 'admission', previous: 2, maxConcurrent: 7, now: 7 }]);
+    expect(emitted).toEqual([{ source: 'admission', previous: 2, maxConcurrent: 7, now: 7 }]);
   });
 });

@@ -1,8 +1,9 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { AcquireTimeoutError, DrainTimeoutError, LimiterClosedError } from '../../src/errors.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
-import { deferred, turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { deferred, endOfTurn } from '../support/promises.js';
 
 const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent, name: 'admission' });
 
@@ -20,14 +21,7 @@ function watch(promise: Promise<unknown>) {
   return seen;
 }
 
-beforeEach(async () => {
-  vi.useFakeTimers();
-  await turn();
-});
-afterEach(async () => {
-  vi.useRealTimers();
-  await turn();
-});
+onFakeTimers();
 
 describe('pause', () => {
   it('lets requests queue up, and leaves permits held alone', async () => {
@@ -39,7 +33,7 @@ describe('pause', () => {
     const waiting = [limiter.acquire(), limiter.run(() => 'ran')];
     expect(limiter.queuedCount).toBe(2);
     held.release();
-    await turn();
+    await endOfTurn();
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 2 });
     limiter.resume();
     expect(limiter.stats()).toMatchObject({ active: 2, queued: 0, paused: false });
@@ -54,30 +48,30 @@ describe('pause', () => {
       limiter.pause();
       held.release();
       const late = watch(how === 'run' ? limiter.run(() => 'ran') : limiter.acquire());
-      await turn();
+      await endOfTurn();
       expect(late.state).toBe('pending');
       expect(limiter.stats()).toMatchObject({ active: 0, queued: 1 });
       limiter.resume();
-      await turn();
+      await endOfTurn();
       expect(late.state).toBe('resolved');
     },
   );
 
-  it('ends for as many as the limit bears, in the order they came', async () => {
+  it('ends for as many waiters as the limit allows, in FIFO order', async () => {
     const limiter = limiterOf(2);
     limiter.pause();
     const order: string[] = [];
     for (const name of ['a', 'b', 'c']) void limiter.acquire().then(() => order.push(name));
     limiter.pause();
     limiter.resume();
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b']);
     limiter.resume();
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b']);
   });
 
-  it('keeps a changed limit from admitting, until resume', async () => {
+  it('keeps a raised limit from admitting until resume', async () => {
     const limiter = limiterOf(1);
     limiter.pause();
     void limiter.acquire();
@@ -88,7 +82,7 @@ describe('pause', () => {
     expect(limiter.activeCount).toBe(2);
   });
 
-  it('leaves timeouts and aborts in force', async () => {
+  it('keeps timeouts and aborts in force', async () => {
     const limiter = limiterOf(1);
     limiter.pause();
     const controller = new AbortController();
@@ -104,7 +98,7 @@ describe('pause', () => {
 });
 
 describe('close', () => {
-  it('turns away those who wait and those who come, and settles when nothing is held', async () => {
+  it('rejects waiters and newcomers, and fulfills when nothing is held', async () => {
     const limiter = limiterOf(1);
     const holder = await limiter.acquire();
     const waiting = limiter.acquire().catch((error: unknown) => error);
@@ -117,15 +111,15 @@ describe('close', () => {
     await expect(limiter.acquire({ weight: 1 })).rejects.toThrow(LimiterClosedError);
     await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
     expect(limiter.tryAcquire()).toBeUndefined();
-    await turn();
+    await endOfTurn();
     expect(end.state).toBe('pending');
     holder.release();
-    await turn();
+    await endOfTurn();
     expect(end.state).toBe('resolved');
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('is over at once where nothing is held, and gives no permit afterwards', async () => {
+  it('fulfills at once where nothing is held, and grants no permit afterwards', async () => {
     const limiter = limiterOf(1);
     await limiter.close();
     await expect(limiter.acquire()).rejects.toThrow(LimiterClosedError);
@@ -135,7 +129,7 @@ describe('close', () => {
     await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
   });
 
-  it('serves those who wait first, with drain', async () => {
+  it('serves the waiters first, with drain', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred();
     const order: string[] = [];
@@ -146,7 +140,7 @@ describe('close', () => {
     expect(limiter.stats()).toMatchObject({ closed: true, active: 1, queued: 2 });
     resolve();
     await Promise.all(all);
-    await turn();
+    await endOfTurn();
     expect(order).toEqual(['a', 'b', 'c']);
     expect(end.state).toBe('resolved');
   });
@@ -159,21 +153,21 @@ describe('close', () => {
     expect(await ran).toBe('ran');
   });
 
-  it('drains one that was paused in the middle of a drain, when it is asked again', async () => {
+  it('drains a limiter that was paused in the middle of a drain, when it is called again', async () => {
     const limiter = limiterOf(1);
     const held = await limiter.acquire();
     const waiting = watch(limiter.run(() => 'served'));
     const drained = watch(limiter.close({ drain: true }));
     limiter.pause();
     held.release();
-    await turn();
+    await endOfTurn();
     expect([waiting, drained]).toEqual([{ state: 'pending' }, { state: 'pending' }]);
     await limiter.close({ drain: true });
-    await turn();
+    await endOfTurn();
     expect([waiting, drained]).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
   });
 
-  it('rejects with DrainTimeoutError and what is held when its time is up, and turns away who still waits', async () => {
+  it('rejects with DrainTimeoutError and what is held when its time is up, and rejects the remaining waiters', async () => {
     const limiter = limiterOf(3);
     const holder = await limiter.acquire({ weight: 2 });
     const waiting = limiter.acquire({ weight: 3 }).catch((error: unknown) => error);
@@ -195,7 +189,7 @@ describe('close', () => {
     await limiter.close();
   });
 
-  it('leaves no timer behind when it is over in time', async () => {
+  it('leaves no timer behind when it fulfills in time', async () => {
     const limiter = limiterOf(1);
     const holder = await limiter.acquire();
     const end = limiter.close({ timeoutMs: 60_000 });
@@ -205,18 +199,18 @@ describe('close', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('may be called twice: both settle', async () => {
+  it('may be called twice: both fulfill', async () => {
     const limiter = limiterOf(1);
     const holder = await limiter.acquire();
     const both = [watch(limiter.close()), watch(limiter.close({ drain: true }))];
-    await turn();
+    await endOfTurn();
     expect(both).toEqual([{ state: 'pending' }, { state: 'pending' }]);
     holder.release();
-    await turn();
+    await endOfTurn();
     expect(both).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
   });
 
-  it('turns a drain into a close at once when it is called again without drain', async () => {
+  it('turns a drain into an immediate close when it is called again without drain', async () => {
     const limiter = limiterOf(1);
     const holder = await limiter.acquire();
     const waiting = limiter.acquire().catch((error: unknown) => error);
@@ -224,7 +218,7 @@ describe('close', () => {
     const closed = watch(limiter.close());
     expect(await waiting).toBeInstanceOf(LimiterClosedError);
     holder.release();
-    await turn();
+    await endOfTurn();
     expect([drained, closed]).toEqual([{ state: 'resolved' }, { state: 'resolved' }]);
   });
 
@@ -239,7 +233,7 @@ describe('close', () => {
     expect(limiter.tryAcquire()).toBeUndefined();
   });
 
-  it('lets go of its adaptive limit, and of the timer of a Retry-After that still holds', async () => {
+  it('detaches its adaptive limit, and clears the timer of a Retry-After', async () => {
     for (const options of [{}, { drain: true }]) {
       const adaptive = new AdaptiveLimit();
       const limiter = new ConcurrencyLimiter({ adaptive });
@@ -258,7 +252,7 @@ describe('close', () => {
     [{ timeoutMs: -1 }, 'Expected `timeoutMs` to be a number from 0'],
     [{ timeout: 5 }, 'Unknown option `timeout` in close'],
     [null, 'Expected `close` to be an options object, got null'],
-  ])('refuses %j and stays open', async (options, message) => {
+  ])('rejects the options %j and stays open', async (options, message) => {
     const limiter = limiterOf(1);
     await expect(limiter.close(options as never)).rejects.toThrow(message);
     expect(await limiter.run(() => 'open')).toBe('open');

@@ -1,22 +1,15 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit } from '../../src/limiter/limiter.js';
-import { turn } from './event-loop.js';
+import { onFakeTimers } from '../support/fake-timers.js';
 
 const HOUR = 3_600_000;
 
 describe('The timer that ends a pause', () => {
-  beforeEach(async () => {
-    vi.useFakeTimers();
-    await turn();
-  });
-  afterEach(async () => {
-    vi.useRealTimers();
-    await turn();
-  });
+  onFakeTimers();
 
   /** A limiter of one, with what will end its pause. */
   function setUp() {
@@ -28,7 +21,7 @@ describe('The timer that ends a pause', () => {
     return { limiter, timer, controller, wait };
   }
 
-  it('holds the process only while somebody waits', async () => {
+  it('keeps the process alive only while there are waiters', async () => {
     const { limiter, timer, controller, wait } = setUp();
     expect(timer.hasRef()).toBe(true);
     limiter.pause(timer);
@@ -48,7 +41,7 @@ describe('The timer that ends a pause', () => {
     expect(await third).toBe('left');
   });
 
-  it('holds it for those who waited before the pause, though it came unheld', async () => {
+  it('keeps it alive for those who waited before the pause, even if it was unreferenced', async () => {
     const { limiter, timer, controller, wait } = setUp();
     const holder = limiter.tryAcquire();
     const waiting = wait({ signal: controller.signal });
@@ -61,7 +54,7 @@ describe('The timer that ends a pause', () => {
     await waiting;
   });
 
-  it('holds it for one without options that comes while the limit is reached', async () => {
+  it('keeps it alive for a request without options that comes while the limit is reached', async () => {
     const { limiter, timer } = setUp();
     const holder = limiter.tryAcquire();
     limiter.pause(timer);
@@ -72,7 +65,7 @@ describe('The timer that ends a pause', () => {
     expect((await waiting).weight).toBe(1);
   });
 
-  it('holds it no more when those who wait are turned away', async () => {
+  it('no longer keeps it alive when the waiters are rejected', async () => {
     const { limiter, timer, wait } = setUp();
     limiter.pause(timer);
     const waiting = wait();
@@ -81,7 +74,7 @@ describe('The timer that ends a pause', () => {
     expect(timer.hasRef()).toBe(false);
   });
 
-  it('holds it no more when the pause ends before its time', async () => {
+  it('no longer keeps it alive when the pause ends before its time', async () => {
     for (const end of ['resume', 'drain'] as const) {
       const { limiter, timer, wait } = setUp();
       limiter.pause(timer);
@@ -94,7 +87,7 @@ describe('The timer that ends a pause', () => {
     }
   });
 
-  it('is no matter of a limiter that is paused without it, or has gone on', async () => {
+  it('is not touched by a limiter that is paused without it, or has resumed', async () => {
     const { limiter, timer, wait } = setUp();
     limiter.pause(timer);
     limiter.resume();
@@ -108,7 +101,7 @@ describe('The timer that ends a pause', () => {
     holder?.release();
   });
 
-  it('lets those who wait have their permits when its time comes', async () => {
+  it('grants the waiters when it fires', async () => {
     const { limiter, timer, wait } = setUp();
     limiter.pause(timer);
     const waiting = wait();
@@ -123,11 +116,11 @@ describe('The timer that ends a pause', () => {
     [null, 'got null (null)'],
     [{}, 'got an object (object)'],
     [() => {}, 'got a function (function)'],
-  ])('is refused when it is %o, and nothing is paused', (timer, got) => {
+  ])('throws when it is %o, and nothing is paused', (timer, got) => {
     const { limiter } = setUp();
     expect(() => limiter.pause(timer as never)).toThrow(TypeError);
     expect(() => limiter.pause(timer as never)).toThrow(
-      `Expected \`timer\` to be what setTimeout gave, ${got}`,
+      `Expected \`timer\` to be what setTimeout returned, ${got}`,
     );
     expect(limiter.stats().paused).toBe(false);
     expect(limiter.tryAcquire()).toBeDefined();
@@ -138,7 +131,7 @@ describe('A Retry-After of an hour', () => {
   /** Timers that keep the process alive. */
   const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
 
-  it('keeps the process alive only while somebody waits for its end', async () => {
+  it('keeps the process alive only while there are waiters', async () => {
     const before = timers();
     const adaptive = new AdaptiveLimit();
     const limiter = new ConcurrencyLimiter({ adaptive });
@@ -157,7 +150,7 @@ describe('A Retry-After of an hour', () => {
     await limiter.close();
   });
 
-  it('lets a process end whose only waiter has aborted', () => {
+  it('lets a process exit whose only waiter has aborted', () => {
     const source = (name: string) => new URL(`../../src/limiter/${name}.ts`, import.meta.url).href;
     const program = `
       import { AdaptiveLimit } from '${source('adaptive-limit')}';

@@ -1,12 +1,12 @@
 import { describe, expect, it, vi } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit, RunContext } from '../../src/limiter/limiter.js';
-import { deferred, turn } from './event-loop.js';
+import { deferred, endOfTurn } from '../support/promises.js';
 
 const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent });
 
 describe('A permit', () => {
-  it('comes back once, however often it is released', async () => {
+  it('is released once, however often release is called', async () => {
     const limiter = limiterOf(2);
     const first = await limiter.acquire();
     const second = await limiter.acquire();
@@ -20,7 +20,7 @@ describe('A permit', () => {
     expect(limiter.activeCount).toBe(1);
   });
 
-  it('gives nothing of the next holder away when it is released late', async () => {
+  it('does not release the permit of the next holder when it is released late', async () => {
     const limiter = limiterOf(1);
     const first = await limiter.acquire();
     const next = limiter.acquire();
@@ -32,7 +32,7 @@ describe('A permit', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('is released by using, at the end of the block and when it throws', async () => {
+  it('is released by `using`, at the end of the block and when it throws', async () => {
     const limiter = limiterOf(1);
     {
       using permit = await limiter.acquire();
@@ -48,7 +48,7 @@ describe('A permit', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('comes back in spite of a misspelt outcome, which is refused', async () => {
+  it('is released in spite of a misspelt outcome, which throws', async () => {
     const limiter = limiterOf(1);
     const permit = await limiter.acquire();
     const next = limiter.acquire();
@@ -60,14 +60,14 @@ describe('A permit', () => {
     expect(() => permit.release('failed' as never)).not.toThrow();
   });
 
-  it('says that it was not waited for where it was free', async () => {
+  it('has a waitMs of 0 where it was free', async () => {
     const limiter = limiterOf(1);
     expect((await limiter.acquire()).waitMs).toBe(0);
   });
 
-  it('says how long it was waited for', async () => {
+  it('has the milliseconds of its wait in waitMs', async () => {
     vi.useFakeTimers();
-    await turn();
+    await endOfTurn();
     try {
       const limiter = limiterOf(1);
       const holder = await limiter.acquire();
@@ -82,25 +82,25 @@ describe('A permit', () => {
 });
 
 describe('ConcurrencyLimiter.run', () => {
-  it('gives the result of the work, and the permit back', async () => {
+  it('fulfills with the result of the work, and releases the permit', async () => {
     const limiter = limiterOf(1);
     expect(await limiter.run(() => 'at once')).toBe('at once');
     expect(await limiter.run(async () => 'later')).toBe('later');
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('calls the work before it returns where a permit is free', () => {
+  it('calls the work synchronously where a permit is free', () => {
     const limiter = limiterOf(1);
     const work = vi.fn();
     void limiter.run(work);
     expect(work).toHaveBeenCalledOnce();
   });
 
-  it('gives the permit back only when the promise of the work has settled', async () => {
+  it('releases the permit only when the promise of the work has settled', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred<string>();
     const result = limiter.run(() => promise);
-    await turn();
+    await endOfTurn();
     expect(limiter.activeCount).toBe(1);
     resolve('done');
     expect(await result).toBe('done');
@@ -124,7 +124,7 @@ describe('ConcurrencyLimiter.run', () => {
     },
   );
 
-  it('passes on what the work rejects with, be it no error at all', async () => {
+  it('rejects with what the work rejects with, an error or not', async () => {
     const limiter = limiterOf(1);
     await expect(limiter.run(() => Promise.reject(undefined))).rejects.toBeUndefined();
     await expect(limiter.run(() => Promise.reject('words'))).rejects.toBe('words');
@@ -137,14 +137,14 @@ describe('ConcurrencyLimiter.run', () => {
     // biome-ignore lint/suspicious/noThenProperty: a thenable is what is tested
     const thenable = { then: promise.then.bind(promise) } as PromiseLike<number>;
     const result = limiter.run(() => thenable);
-    await turn();
+    await endOfTurn();
     expect(limiter.activeCount).toBe(1);
     resolve(7);
     expect(await result).toBe(7);
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('loses no permit to a thenable that throws when it is asked', async () => {
+  it('loses no permit to a thenable that throws in `then`', async () => {
     const limiter = limiterOf(1);
     const thenGetter = Object.defineProperty({}, 'then', {
       get() {
@@ -162,7 +162,7 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('lets no promise end the runs of others, by a `then` of its own that shows itself at the second look only', async () => {
+  it('lets no promise end the runs of others by a `then` that appears only at the second read', async () => {
     const limiter = limiterOf(1);
     let looks = 0;
     const twice = (onResult: () => void) => {
@@ -178,7 +178,7 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('gives the permit back once to a promise that calls back twice, also when another run has begun meanwhile', async () => {
+  it('releases the permit once for a promise that calls back twice, also when another run has started meanwhile', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
     let callBack: (() => void) | undefined;
     const twice = Promise.resolve();
@@ -201,7 +201,7 @@ describe('ConcurrencyLimiter.run', () => {
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 5 });
   });
 
-  it('ends nobody else for a promise whose hidden `then` calls back, hands over so, and throws', async () => {
+  it('ends no other run for a promise whose hidden `then` calls back, hands the permit over, and throws', async () => {
     const limiter = limiterOf(1);
     let looks = 0;
     const throwsLate = (onResult: () => void) => {
@@ -217,14 +217,14 @@ describe('ConcurrencyLimiter.run', () => {
       return odd;
     });
     await expect(first).rejects.toThrow('of then itself');
-    await turn();
+    await endOfTurn();
     expect(limiter.stats()).toMatchObject({ active: 1, queued: 0 });
     resolve('next');
     expect(await nextRuns).toBe('next');
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('gives the work the signal of its caller, as it was passed, and the permit', async () => {
+  it("passes the caller's own signal and the permit to the work", async () => {
     const limiter = limiterOf(2);
     const { signal } = new AbortController();
     await limiter.run(
@@ -237,7 +237,7 @@ describe('ConcurrencyLimiter.run', () => {
     await limiter.run((context) => expect(context.signal).toBeUndefined());
   });
 
-  it('lets the work give its permit back early, once', async () => {
+  it('lets the work release its permit early, once', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred();
     const first = limiter.run(({ permit }) => {
@@ -252,7 +252,7 @@ describe('ConcurrencyLimiter.run', () => {
     second.release();
   });
 
-  it('tells the outcome of the work: ok, or ignored where it failed', async () => {
+  it('releases with the outcome of the work: ok, or ignored where it failed', async () => {
     const limiter = limiterOf(1);
     const outcomes: string[] = [];
     limiter.hooks.on('permit:released', ({ outcome }) => outcomes.push(outcome));
@@ -267,7 +267,7 @@ describe('ConcurrencyLimiter.run', () => {
     expect(outcomes).toEqual(['ok', 'ignored', 'dropped', 'ignored']);
   });
 
-  it('leaves the rejection of the work to its caller: nothing is swallowed', async () => {
+  it('leaves the rejection of the work to its caller, unhandled if the caller does not handle it', async () => {
     const limiter = limiterOf(1);
     const unhandled: unknown[] = [];
     const listen = (reason: unknown) => unhandled.push(reason);
@@ -275,10 +275,10 @@ describe('ConcurrencyLimiter.run', () => {
     process.removeAllListeners('unhandledRejection');
     process.on('unhandledRejection', listen);
     try {
-      const reason = new Error('nobody listens');
+      const reason = new Error('not handled');
       void limiter.run(() => Promise.reject(reason));
-      await turn();
-      await turn();
+      await endOfTurn();
+      await endOfTurn();
       expect(unhandled).toEqual([reason]);
     } finally {
       process.off('unhandledRejection', listen);
@@ -286,7 +286,7 @@ describe('ConcurrencyLimiter.run', () => {
     }
   });
 
-  it('refuses what is no function, without taking a permit', async () => {
+  it('rejects what is not a function, without taking a permit', async () => {
     const limiter = limiterOf(1);
     await expect(limiter.run(undefined as never)).rejects.toThrow('Expected `fn` to be a function');
     await expect(limiter.run(Promise.resolve() as never, { weight: 1 })).rejects.toThrow(TypeError);
@@ -295,13 +295,13 @@ describe('ConcurrencyLimiter.run', () => {
 });
 
 describe('ConcurrencyLimiter.wrap', () => {
-  it('gives a function that runs under the limit each time, with its own arguments and result', async () => {
+  it('returns a function that runs under the limit each time, with its own arguments and result', async () => {
     const limiter = limiterOf(1);
     let atOnce = 0;
     const add = limiter.wrap(async (a: number, b: number) => {
       atOnce++;
       expect(atOnce).toBe(1);
-      await turn();
+      await endOfTurn();
       atOnce--;
       return a + b;
     });
@@ -316,7 +316,7 @@ describe('ConcurrencyLimiter.wrap', () => {
     expect(await weigh()).toBe(2);
   });
 
-  it('refuses wrong options and what is no function at once', () => {
+  it('throws for wrong options and for what is not a function', () => {
     const limiter = limiterOf(3);
     expect(() => limiter.wrap('fetch' as never)).toThrow(TypeError);
     expect(() => limiter.wrap(() => {}, { weight: 4 })).toThrow(RangeError);
@@ -328,7 +328,7 @@ describe('The permit that a run gets', () => {
   it.each([
     ['free', false],
     ['waited for', true],
-  ])('comes back once when the work releases it before its own end, and it was %s', async (_, hasToWait) => {
+  ])('is released once when the work releases it before its end, and it was %s', async (_, hasToWait) => {
     const limiter = limiterOf(1);
     const holder = hasToWait ? await limiter.acquire() : undefined;
     const { promise, resolve } = deferred<void>();
@@ -338,7 +338,7 @@ describe('The permit that a run gets', () => {
       await promise;
     });
     holder?.release();
-    await turn();
+    await endOfTurn();
     expect(limiter.activeCount).toBe(0);
     const other = await limiter.acquire();
     resolve();
@@ -348,7 +348,7 @@ describe('The permit that a run gets', () => {
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
   });
 
-  it('takes nothing from the runs that follow when it is kept and released again and again', async () => {
+  it('does not affect later runs when it is kept and released again and again', async () => {
     const limiter = limiterOf(2);
     const kept: Permit[] = [];
     const keep = ({ permit }: RunContext) => void kept.push(permit);
@@ -358,20 +358,20 @@ describe('The permit that a run gets', () => {
     const { promise, resolve } = deferred<void>();
     const holding = [limiter.run(() => promise), limiter.run(() => promise), limiter.run(() => promise)];
     for (const permit of [...kept, ...kept]) permit.release();
-    await turn();
+    await endOfTurn();
     expect(limiter.stats()).toMatchObject({ active: 2, queued: 1 });
     resolve();
     await Promise.all(holding);
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('counts for one and was not waited for where nothing was asked', async () => {
+  it('has weight 1 and waitMs 0 without options', async () => {
     const limiter = limiterOf(2);
     const { weight, waitMs } = await limiter.run(({ permit }) => permit);
     expect({ weight, waitMs }).toEqual({ weight: 1, waitMs: 0 });
   });
 
-  it('comes back in spite of a misspelt outcome, which is refused', async () => {
+  it('is released in spite of a misspelt outcome, which throws', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred<void>();
     const result = limiter.run(({ permit }) => {
@@ -385,33 +385,33 @@ describe('The permit that a run gets', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('is told to be back to a listener who came while it was held', async () => {
+  it('is reported as released to a listener that was added while it was held', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred<void>();
     const result = limiter.run(() => promise);
-    const told = vi.fn();
-    limiter.hooks.on('permit:released', told);
+    const emitted = vi.fn();
+    limiter.hooks.on('permit:released', emitted);
     resolve();
     await result;
-    expect(told).toHaveBeenCalledExactlyOnceWith(
+    expect(emitted).toHaveBeenCalledExactlyOnceWith(
       expect.objectContaining({ weight: 1, active: 0, outcome: 'ok', taskId: undefined }),
     );
   });
 
-  it('comes back with the outcome that the work gives it, `ok` where it gives none', async () => {
+  it('is released with the outcome that the work passes, `ok` by default', async () => {
     const limiter = limiterOf(1);
-    const told = vi.fn();
+    const emitted = vi.fn();
     const releaseHeard = (outcome?: 'dropped') =>
       limiter.run(({ permit }) => {
-        limiter.hooks.once('permit:released', told);
+        limiter.hooks.once('permit:released', emitted);
         permit.release(outcome);
       });
     await releaseHeard();
     await releaseHeard('dropped');
-    expect(told.mock.calls.map(([{ outcome }]) => outcome)).toEqual(['ok', 'dropped']);
+    expect(emitted.mock.calls.map(([{ outcome }]) => outcome)).toEqual(['ok', 'dropped']);
   });
 
-  it('is released by using', async () => {
+  it('is released by `using`', async () => {
     const limiter = limiterOf(1);
     await limiter.run((context) => {
       {

@@ -1,35 +1,29 @@
 import { getEventListeners } from 'node:events';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { AcquireTimeoutError, DeadlineUnmeetableError, QueueFullError } from '../../src/errors.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
-import type { ConcurrencyLimiterOptions } from '../../src/limiter/limiter-options.js';
-import { turn } from './event-loop.js';
+import type { ConcurrencyLimiterOptions } from '../../src/limiter/options.js';
+import { onFakeTimers } from '../support/fake-timers.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** A limiter of one that is held until released. */
-function full(options: Partial<ConcurrencyLimiterOptions> = {}) {
+function full(options: Omit<ConcurrencyLimiterOptions, 'maxConcurrent' | 'adaptive'> = {}) {
   const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, ...options });
   const holder = limiter.tryAcquire();
   return { limiter, release: () => holder?.release() };
 }
 
 describe('With fake timers', () => {
-  beforeEach(async () => {
-    vi.useFakeTimers();
-    await turn();
-  });
-  afterEach(async () => {
-    vi.useRealTimers();
-    await turn();
-  });
+  onFakeTimers();
 
   const pass = async (ms: number) => {
     await vi.advanceTimersByTimeAsync(ms);
-    await turn();
+    await endOfTurn();
   };
 
   describe('timeoutMs', () => {
-    it('ends the waiting with AcquireTimeoutError and its figures', async () => {
+    it('ends the wait with AcquireTimeoutError and its figures', async () => {
       const { limiter } = full({ name: 'admission' });
       const waiting = limiter.acquire({ timeoutMs: 250 }).catch((error: unknown) => error);
       void limiter.acquire();
@@ -41,7 +35,7 @@ describe('With fake timers', () => {
       expect(error).toMatchObject({
         code: 'ERR_ACQUIRE_TIMEOUT',
         source: 'admission',
-        waitedMs: 250,
+        waitMs: 250,
         active: 1,
         queued: 1,
         size: 1,
@@ -50,15 +44,15 @@ describe('With fake timers', () => {
       expect(limiter.stats()).toMatchObject({ queued: 1, rejected: 1 });
     });
 
-    it('does not wait at all where it is 0, and takes what is free', async () => {
+    it('does not wait where it is 0, and takes what is free', async () => {
       const { limiter, release } = full();
-      await expect(limiter.acquire({ timeoutMs: 0 })).rejects.toMatchObject({ waitedMs: 0, queued: 0 });
+      await expect(limiter.acquire({ timeoutMs: 0 })).rejects.toMatchObject({ waitMs: 0, queued: 0 });
       expect(vi.getTimerCount()).toBe(0);
       release();
       (await limiter.acquire({ timeoutMs: 0 })).release();
     });
 
-    it('bounds the waiting alone, never the work', async () => {
+    it('bounds only the wait, never the work', async () => {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
       const result = limiter.run(() => new Promise((resolve) => setTimeout(resolve, 1000, 'done')), {
         timeoutMs: 10,
@@ -67,7 +61,7 @@ describe('With fake timers', () => {
       expect(await result).toBe('done');
     });
 
-    it('lets whoever stood behind go on in that step', async () => {
+    it('admits the waiter behind synchronously', async () => {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
       limiter.tryAcquire();
       const heavy = limiter.acquire({ weight: 2, timeoutMs: 10 }).catch(() => 'timed out');
@@ -78,8 +72,8 @@ describe('With fake timers', () => {
       (await light).release();
     });
 
-    it('has a default in queueTimeoutMs, which acquire may set aside', async () => {
-      const { limiter, release } = full({ queueTimeoutMs: 100 });
+    it('defaults to acquireTimeoutMs, which acquire may override', async () => {
+      const { limiter, release } = full({ acquireTimeoutMs: 100 });
       const usual = limiter.acquire().catch(() => 'usual');
       const run = limiter.run(() => 'ran').catch(() => 'run');
       const patient = limiter.acquire({ timeoutMs: 500 });
@@ -91,13 +85,13 @@ describe('With fake timers', () => {
       (await patient).release();
     });
 
-    it('queues nobody where queueTimeoutMs is 0', async () => {
-      const { limiter } = full({ queueTimeoutMs: 0 });
+    it('queues no request where acquireTimeoutMs is 0', async () => {
+      const { limiter } = full({ acquireTimeoutMs: 0 });
       await expect(limiter.acquire()).rejects.toThrow(AcquireTimeoutError);
       expect(limiter.queuedCount).toBe(0);
     });
 
-    it('leaves the signal alone, and the signal the timer', async () => {
+    it('and the signal do not affect each other', async () => {
       const { limiter } = full();
       const controller = new AbortController();
       const first = limiter.acquire({ timeoutMs: 10, signal: controller.signal }).catch(() => {});
@@ -125,9 +119,9 @@ describe('With fake timers', () => {
     });
   });
 
-  describe('refuseUnmeetable', () => {
+  describe('rejectUnmeetable', () => {
     /** Lets permits of a limiter of one come back once a second, with three waiters left. */
-    async function paced(options: Partial<ConcurrencyLimiterOptions> = {}) {
+    async function paced(options: Omit<ConcurrencyLimiterOptions, 'maxConcurrent' | 'adaptive'> = {}) {
       const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, ...options });
       const work = () => new Promise((resolve) => setTimeout(resolve, 1000));
       for (let i = 0; i < 8; i++) void limiter.run(work);
@@ -136,23 +130,23 @@ describe('With fake timers', () => {
       return { limiter, work };
     }
 
-    it('turns away on arrival who would wait longer than allowed, and says how long it would be', async () => {
-      const { limiter } = await paced({ refuseUnmeetable: true, name: 'admission' });
+    it('rejects a request on arrival whose estimated wait exceeds its timeout, with the estimate', async () => {
+      const { limiter } = await paced({ rejectUnmeetable: true, name: 'admission' });
       const error = await limiter.acquire({ timeoutMs: 2500 }).catch((error: unknown) => error);
       expect(error).toBeInstanceOf(DeadlineUnmeetableError);
       expect(error).toMatchObject({
         code: 'ERR_DEADLINE_UNMEETABLE',
         source: 'admission',
         queued: 3,
-        waitedMs: 0,
+        waitMs: 0,
         timeoutMs: 2500,
         retryAfterMs: 4000,
       });
       expect(limiter.stats()).toMatchObject({ queued: 3, rejected: 1 });
     });
 
-    it('lets wait who can be served in time, and who has no deadline', async () => {
-      const { limiter } = await paced({ refuseUnmeetable: true });
+    it('queues requests that can be served in time, and those without a deadline', async () => {
+      const { limiter } = await paced({ rejectUnmeetable: true });
       const inTime = limiter.acquire({ timeoutMs: 4500 });
       const patient = limiter.acquire();
       expect(limiter.queuedCount).toBe(5);
@@ -161,16 +155,16 @@ describe('With fake timers', () => {
       (await patient).release();
     });
 
-    it('lets everybody wait while nothing has been measured', async () => {
-      const { limiter, release } = full({ refuseUnmeetable: true });
+    it('queues every request while nothing has been measured', async () => {
+      const { limiter, release } = full({ rejectUnmeetable: true });
       const waiting = limiter.acquire({ timeoutMs: 1 });
       expect(limiter.queuedCount).toBe(1);
       release();
       (await waiting).release();
     });
 
-    it('goes by who stands ahead: a higher priority and a lone tenant pass a long line', async () => {
-      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, refuseUnmeetable: true });
+    it('counts only the waiters ahead: a higher priority and a lone tenant precede a long queue', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, rejectUnmeetable: true });
       const work = () => new Promise((resolve) => setTimeout(resolve, 50));
       for (let i = 0; i < 30; i++) void limiter.run(work, { tenant: 'batch' });
       for (let i = 0; i < 7; i++) await pass(50);
@@ -186,17 +180,17 @@ describe('With fake timers', () => {
         ['urgent', { priority: 9 }],
         ['urgent batch', { priority: 9, tenant: 'batch' }],
         ['visitor', { tenant: 'visitor' }],
-        ['nobody in particular', {}],
+        ['no options', {}],
       ] as const) {
         void limiter.run(() => served.push(name), { ...options, timeoutMs });
       }
       expect(limiter.queuedCount).toBe(26);
       for (let i = 0; i < 3; i++) await pass(50);
-      expect(served).toEqual(['urgent', 'urgent batch', 'visitor', 'nobody in particular']);
+      expect(served).toEqual(['urgent', 'urgent batch', 'visitor', 'no options']);
     });
 
-    it('counts the weight in line, and the own', async () => {
-      const limiter = new ConcurrencyLimiter({ maxConcurrent: 5, refuseUnmeetable: true });
+    it('counts the weight ahead, and the own', async () => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent: 5, rejectUnmeetable: true });
       const work = () => new Promise((resolve) => setTimeout(resolve, 1000));
       for (let i = 0; i < 8; i++) void limiter.run(work, { weight: 5 });
       for (let i = 0; i < 4; i++) await pass(1000);
@@ -207,9 +201,9 @@ describe('With fake timers', () => {
       expect(await refused(1)).toBe(3200);
     });
 
-    it('adds a Retry-After that an adaptive limit holds', async () => {
+    it('adds the Retry-After of an adaptive limit', async () => {
       const adaptive = new AdaptiveLimit({ initial: 1, max: 1, random: () => 0 });
-      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      const limiter = new ConcurrencyLimiter({ adaptive, rejectUnmeetable: true });
       const work = () => new Promise((resolve) => setTimeout(resolve, 100));
       for (let i = 0; i < 6; i++) void limiter.run(work);
       for (let i = 0; i < 3; i++) await pass(100);
@@ -226,9 +220,9 @@ describe('With fake timers', () => {
       expect(await inTime).toBe('served');
     });
 
-    it('says no more than a Retry-After where there is room behind it, whatever the pace was', async () => {
+    it('estimates no more than the Retry-After where there is room behind it, whatever the pace was', async () => {
       const adaptive = new AdaptiveLimit({ initial: 2, max: 2, random: () => 0 });
-      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      const limiter = new ConcurrencyLimiter({ adaptive, rejectUnmeetable: true });
       const work = () => new Promise((resolve) => setTimeout(resolve, 10_000));
       for (let i = 0; i < 4; i++) void limiter.run(work);
       for (let i = 0; i < 2; i++) await pass(10_000);
@@ -241,9 +235,9 @@ describe('With fake timers', () => {
       expect(await inTime).toBe('served');
     });
 
-    it('refuses who cannot outwait a Retry-After, also where nothing has been measured yet', async () => {
+    it('rejects a request that cannot outwait a Retry-After, also where nothing has been measured yet', async () => {
       const adaptive = new AdaptiveLimit({ random: () => 0 });
-      const limiter = new ConcurrencyLimiter({ adaptive, refuseUnmeetable: true });
+      const limiter = new ConcurrencyLimiter({ adaptive, rejectUnmeetable: true });
       adaptive.blockFor(65_000);
       await expect(limiter.acquire({ timeoutMs: 1000 })).rejects.toMatchObject({
         code: 'ERR_DEADLINE_UNMEETABLE',
@@ -255,7 +249,7 @@ describe('With fake timers', () => {
       (await patient).release();
     });
 
-    it('is off unless asked for', async () => {
+    it('is off by default', async () => {
       const { limiter } = await paced();
       const waiting = limiter.acquire({ timeoutMs: 10 }).catch(() => 'timed out');
       expect(limiter.queuedCount).toBe(4);
@@ -266,7 +260,7 @@ describe('With fake timers', () => {
 });
 
 describe('maxQueue', () => {
-  it('turns away whoever comes when so many wait, with QueueFullError and its figures', async () => {
+  it('rejects the next request when the queue is full, with QueueFullError and its figures', async () => {
     const { limiter, release } = full({ maxQueue: 2, name: 'admission' });
     const waiting = [limiter.acquire(), limiter.run(() => {})];
     const error = await limiter.acquire().catch((error: unknown) => error);
@@ -274,7 +268,7 @@ describe('maxQueue', () => {
     expect(error).toMatchObject({
       code: 'ERR_QUEUE_FULL',
       source: 'admission',
-      waitedMs: 0,
+      waitMs: 0,
       active: 1,
       queued: 2,
       size: 1,
@@ -288,7 +282,7 @@ describe('maxQueue', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
-  it('lets nobody wait where it is 0, and gives what is free', async () => {
+  it('queues no request where it is 0, and grants what is free', async () => {
     const { limiter, release } = full({ maxQueue: 0 });
     await expect(limiter.acquire()).rejects.toThrow(QueueFullError);
     await expect(limiter.run(() => {})).rejects.toThrow(QueueFullError);
@@ -296,7 +290,7 @@ describe('maxQueue', () => {
     expect(await limiter.run(() => 'ran')).toBe('ran');
   });
 
-  it('has room again as soon as a waiter leaves, whatever the way', async () => {
+  it('has room again as soon as a waiter leaves, for whatever reason', async () => {
     const { limiter, release } = full({ maxQueue: 1 });
     const controller = new AbortController();
     const first = limiter.acquire({ signal: controller.signal }).catch(() => {});
@@ -312,7 +306,7 @@ describe('maxQueue', () => {
     await first;
   });
 
-  it('turns a high priority away as any other', async () => {
+  it('rejects a high priority as any other', async () => {
     const { limiter } = full({ maxQueue: 1 });
     void limiter.acquire();
     await expect(limiter.acquire({ priority: 100 })).rejects.toThrow(QueueFullError);
@@ -322,7 +316,7 @@ describe('maxQueue', () => {
 describe('The timer of a waiter', () => {
   const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
 
-  it('keeps no process alive once its waiter is gone, whatever the way', async () => {
+  it('keeps no process alive once its waiter is gone, for whatever reason', async () => {
     const before = timers();
     const options = { timeoutMs: 3_600_000 };
     const { limiter, release } = full();
@@ -341,9 +335,9 @@ describe('The timer of a waiter', () => {
     expect(timers()).toBe(before);
   });
 
-  it('is not made where nobody has to wait', async () => {
+  it('is not created where a permit is free', async () => {
     const before = timers();
-    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, queueTimeoutMs: 1000 });
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, acquireTimeoutMs: 1000 });
     const permit = await limiter.acquire({ timeoutMs: 1000 });
     expect(timers()).toBe(before);
     permit.release();

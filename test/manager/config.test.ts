@@ -5,7 +5,7 @@ const GB = 1024 ** 3;
 const roomy = { cores: 64, memoryBytes: 512 * GB };
 
 describe('loadConfig', () => {
-  it('gives 5 instances and 10 requests where nothing is set', () => {
+  it('is 5 instances and 10 requests where nothing is set', () => {
     expect(loadConfig({})).toEqual({ poolSize: 5, maxConcurrentRequests: 10 });
   });
 
@@ -22,13 +22,13 @@ describe('loadConfig', () => {
       poolSize: 3,
       maxConcurrentRequests: 7,
       maxQueue: 0,
-      queueTimeoutMs: 1_000,
+      acquireTimeoutMs: 1_000,
       requestTimeoutMs: 1_800_000,
       abortGraceMs: 250,
     });
   });
 
-  it('reads process.env by itself', () => {
+  it('reads process.env by default', () => {
     const before = process.env.PIPELINE_POOL_SIZE;
     process.env.PIPELINE_POOL_SIZE = '17';
     try {
@@ -39,12 +39,12 @@ describe('loadConfig', () => {
     }
   });
 
-  it('takes an empty variable for one that is not set', () => {
+  it('ignores an empty variable', () => {
     expect(loadConfig({ PIPELINE_POOL_SIZE: '', MAX_CONCURRENT_REQUESTS: '  ' })).toEqual(PRESETS.medium);
   });
 
   it.each(['five', '2.5', '-1', '0', '1e3', '0x10', 'NaN', 'Infinity', '5 instances'])(
-    'refuses PIPELINE_POOL_SIZE=%s, naming the variable and the value',
+    'rejects PIPELINE_POOL_SIZE=%s, naming the variable and the value',
     (written) => {
       const load = () => loadConfig({ PIPELINE_POOL_SIZE: written });
       expect(load).toThrow(RangeError);
@@ -53,7 +53,7 @@ describe('loadConfig', () => {
     },
   );
 
-  it('refuses a wait that no timer can keep', () => {
+  it('rejects a duration that no timer can hold', () => {
     expect(() => loadConfig({ PIPELINE_REQUEST_TIMEOUT_MS: '2147483648' })).toThrow(
       /PIPELINE_REQUEST_TIMEOUT_MS/,
     );
@@ -70,7 +70,7 @@ describe('PRESETS', () => {
     });
   });
 
-  it.each(Object.entries(PRESETS))('finds nothing unwise in %s on a machine with room', (_, preset) => {
+  it.each(Object.entries(PRESETS))('finds nothing unwise in %s on a large machine', (_, preset) => {
     expect(checkConfig(preset, roomy)).toEqual([]);
   });
 });
@@ -101,19 +101,19 @@ describe('checkConfig', () => {
     ]);
   });
 
-  it('says what to do', () => {
+  it('includes the remedy', () => {
     const [warning] = checkConfig({ poolSize: 9, maxConcurrentRequests: 9 }, { ...roomy, cores: 4 });
     expect(warning?.message).toContain('Lower PIPELINE_POOL_SIZE to 8');
   });
 
-  it('measures the machine that it runs on where none is given', () => {
+  it('reads the machine that it runs on where none is given', () => {
     expect(codes({ poolSize: 1_000_000, maxConcurrentRequests: 1_000_000 })).toEqual([
       'more-instances-than-cores',
       'more-instances-than-memory',
     ]);
   });
 
-  it('refuses a wrong or unknown setting', () => {
+  it('rejects a wrong or unknown setting', () => {
     expect(() => checkConfig({ poolSize: 0, maxConcurrentRequests: 1 })).toThrow(/`poolSize`.*got 0/);
     expect(() => checkConfig({ poolSize: 1, maxConcurrentRequests: 1, size: 3 } as never)).toThrow(
       /Unknown option `size`/,

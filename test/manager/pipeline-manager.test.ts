@@ -3,6 +3,7 @@ import { getEventListeners } from 'node:events';
 import {
   ConcurrencyLimiter,
   createPipelineManager,
+  type GateStats,
   type LifecycleEventName,
   LifecycleHooks,
   ManagerClosedError,
@@ -11,9 +12,11 @@ import {
   type PipelinePoolOptions,
   PRESETS,
   RequestTimeoutError,
+  ServiceGate,
   type TaskContext,
 } from 'pipeline-pool';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { onFakeTimers, settled } from '../support/fake-timers.js';
 
 interface Pipeline {
   readonly instanceId: number;
@@ -54,32 +57,26 @@ function build({
   return { manager, pool, limiter, hooks, events: events as Events };
 }
 
-const atRest = ({ manager }: ReturnType<typeof build>) => {
-  const { active, waiting, limiter, pool } = manager.stats();
+const usage = ({ manager }: ReturnType<typeof build>) => {
+  const { active, queued, limiter, pool } = manager.stats();
   return {
     active,
-    waiting,
+    queued,
     permits: limiter.active,
-    queued: limiter.queued,
+    queuedPermits: limiter.queued,
     leased: pool.leased,
-    waitingForLease: pool.waiting,
+    queuedForLease: pool.queued,
   };
 };
-const REST = { active: 0, waiting: 0, permits: 0, queued: 0, leased: 0, waitingForLease: 0 };
+const IDLE = { active: 0, queued: 0, permits: 0, queuedPermits: 0, leased: 0, queuedForLease: 0 };
 
 const untilAborted = (signal: AbortSignal) =>
   new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
 const never = () => new Promise<never>(() => {});
-const settled = () => vi.advanceTimersByTimeAsync(0);
-const told = (events: Events, name: LifecycleEventName) =>
+const payloads = (events: Events, name: LifecycleEventName) =>
   events.filter(([event]) => event === name).map(([, payload]) => payload);
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-});
+onFakeTimers();
 
 describe('PipelineManager.run', () => {
   it('gives the work an instance, the ids and a signal, and settles with its result', async () => {
@@ -89,15 +86,15 @@ describe('PipelineManager.run', () => {
       expect(signal.aborted).toBe(false);
       expect({ taskId, instanceId }).toEqual({ taskId: 't1', instanceId: 1 });
       expect(requestId).toMatch(/^[0-9a-f-]{36}$/);
-      expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+      expect(usage(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
       return 'answer';
     });
     expect(answer).toBe('answer');
     await settled();
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
   });
 
-  it('runs as many at once as there are instances, in the order of arrival', async () => {
+  it('runs as many requests at once as there are instances, in the order of arrival', async () => {
     const setup = build({ size: 2, maxConcurrent: 3 });
     const order: string[] = [];
     const release = new Map<string, () => void>();
@@ -109,7 +106,7 @@ describe('PipelineManager.run', () => {
     );
     await settled();
     expect(order).toEqual(['a', 'b']);
-    expect(atRest(setup)).toMatchObject({ active: 3, waiting: 1, permits: 3, queued: 1, leased: 2 });
+    expect(usage(setup)).toMatchObject({ active: 3, queued: 1, permits: 3, queuedPermits: 1, leased: 2 });
     release.get('b')?.();
     await settled();
     expect(order).toEqual(['a', 'b', 'c']);
@@ -120,35 +117,35 @@ describe('PipelineManager.run', () => {
     release.get('d')?.();
     await Promise.all(runs);
     await settled();
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
   });
 
   it.each([
     ['rejects', () => Promise.reject(new Error('the host'))],
     [
-      'throws at once',
+      'throws synchronously',
       () => {
         throw new Error('the host');
       },
     ],
-  ])('gives everything back when the work %s', async (_, work) => {
+  ])('releases permit and lease when the work %s', async (_, work) => {
     const setup = build();
     await expect(setup.manager.run('t1', work)).rejects.toThrow('the host');
     await settled();
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
   });
 
   it('holds nothing when creating the instance fails', async () => {
     const setup = build({ create: () => Promise.reject(new Error('no template')) });
     await expect(setup.manager.run('t1', never)).rejects.toMatchObject({ code: 'ERR_CREATE_FAILED' });
     await settled();
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
-    expect(told(setup.events, 'request:started')).toEqual([]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't1', outcome: 'failed' }]);
+    expect(payloads(setup.events, 'request:started')).toEqual([]);
   });
 
-  it('gives the permit back before the next request is admitted, and the instance before that', async () => {
+  it('releases the instance before the permit, and both before the next request starts', async () => {
     const setup = build({ size: 1, maxConcurrent: 1, reset: () => vi.advanceTimersByTimeAsync(0) });
     const seen: number[] = [];
     await Promise.all(
@@ -157,14 +154,14 @@ describe('PipelineManager.run', () => {
     expect(seen).toEqual([1, 1, 1]);
   });
 
-  it('tells prepare and reset whose request they serve', async () => {
-    const told: object[] = [];
+  it('passes task, request and tenant to prepare and reset', async () => {
+    const seen: object[] = [];
     const note = (_: unknown, { taskId, requestId, tenant }: TaskContext) =>
-      void told.push({ taskId, requestId, tenant });
+      void seen.push({ taskId, requestId, tenant });
     const setup = build({ prepare: note, reset: note });
     const requestId = await setup.manager.run('t1', (request) => request.requestId, { tenant: 'a' });
     await settled();
-    expect(told).toEqual([
+    expect(seen).toEqual([
       { taskId: 't1', requestId, tenant: 'a' },
       { taskId: 't1', requestId, tenant: 'a' },
     ]);
@@ -212,7 +209,7 @@ describe('PipelineManager.run', () => {
 });
 
 describe('PipelineManager.run, ended early', () => {
-  it('rejects at once with the reason when the caller aborts, and gives back when the work has settled', async () => {
+  it('rejects at once with the reason when the caller aborts, and releases when the work has settled', async () => {
     const setup = build({ abortGraceMs: 1_000 });
     const controller = new AbortController();
     const run = setup.manager.run(
@@ -228,24 +225,24 @@ describe('PipelineManager.run, ended early', () => {
     controller.abort(reason);
     await expect(run).rejects.toBe(reason);
     await settled();
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
     expect(setup.pool.stats()).toMatchObject({ live: 1, idle: 1 });
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'aborted' }]);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'aborted' }]);
   });
 
-  it('rejects with RequestTimeoutError when the whole request takes too long', async () => {
+  it('rejects with RequestTimeoutError at the deadline of the whole request', async () => {
     const setup = build({ requestTimeoutMs: 1_000 });
     const run = setup.manager.run('t1', ({ signal }) => untilAborted(signal));
     const rejection = expect(run).rejects.toBeInstanceOf(RequestTimeoutError);
     await vi.advanceTimersByTimeAsync(999);
-    expect(atRest(setup)).toMatchObject({ active: 1 });
+    expect(usage(setup)).toMatchObject({ active: 1 });
     await vi.advanceTimersByTimeAsync(1);
     await rejection;
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'timeout' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'timeout' }]);
   });
 
-  it('counts the waiting into the deadline, and lets a request say its own', async () => {
+  it('counts queueing into the deadline, and lets a request set its own', async () => {
     const setup = build({ size: 1, requestTimeoutMs: 1_000 });
     void setup.manager
       .run('long', () => vi.advanceTimersByTimeAsync(0).then(never), { timeoutMs: 60_000 })
@@ -255,11 +252,11 @@ describe('PipelineManager.run, ended early', () => {
     const rejection = expect(waiting).rejects.toBeInstanceOf(RequestTimeoutError);
     await vi.advanceTimersByTimeAsync(1_000);
     await rejection;
-    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't2', outcome: 'timeout' }]);
-    expect(atRest(setup)).toMatchObject({ active: 1, waiting: 0, leased: 1 });
+    expect(payloads(setup.events, 'request:rejected')).toMatchObject([{ taskId: 't2', outcome: 'timeout' }]);
+    expect(usage(setup)).toMatchObject({ active: 1, queued: 0, leased: 1 });
   });
 
-  it('keeps lease and permit under code that ignores its signal, then tears the instance down', async () => {
+  it('keeps lease and permit while code ignores its signal, then destroys the instance after the grace period', async () => {
     const setup = build({ size: 1, abortGraceMs: 5_000 });
     const controller = new AbortController();
     const run = setup.manager.run('deaf', never, { signal: controller.signal });
@@ -268,21 +265,23 @@ describe('PipelineManager.run, ended early', () => {
     controller.abort(new Error('client left'));
     await expect(run).rejects.toThrow('client left');
     await vi.advanceTimersByTimeAsync(4_999);
-    expect(atRest(setup)).toMatchObject({ active: 2, leased: 1 });
+    expect(usage(setup)).toMatchObject({ active: 2, leased: 1 });
     await vi.advanceTimersByTimeAsync(1);
     await expect(next).resolves.toBe(2);
-    expect(told(setup.events, 'instance:destroyed')).toMatchObject([{ instanceId: 1, reason: 'discarded' }]);
+    expect(payloads(setup.events, 'instance:destroyed')).toMatchObject([
+      { instanceId: 1, reason: 'discarded' },
+    ]);
     await settled();
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
   });
 
-  it('hands the instance on as soon as slow code lets go of it within its grace', async () => {
+  it('passes the instance on as soon as slow code settles within its grace period', async () => {
     const setup = build({ size: 1, abortGraceMs: 5_000 });
     const controller = new AbortController();
-    let letGo = () => {};
+    let settle = () => {};
     const work = () =>
       new Promise<void>((resolve) => {
-        letGo = resolve;
+        settle = resolve;
       });
     const run = setup.manager.run('slow', work, { signal: controller.signal });
     const next = setup.manager.run('next', ({ instanceId }) => instanceId);
@@ -290,21 +289,21 @@ describe('PipelineManager.run, ended early', () => {
     controller.abort(new Error('client left'));
     await expect(run).rejects.toThrow('client left');
     await vi.advanceTimersByTimeAsync(2_000);
-    letGo();
+    settle();
     await expect(next).resolves.toBe(1);
   });
 
-  it('never begins the work of a request that was aborted while it waited', async () => {
+  it('never begins the work of a request that was aborted while queued', async () => {
     const setup = build();
     const work = vi.fn();
     const signal = AbortSignal.abort(new Error('gone already'));
     await expect(setup.manager.run('t1', work, { signal })).rejects.toThrow('gone already');
     expect(work).not.toHaveBeenCalled();
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:rejected')).toMatchObject([{ outcome: 'aborted' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:rejected')).toMatchObject([{ outcome: 'aborted' }]);
   });
 
-  it('gives everything back for an abort at every microtask of a request', async () => {
+  it('releases everything for an abort at every microtask of a request', async () => {
     let began = 0;
     for (let k = 0; k < 60; k++) {
       const setup = build({ size: 1, prepare: async () => {}, reset: async () => {} });
@@ -316,7 +315,7 @@ describe('PipelineManager.run, ended early', () => {
       controller.abort(new Error(`at ${k}`));
       await run;
       await settled();
-      expect(atRest(setup), `abort at microtask ${k}`).toEqual(REST);
+      expect(usage(setup), `abort at microtask ${k}`).toEqual(IDLE);
       expect(setup.pool.stats().live, `abort at microtask ${k}`).toBe(setup.pool.stats().idle);
       await expect(setup.manager.run('t2', ({ taskId }) => taskId)).resolves.toBe('t2');
     }
@@ -324,18 +323,18 @@ describe('PipelineManager.run, ended early', () => {
     expect(began).toBeLessThan(60);
   });
 
-  it('ends with LeaseRevokedError when the lease is taken back', async () => {
+  it('rejects with LeaseRevokedError when the lease is revoked', async () => {
     const setup = build({ maxLeaseMs: 1_000 });
     const run = setup.manager.run('t1', ({ signal }) => untilAborted(signal));
     const rejection = expect(run).rejects.toMatchObject({ code: 'ERR_LEASE_REVOKED' });
     await vi.advanceTimersByTimeAsync(1_000);
     await rejection;
     await settled();
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
   });
 
-  it('leaves nothing on a signal that outlives its requests', async () => {
+  it('leaves no listener on a signal that outlives its requests', async () => {
     const setup = build();
     const { signal } = new AbortController();
     await Promise.all(
@@ -348,20 +347,125 @@ describe('PipelineManager.run, ended early', () => {
   });
 });
 
+describe("the signal of a request's code", () => {
+  it.each([
+    ['resolves', async () => 1],
+    ['rejects', () => Promise.reject(new Error('no'))],
+  ])('aborts when the work %s, before the instance is returned', async (_, work) => {
+    const { manager, pool } = build({ size: 1 });
+    let leased: number | undefined;
+    let inner: AbortSignal | undefined;
+    await manager
+      .run('t1', ({ signal }) => {
+        inner = signal;
+        signal.addEventListener('abort', () => {
+          leased = pool.stats().leased;
+        });
+        return work();
+      })
+      .catch(() => {});
+    expect(inner?.reason).toMatchObject({ name: 'AbortError', message: 'The request is over' });
+    expect(leased).toBe(1);
+  });
+
+  it('aborts when a stream ends, by its last item or by break', async () => {
+    const { manager } = build();
+    const signals: AbortSignal[] = [];
+    const items = async function* ({ signal }: { signal: AbortSignal }) {
+      signals.push(signal);
+      yield 1;
+      yield 2;
+    };
+    for await (const _ of manager.stream('t1', items));
+    for await (const _ of manager.stream('t2', items)) break;
+    await settled();
+    expect(signals.map(({ aborted }) => aborted)).toEqual([true, true]);
+  });
+
+  it('ends work that the code left running, and with it its permit of a gate', async () => {
+    const { manager } = build();
+    const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+    let left: Promise<unknown> | undefined;
+    await manager.run('t1', ({ signal }) => {
+      left = gate.run(({ signal: own }) => untilAborted(own), { signal });
+      left.catch(() => {});
+    });
+    await expect(left).rejects.toThrow('The request is over');
+    await expect(gate.run(() => 'free')).resolves.toBe('free');
+    expect(gate.stats().running).toBe(0);
+  });
+
+  it('counts as a normal end: the instance is kept, without a grace period', async () => {
+    const setup = build({ size: 1, abortGraceMs: 5_000 });
+    await setup.manager.run('t1', ({ signal }) => {
+      untilAborted(signal).catch(() => {});
+    });
+    await settled();
+    expect(usage(setup)).toEqual(IDLE);
+    expect(setup.pool.stats()).toMatchObject({ live: 1, idle: 1 });
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'ok' }]);
+  });
+});
+
+describe('PipelineManager.requests', () => {
+  it('lists the current requests, with state, age and what a queued one waits for', async () => {
+    const setup = build({ size: 1, maxConcurrent: 2 });
+    const ends = ['a', 'b', 'c'].map((id) =>
+      setup.manager.run(id, ({ signal }) => untilAborted(signal), { timeoutMs: 9_000, tenant: `of ${id}` }),
+    );
+    const ended = Promise.allSettled(ends);
+    await vi.advanceTimersByTimeAsync(1_000);
+    const requestId = expect.stringMatching(/^[0-9a-f-]{36}$/);
+    expect(setup.manager.requests()).toEqual([
+      { taskId: 'a', requestId, tenant: 'of a', state: 'running', instanceId: 1, ageMs: 1_000, waitMs: 0 },
+      {
+        taskId: 'b',
+        requestId,
+        tenant: 'of b',
+        state: 'queued',
+        waitsFor: 'instance',
+        ageMs: 1_000,
+        waitMs: 1_000,
+      },
+      {
+        taskId: 'c',
+        requestId,
+        tenant: 'of c',
+        state: 'queued',
+        waitsFor: 'permit',
+        ageMs: 1_000,
+        waitMs: 1_000,
+      },
+    ]);
+    await vi.advanceTimersByTimeAsync(9_000);
+    await ended;
+    expect(setup.manager.requests()).toEqual([]);
+  });
+
+  it('lists a leased pipeline until its release', async () => {
+    const { manager } = build();
+    const lease = await manager.acquirePipeline('t1');
+    expect(manager.requests()).toMatchObject([{ taskId: 't1', state: 'running', instanceId: 1 }]);
+    await lease.release();
+    await settled();
+    expect(manager.requests()).toEqual([]);
+  });
+});
+
 describe('PipelineManager.acquirePipeline', () => {
-  it('serves the try/finally form', async () => {
+  it('works in a try/finally block', async () => {
     const setup = build();
     const lease = await setup.manager.acquirePipeline('t1');
     try {
       expect(lease.pipeline.instanceId).toBe(1);
       expect(lease.taskId).toBe('t1');
-      expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+      expect(usage(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
     } finally {
       await setup.manager.releasePipeline(lease);
     }
     await settled();
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([
       { taskId: 't1', instanceId: 1, outcome: 'ok' },
     ]);
   });
@@ -377,21 +481,21 @@ describe('PipelineManager.acquirePipeline', () => {
     await end(lease);
     await setup.manager.releasePipeline(lease);
     await settled();
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
     const next = await setup.manager.acquirePipeline('t2');
     await end(lease);
     await settled();
-    expect(atRest(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
+    expect(usage(setup)).toMatchObject({ active: 1, permits: 1, leased: 1 });
     await next.release();
   });
 
-  it('frees the permit of a lease that is taken back', async () => {
+  it('frees the permit of a revoked lease', async () => {
     const setup = build({ maxLeaseMs: 1_000 });
     const lease = await setup.manager.acquirePipeline('t1');
     await vi.advanceTimersByTimeAsync(1_000);
     expect(() => lease.pipeline).toThrow(expect.objectContaining({ code: 'ERR_LEASE_REVOKED' }));
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
   });
 
   it('is not bounded by its timeoutMs once it has the lease', async () => {
@@ -405,7 +509,7 @@ describe('PipelineManager.acquirePipeline', () => {
 });
 
 describe('PipelineManager.shutdown', () => {
-  it('refuses new requests, serves those it has, and closes pool and limiter', async () => {
+  it('rejects new requests, serves those it has, and closes pool and limiter', async () => {
     const setup = build({ size: 1 });
     let finish = () => {};
     const running = setup.manager.run(
@@ -420,7 +524,7 @@ describe('PipelineManager.shutdown', () => {
     const shutdown = setup.manager.shutdown();
     await expect(setup.manager.run('c', never)).rejects.toBeInstanceOf(ManagerClosedError);
     await expect(setup.manager.acquirePipeline('c')).rejects.toBeInstanceOf(ManagerClosedError);
-    await expect(setup.manager.start()).rejects.toBeInstanceOf(ManagerClosedError);
+    await expect(setup.manager.warmUp()).rejects.toBeInstanceOf(ManagerClosedError);
     expect(setup.manager.health().status).toBe('draining');
     finish();
     await expect(Promise.all([running, waiting])).resolves.toEqual(['a', 'b']);
@@ -430,7 +534,7 @@ describe('PipelineManager.shutdown', () => {
     await expect(setup.limiter.acquire()).rejects.toMatchObject({ code: 'ERR_LIMITER_CLOSED' });
   });
 
-  it('aborts what is left at its deadline, waiting or running', async () => {
+  it('aborts the remaining requests at its deadline, queued or running', async () => {
     const setup = build({ size: 1 });
     const running = setup.manager.run('a', ({ signal }) => untilAborted(signal));
     const waiting = setup.manager.run('b', never);
@@ -444,12 +548,12 @@ describe('PipelineManager.shutdown', () => {
     await Promise.all(rejections);
     await vi.advanceTimersByTimeAsync(0);
     await shutdown;
-    expect(atRest(setup)).toEqual(REST);
-    expect(told(setup.events, 'request:finished')).toMatchObject([{ taskId: 'a', outcome: 'shutdown' }]);
-    expect(told(setup.events, 'request:rejected')).toMatchObject([{ taskId: 'b', outcome: 'shutdown' }]);
+    expect(usage(setup)).toEqual(IDLE);
+    expect(payloads(setup.events, 'request:finished')).toMatchObject([{ taskId: 'a', outcome: 'shutdown' }]);
+    expect(payloads(setup.events, 'request:rejected')).toMatchObject([{ taskId: 'b', outcome: 'shutdown' }]);
   });
 
-  it('ends even where the host holds a lease for ever, or its code never settles', async () => {
+  it('ends even if the host holds a lease forever, or its code never settles', async () => {
     const setup = build({ abortGraceMs: 1_000 });
     const lease = await setup.manager.acquirePipeline('held');
     const deaf = expect(setup.manager.run('deaf', never)).rejects.toBeInstanceOf(ManagerClosedError);
@@ -460,7 +564,7 @@ describe('PipelineManager.shutdown', () => {
     expect(lease.signal.aborted).toBe(true);
     await vi.advanceTimersByTimeAsync(1_000);
     await shutdown;
-    expect(atRest(setup)).toEqual(REST);
+    expect(usage(setup)).toEqual(IDLE);
     expect(setup.pool.stats().live).toBe(0);
   });
 
@@ -489,13 +593,13 @@ describe('PipelineManager.shutdown', () => {
 });
 
 describe('PipelineManager', () => {
-  it('makes the `min` instances on start', async () => {
+  it('creates the `min` instances on warmUp', async () => {
     const setup = build({ size: 3, min: 2 });
-    await setup.manager.start();
+    await setup.manager.warmUp();
     expect(setup.pool.stats()).toMatchObject({ live: 2, idle: 2 });
   });
 
-  it('answers a health check with at least status, active requests and pool size, in this order', async () => {
+  it('has a health check with at least status, active requests and pool size, in this order', async () => {
     const setup = build({ size: 5, maxConcurrent: 10 });
     const runs = ['a', 'b', 'c'].map((id) =>
       setup.manager.run(id, ({ signal }) => untilAborted(signal), { timeoutMs: 9_000 }),
@@ -513,7 +617,7 @@ describe('PipelineManager', () => {
     await ends;
   });
 
-  it('refuses wrong options, naming them', () => {
+  it('rejects wrong options, naming them', () => {
     const { pool, limiter } = build();
     expect(() => new PipelineManager({ pool, limiter, retries: 3 } as never)).toThrow(
       /Unknown option `retries`/,
@@ -525,12 +629,12 @@ describe('PipelineManager', () => {
     expect(() => new PipelineManager({ pool, limiter, hooks: {} as never })).toThrow(/`hooks`/);
   });
 
-  it('counts requests in its stats, and shows those of its gates by name', async () => {
+  it('counts requests in its stats, and includes those of its gates by name', async () => {
     const { pool, limiter } = build();
     const closed: string[] = [];
     const gate = (name: string) => ({
       name,
-      stats: () => ({ calls: 7 }),
+      stats: () => ({ calls: 7 }) as GateStats,
       close: () => void closed.push(name),
     });
     const manager = new PipelineManager({ pool, limiter, gates: [gate('llm'), gate('search')] });
@@ -556,7 +660,24 @@ describe('createPipelineManager', () => {
     await expect(manager.run('t1', ({ pipeline }) => pipeline.instanceId)).resolves.toBe(1);
   });
 
-  it('reads the environment where no configuration is given, and says which variable is wrong', () => {
+  it('completes a configuration from the environment', () => {
+    vi.stubEnv('MAX_CONCURRENT_REQUESTS', '7');
+    vi.stubEnv('PIPELINE_POOL_SIZE', 'five');
+    try {
+      const manager = createPipelineManager({ config: { poolSize: 3 }, create: () => 1 });
+      expect(manager.stats()).toMatchObject({ pool: { size: 3 }, limiter: { maxConcurrent: 7 } });
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it('admits with the limiter that it is given', () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    const manager = createPipelineManager({ limiter, create: () => 1 });
+    expect(manager.limiter).toBe(limiter);
+  });
+
+  it('reads the environment where no configuration is given, and names a wrong variable', () => {
     vi.stubEnv('PIPELINE_POOL_SIZE', 'five');
     try {
       expect(() => createPipelineManager({ create: () => 1 })).toThrow(/PIPELINE_POOL_SIZE.*"five"/);
@@ -565,7 +686,7 @@ describe('createPipelineManager', () => {
     }
   });
 
-  it('refuses a wrong configuration or option', () => {
+  it('rejects a wrong configuration or option', () => {
     expect(() =>
       createPipelineManager({ config: { poolSize: 0, maxConcurrentRequests: 1 }, create: () => 1 }),
     ).toThrow(/`poolSize`/);

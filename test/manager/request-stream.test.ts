@@ -1,6 +1,10 @@
 import { getEventListeners } from 'node:events';
+import { Readable, Writable } from 'node:stream';
+import { pipeline as pipe } from 'node:stream/promises';
 import { ConcurrencyLimiter, LifecycleHooks, PipelineManager, PipelinePool } from 'pipeline-pool';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { onFakeTimers, settled } from '../support/fake-timers.js';
+import { deferred } from '../support/promises.js';
 
 function build({
   size = 1,
@@ -23,7 +27,6 @@ function build({
 }
 const NOTHING = { permits: 0, leased: 0, active: 0 };
 const ALL = { permits: 1, leased: 1, active: 1 };
-const settled = () => vi.advanceTimersByTimeAsync(0);
 const never = () => new Promise<never>(() => {});
 
 async function* count(upTo: number, log: string[] = []) {
@@ -38,15 +41,10 @@ async function* count(upTo: number, log: string[] = []) {
   }
 }
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-});
+onFakeTimers();
 
 describe('PipelineManager.stream', () => {
-  it('yields what the generator yields, and holds its lease until the last item is taken', async () => {
+  it('yields what the generator yields, and holds its lease until the last item is consumed', async () => {
     const { manager, held, outcomes } = build();
     const items: number[] = [];
     for await (const item of manager.stream('t1', () => count(3))) {
@@ -87,7 +85,7 @@ describe('PipelineManager.stream', () => {
     await stream.return?.();
   });
 
-  it('makes an item only when it is asked for', async () => {
+  it('runs the generator only when an item is asked for', async () => {
     const { manager } = build();
     const log: string[] = [];
     const stream = manager.stream('t1', () => count(3, log));
@@ -99,7 +97,7 @@ describe('PipelineManager.stream', () => {
     await stream.return?.();
   });
 
-  it('answers calls of next that do not wait for one another in order', async () => {
+  it('settles concurrent calls of next in order', async () => {
     const { manager, held } = build();
     const stream = manager.stream('t1', () => count(2));
     const results = await Promise.all([stream.next(), stream.next(), stream.next(), stream.next()]);
@@ -113,7 +111,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('gives back on break, after the generator has cleaned up', async () => {
+  it('releases on break, after the generator has cleaned up', async () => {
     const { manager, held, outcomes } = build();
     const log: string[] = [];
     for await (const _ of manager.stream('t1', () => count(3, log))) break;
@@ -123,7 +121,7 @@ describe('PipelineManager.stream', () => {
     expect(outcomes).toEqual(['ok']);
   });
 
-  it('gives back when the consumer throws', async () => {
+  it('releases when the consumer throws', async () => {
     const { manager, held } = build();
     const log: string[] = [];
     const consume = async () => {
@@ -135,7 +133,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('gives back when the generator throws, and passes the error on', async () => {
+  it('releases when the generator throws, and rejects with its error', async () => {
     const { manager, held, outcomes } = build();
     const stream = manager.stream('t1', async function* () {
       yield 1;
@@ -149,7 +147,7 @@ describe('PipelineManager.stream', () => {
     await expect(stream.next()).resolves.toEqual({ done: true, value: undefined });
   });
 
-  it('gives back when the function that makes the generator throws, or gives none', async () => {
+  it('releases when the function that makes the generator throws, or returns none', async () => {
     const { manager, held } = build();
     const thrown = manager.stream('t1', () => {
       throw new Error('no generator');
@@ -160,7 +158,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('hands a throw of the consumer to the generator', async () => {
+  it('passes a throw of the consumer to the generator', async () => {
     const { manager, held } = build();
     const stream = manager.stream('t1', async function* () {
       try {
@@ -176,7 +174,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('rejects the item under way in the step of the abort, and gives back once the generator lets go', async () => {
+  it('rejects the pending next in the step of the abort, and releases once the generator has settled', async () => {
     const { manager, held, outcomes } = build();
     const controller = new AbortController();
     const stream = manager.stream(
@@ -197,7 +195,7 @@ describe('PipelineManager.stream', () => {
     expect(outcomes).toEqual(['aborted']);
   });
 
-  it('gives back on an abort between two items, after the generator has cleaned up', async () => {
+  it('releases on an abort between two items, after the generator has cleaned up', async () => {
     const { manager, held } = build();
     const log: string[] = [];
     const controller = new AbortController();
@@ -209,7 +207,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('does not make return wait for an item that never comes', async () => {
+  it('does not make return wait for an item that never arrives', async () => {
     const { manager, held, outcomes, pool } = build({ abortGraceMs: 1_000 });
     const stream = manager.stream('t1', async function* () {
       yield 1;
@@ -220,14 +218,14 @@ describe('PipelineManager.stream', () => {
     await settled();
     await expect(stream.return?.()).resolves.toEqual({ done: true, value: undefined });
     await expect(pending).resolves.toEqual({ done: true, value: undefined });
-    expect(held()).toEqual(ALL); // deaf code keeps its instance until its grace is over
+    expect(held()).toEqual(ALL); // code that ignores its signal keeps its instance for the grace period
     await vi.advanceTimersByTimeAsync(1_000);
     expect(held()).toEqual(NOTHING);
     expect(pool.stats().live).toBe(0);
     expect(outcomes).toEqual(['aborted']);
   });
 
-  it('ends on return even where the generator yields once more in its finally', async () => {
+  it('ends on return even if the generator yields once more in its finally', async () => {
     const { manager, held } = build();
     const stream = manager.stream('t1', async function* () {
       try {
@@ -242,7 +240,7 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  it('takes return and throw before the first item as the end, without beginning', async () => {
+  it('ends on return and throw before the first item, without beginning', async () => {
     const { manager } = build();
     const generator = vi.fn(() => count(3));
     const left = manager.stream('t1', generator);
@@ -254,7 +252,7 @@ describe('PipelineManager.stream', () => {
     expect(generator).not.toHaveBeenCalled();
   });
 
-  it('fails the first next where no instance can be had', async () => {
+  it('rejects the first next if no instance can be created', async () => {
     const { manager, held, outcomes } = build({
       create: () => {
         throw new Error('no template');
@@ -267,14 +265,14 @@ describe('PipelineManager.stream', () => {
     expect(outcomes).toEqual(['rejected: failed']);
   });
 
-  it('fails the first next after a shutdown', async () => {
+  it('rejects the first next after a shutdown', async () => {
     const { manager } = build();
     const stream = manager.stream('t1', () => count(1));
     await manager.shutdown();
     await expect(stream.next()).rejects.toMatchObject({ code: 'ERR_MANAGER_CLOSED' });
   });
 
-  it('refuses wrong arguments at once', () => {
+  it('rejects wrong arguments synchronously', () => {
     const { manager } = build();
     expect(() => manager.stream('', () => count(1))).toThrow(/`taskId`/);
     expect(() => manager.stream('t', 5 as never)).toThrow(/`generator`/);
@@ -293,5 +291,209 @@ describe('PipelineManager.stream', () => {
     for (let i = 0; i < 100; i++) await stream.next();
     expect(getEventListeners(inner as AbortSignal, 'abort').length).toBeLessThanOrEqual(1);
     await stream.return?.();
+  });
+});
+
+describe('the end of a stream', () => {
+  type Setup = ReturnType<typeof build> & { controller: AbortController };
+  /** Each way to end a request early: how it is set up, what it does, and what the reader must see. */
+  const endings = [
+    {
+      name: 'deadline',
+      options: { timeoutMs: 60 },
+      end: async (_: Setup) => {
+        await vi.advanceTimersByTimeAsync(60);
+      },
+      error: expect.objectContaining({ code: 'ERR_REQUEST_TIMEOUT' }),
+    },
+    {
+      name: 'abort',
+      options: {},
+      end: async ({ controller }: Setup) => controller.abort(new Error('client left')),
+      error: new Error('client left'),
+    },
+    {
+      name: 'shutdown',
+      options: {},
+      end: async ({ manager }: Setup) => {
+        void manager.shutdown({ timeoutMs: 0 });
+        await vi.advanceTimersByTimeAsync(1);
+      },
+      error: expect.objectContaining({ code: 'ERR_MANAGER_CLOSED' }),
+    },
+  ];
+  const setUp = (options: { timeoutMs?: number }, items = 9) => {
+    const controller = new AbortController();
+    const setup = { ...build(), controller };
+    const stream = setup.manager.stream('t', () => count(items), { ...options, signal: controller.signal });
+    return { ...setup, stream };
+  };
+
+  it.each(endings)('rejects the next item after a $name between two items, once', async (ending) => {
+    const setup = setUp(ending.options);
+    await setup.stream.next();
+    await ending.end(setup);
+    await settled();
+    expect(setup.held()).toEqual(NOTHING);
+    await expect(setup.stream.next()).rejects.toEqual(ending.error);
+    await expect(setup.stream.next()).resolves.toEqual({ done: true, value: undefined });
+  });
+
+  it.each(endings)('makes `for await` throw after a $name between two items', async (ending) => {
+    const setup = setUp(ending.options);
+    const read = async () => {
+      for await (const item of setup.stream) if (item === 4) await ending.end(setup);
+    };
+    await expect(read()).rejects.toEqual(ending.error);
+  });
+
+  it.each(endings)('makes Readable.from fail after a $name', async (ending) => {
+    const setup = setUp(ending.options, 99);
+    const read = async () => {
+      for await (const item of Readable.from(setup.stream)) if (item === 4) await ending.end(setup);
+    };
+    await expect(read()).rejects.toEqual(ending.error);
+  });
+
+  it.each(endings)('makes ReadableStream.from fail after a $name', async (ending) => {
+    const setup = setUp(ending.options);
+    const web = ReadableStream as unknown as { from<V>(items: AsyncIterable<V>): ReadableStream<V> };
+    const reader = web.from(setup.stream).getReader();
+    await reader.read();
+    await ending.end(setup);
+    const read = async () => {
+      while (!(await reader.read()).done);
+    };
+    await expect(read()).rejects.toEqual(ending.error);
+  });
+
+  it('makes stream.pipeline reject when the deadline passes while the writer is slow', async () => {
+    const setup = setUp({ timeoutMs: 60 }, 99);
+    const written: number[] = [];
+    const slow = new Writable({
+      objectMode: true,
+      highWaterMark: 1,
+      write: (item: number, _, done) => {
+        written.push(item);
+        setTimeout(done, 25);
+      },
+    });
+    const source = Readable.from(setup.stream, { highWaterMark: 1 });
+    const piped = expect(pipe(source, slow)).rejects.toMatchObject({ code: 'ERR_REQUEST_TIMEOUT' });
+    await vi.advanceTimersByTimeAsync(5_000);
+    await piped;
+    expect(written.length).toBeLessThan(9);
+    expect(setup.held()).toEqual(NOTHING);
+  });
+
+  it('is an error where the source ends quietly because it was aborted', async () => {
+    const { manager, held, outcomes } = build();
+    const controller = new AbortController();
+    const stream = manager.stream(
+      't',
+      async function* ({ signal }) {
+        yield 1;
+        await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()));
+      },
+      { signal: controller.signal },
+    );
+    await stream.next();
+    const pending = stream.next();
+    await settled();
+    controller.abort(new Error('client left'));
+    await expect(pending).rejects.toThrow('client left');
+    await settled();
+    expect(held()).toEqual(NOTHING);
+    expect(outcomes).toEqual(['aborted']);
+  });
+
+  it('is no error for a consumer that leaves after the request was aborted', async () => {
+    const { stream, controller } = setUp({});
+    await stream.next();
+    controller.abort(new Error('client left'));
+    await settled();
+    await expect(stream.return?.()).resolves.toEqual({ done: true, value: undefined });
+    await expect(stream.next()).resolves.toEqual({ done: true, value: undefined });
+  });
+
+  it('stays normal where the deadline passes after the last item', async () => {
+    const { stream } = setUp({ timeoutMs: 60 }, 1);
+    expect(await stream.next()).toEqual({ done: false, value: 1 });
+    expect(await stream.next()).toEqual({ done: true, value: 'end' });
+    await vi.advanceTimersByTimeAsync(60);
+    expect(await stream.next()).toEqual({ done: true, value: undefined });
+  });
+});
+
+describe('the source of a stream', () => {
+  it('may be a function that resolves with an async iterable', async () => {
+    const { manager, held } = build();
+    const items: number[] = [];
+    for await (const item of manager.stream('t', async () => count(3))) items.push(item);
+    await settled();
+    expect(items).toEqual([1, 2, 3]);
+    expect(held()).toEqual(NOTHING);
+  });
+
+  it('rejects the first next with the error of an async function', async () => {
+    const { manager, held } = build();
+    const stream = manager.stream('t', async () => {
+      throw new Error('x');
+    });
+    await expect(stream.next()).rejects.toThrow('x');
+    await settled();
+    expect(held()).toEqual(NOTHING);
+  });
+
+  it.each([undefined, null, 5, {}, [], { [Symbol.asyncIterator]: () => undefined }, { next: 1 }])(
+    'rejects with a TypeError that names what was expected if it returns %o',
+    async (given) => {
+      const { manager, held } = build();
+      for (const source of [() => given, async () => given]) {
+        const error = await manager
+          .stream('t', source as never)
+          .next()
+          .catch((thrown: unknown) => thrown);
+        expect(error).toBeInstanceOf(TypeError);
+        expect(String(error)).toMatch(/Expected `generator` to be a function that returns an async iterable/);
+      }
+      await settled();
+      expect(held()).toEqual(NOTHING);
+    },
+  );
+
+  const get = () => {
+    throw new TypeError('of the getter');
+  };
+  it.each([
+    ['next returns undefined', { next: () => undefined }],
+    ['next resolves with undefined', { next: async () => undefined }],
+    ['next resolves with a number', { next: async () => 5 }],
+    ['`done` throws', { next: async () => Object.defineProperty({ value: 1 }, 'done', { get }) }],
+    ['`value` throws', { next: async () => Object.defineProperty({ done: false }, 'value', { get }) }],
+  ])('rejects with a TypeError where %s, and releases the lease', async (_, iterator) => {
+    const { manager, held, outcomes } = build();
+    const stream = manager.stream('t', () => iterator as never);
+    await expect(stream.next()).rejects.toThrow(TypeError);
+    await expect(stream.next()).resolves.toMatchObject({ done: true });
+    await settled();
+    expect(held()).toEqual(NOTHING);
+    expect(outcomes).toEqual(['failed']);
+  });
+
+  it('is closed when it resolves after the request has ended', async () => {
+    const { manager, held } = build();
+    const controller = new AbortController();
+    const { promise, resolve } = deferred<AsyncIterator<number>>();
+    const stream = manager.stream('t', () => promise, { signal: controller.signal });
+    const first = stream.next();
+    await settled();
+    controller.abort(new Error('client left'));
+    await expect(first).rejects.toThrow('client left');
+    const close = vi.fn(async () => ({ done: true, value: undefined }) as const);
+    resolve({ next: async () => ({ done: true, value: undefined }), return: close });
+    await settled();
+    expect(close).toHaveBeenCalledOnce();
+    expect(held()).toEqual(NOTHING);
   });
 });

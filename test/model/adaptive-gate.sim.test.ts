@@ -1,10 +1,11 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import type { ServiceGateOptions } from '../../src/gate/gate-options.js';
+import type { ServiceGateOptions } from '../../src/gate/options.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
-import { httpError } from '../gate/support.js';
-import { VirtualClock } from './virtual-clock.js';
-import { logNormal, seeded, TOKENS_PER_SECOND } from './virtual-service.js';
+import { httpError } from '../support/gates.js';
+import { logNormal, seeded } from '../support/random-numbers.js';
+import { TOKENS_PER_SECOND } from '../support/virtual-services.js';
+import { VirtualTime } from '../support/virtual-time.js';
 
 /*
  * 200 callers and a server like vLLM, with a gate between them, in virtual time. The server runs 64 requests at once,
@@ -18,9 +19,9 @@ const PHASE = 5 * 60_000;
 const CALLERS = 200;
 const REFUSAL_MS = 50;
 
-const clock = new VirtualClock();
+const clock = new VirtualTime();
 beforeEach(() => clock.install());
-afterEach(() => clock.uninstall());
+afterEach(() => clock.restore());
 
 class ModelServer {
   slots = 64;
@@ -68,7 +69,7 @@ async function play(seed: number, bound: (server: ModelServer) => Partial<Servic
   clock.after(2 * PHASE, () => {
     server.slots = 64;
   });
-  await clock.runUntil(3 * PHASE);
+  await clock.pass(3 * PHASE);
   const { sent, refused, tokens } = server;
   return { sent, refused, tokens, failed, refusedShare: refused / sent, stats: gate.stats() };
 }

@@ -1,16 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { AdaptiveLimit, type LimitSample } from '../../src/limiter/adaptive-limit.js';
+import { seeded } from '../support/random-numbers.js';
 import {
   type Controller,
   MinuteService,
   SharedService,
   SlotService,
-  seeded,
   TOKENS_PER_SECOND,
   Traffic,
   type VirtualService,
-  VirtualTime,
-} from './virtual-service.js';
+} from '../support/virtual-services.js';
+import { VirtualTime } from '../support/virtual-time.js';
 
 /*
  * Services under an AdaptiveLimit, in virtual time. Answers have log-normal lengths (mean 270 tokens, sigma 1) at 48
@@ -19,7 +19,7 @@ import {
  * What is attainable:
  * - of a service with slots, what the same callers get, by the same lengths, behind a limit that always knows the slots
  *   and so is never refused. It stays a few parts in a hundred below slots x 48 tokens a second, since a call that is
- *   under way at the end counts for nobody.
+ *   in flight at the end counts for none.
  * - of a service with so many calls a minute, that many a minute.
  *
  * The search for the limit is counted too, except where a test says that it looks at what has settled.
@@ -50,7 +50,7 @@ function play<S extends VirtualService>(scenario: Scenario<S>, seed: number, con
 const adaptive = (time: VirtualTime, _: unknown, random: () => number) =>
   new AdaptiveLimit({ now: () => time.nowMs, random });
 
-/** As `adaptive`, but told something else than what was so. */
+/** As `adaptive`, but with samples that differ from what happened. */
 const misled =
   (mislead: (sample: LimitSample) => LimitSample): ControllerOf<unknown> =>
   (time, service, random) => {
@@ -145,7 +145,7 @@ describe.each(SEEDS)('AdaptiveLimit in front of virtual services, seed %i', (see
     expectNearly(hosted(20), adaptive);
   });
 
-  it('does not probe a small cap to death', () => {
+  it('probes a small cap rarely', () => {
     for (const slots of [1, 2, 3, 5, 8]) {
       const settled: Scenario<SlotService> = {
         ...hosted(slots, 120),
@@ -185,7 +185,7 @@ describe.each(SEEDS)('AdaptiveLimit in front of virtual services, seed %i', (see
     expect(traffic.tokens / (5 * 60 * 64 * TOKENS_PER_SECOND)).toBeGreaterThanOrEqual(0.9);
   });
 
-  it('keeps a service that only gets slower near its full speed, with the latency brake', () => {
+  it('keeps a service that only gets slower near its full speed, with the latency guard', () => {
     const slowing: Scenario<SharedService> = {
       service: (time) => new SharedService(time, 64),
       happens: (traffic) => {
@@ -194,9 +194,9 @@ describe.each(SEEDS)('AdaptiveLimit in front of virtual services, seed %i', (see
       },
       minutes: 30,
     };
-    const slowdown = (latencyBrake: boolean) => {
+    const slowdown = (latencyGuard: boolean) => {
       const traffic = play(slowing, seed, (time, _, random) => {
-        return new AdaptiveLimit({ now: () => time.nowMs, random, latencyBrake });
+        return new AdaptiveLimit({ now: () => time.nowMs, random, latencyGuard });
       });
       expect(traffic.tokens / (20 * 60 * 64 * TOKENS_PER_SECOND)).toBeGreaterThanOrEqual(0.9);
       return (traffic.perTokenMs / traffic.answered) * (TOKENS_PER_SECOND / 1000);
@@ -205,7 +205,7 @@ describe.each(SEEDS)('AdaptiveLimit in front of virtual services, seed %i', (see
     expect(slowdown(false)).toBeGreaterThan(2.5);
   });
 
-  describe('misled, to show what each guard is for', () => {
+  describe('misled, to show the effect of each guard', () => {
     it('is refused a tenth of the calls of a rush, when it grows while idle', () => {
       const alwaysBinding = misled((sample) => ({ ...sample, inFlight: CALLERS }));
       expect(play(rush, seed, alwaysBinding).refusedShare).toBeGreaterThan(0.1);

@@ -1,15 +1,16 @@
 import { fc, test } from '@fast-check/vitest';
 import { afterEach, beforeEach, describe, expect, vi } from 'vitest';
 import type { AttemptContext } from '../../src/gate/attempt.js';
-import type { RateWindow } from '../../src/gate/rate-window.js';
+import type { RateWindow } from '../../src/gate/keys/sliding-window.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
-import { httpError } from '../gate/support.js';
+import { httpError } from '../support/gates.js';
 
 /*
  * A gate under random load, on a clock that misbehaves as clocks do: the event loop stands still at any moment, also
  * between two microtasks; timers fire early and late; the wall clock steps. Whatever happens, an observer with the same
- * monotonic clock sees no window exceeded, no permit too many and no key used in its rest, and at the end nothing is left.
+ * monotonic clock sees no window exceeded, no permit too many and no key used during its cooldown. At the end nothing
+ * is left.
  */
 
 /** Milliseconds that the monotonic clock is ahead of the timers, and how fast it runs next to them. */
@@ -51,11 +52,11 @@ const callPlan = fc.record({
   tenant: fc.constantFrom('a', 'b'),
   takesMs: fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 300 })),
   /** What it weighed in the end, which may be more than was said, and more than a window holds. */
-  settlesTo: fc.option(fc.integer({ min: 0, max: 30 }), { nil: undefined }),
+  actualWeight: fc.option(fc.integer({ min: 0, max: 30 }), { nil: undefined }),
   abortsAfterMs: fc.option(fc.integer({ min: 0, max: 1500 }), { nil: undefined, freq: 4 }),
   /** One for each attempt; more attempts go well. */
   fates: fc.array(
-    fc.constantFrom('fine', 'fine', 'fine', 'bug', 'busy', 'down', 'throttled', 'throttled for long'),
+    fc.constantFrom('fine', 'fine', 'fine', 'bug', 'busy', 'down', 'cooldown', 'throttled for long'),
     { maxLength: 3 },
   ),
 });
@@ -83,12 +84,12 @@ type CallPlan = typeof callPlan extends fc.Arbitrary<infer T> ? T : never;
 function attempt(call: CallPlan, fate: string | undefined, context: AttemptContext): Promise<string> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
-      if (call.settlesTo !== undefined) context.settle(call.settlesTo);
+      if (call.actualWeight !== undefined) context.reportUsage(call.actualWeight);
       if (fate === undefined || fate === 'fine') resolve('fine');
       else if (fate === 'bug') reject(new TypeError('bug'));
       else if (fate === 'busy') reject(httpError(503));
       else if (fate === 'down') reject(httpError(500));
-      else reject(httpError(429, fate === 'throttled' ? {} : { 'retry-after-ms': '2500' }));
+      else reject(httpError(429, fate === 'cooldown' ? {} : { 'retry-after-ms': '2500' }));
     }, call.takesMs);
     context.signal.addEventListener('abort', () => {
       clearTimeout(timer);
@@ -98,7 +99,7 @@ function attempt(call: CallPlan, fate: string | undefined, context: AttemptConte
 }
 
 describe('ServiceGate under any load, on any clock', () => {
-  test.prop([plan], { numRuns: 150 })('exceeds nothing, and leaves nothing behind', async (given) => {
+  test.prop([plan], { numRuns: 150 })('exceeds no limit and leaks nothing', async (given) => {
     vi.clearAllTimers();
     stalledMs = 0;
     pace = given.pace;
@@ -116,23 +117,23 @@ describe('ServiceGate under any load, on any clock', () => {
     });
 
     let started = 0;
-    const restUntil = new Map<string, number>();
+    const cooldownUntil = new Map<string, number>();
     hooks.on('call:started', () => {
       stall(given.stallsAtStart[started++ % given.stallsAtStart.length]!);
     });
-    hooks.on('key:cooledDown', ({ key, forMs }) => {
-      restUntil.set(key, performance.now() + forMs);
+    hooks.on('key:cooldown', ({ key, retryAfterMs }) => {
+      cooldownUntil.set(key, performance.now() + retryAfterMs);
     });
 
     const starts: Start[] = [];
     const faults: string[] = [];
-    let underWay = 0;
+    let inFlight = 0;
     const observe = (key: string, weight: number): Start => {
       const start = { key, atMs: performance.now(), weight };
       starts.push(start);
       const label = keys.length === 0 ? 'service' : `#${keys.indexOf(key) + 1}`;
-      if (start.atMs < (restUntil.get(label) ?? 0)) faults.push(`${label} is used in its rest`);
-      if (++underWay > (maxConcurrent ?? Number.POSITIVE_INFINITY)) faults.push(`${underWay} at once`);
+      if (start.atMs < (cooldownUntil.get(label) ?? 0)) faults.push(`${label} is used during its cooldown`);
+      if (++inFlight > (maxConcurrent ?? Number.POSITIVE_INFINITY)) faults.push(`${inFlight} at once`);
       for (const [windows, mine] of [
         [rate, (other: Start) => other.key === key],
         [sharedRate, () => true],
@@ -141,7 +142,7 @@ describe('ServiceGate under any load, on any clock', () => {
           const counted = starts
             .filter((other) => mine(other) && start.atMs - other.atMs < perMs)
             .reduce((sum, other) => sum + (unit === 'weight' ? other.weight : 1), 0);
-          // What weighs nothing may begin in a window that an answer has filled beyond its limit.
+          // What weighs nothing may begin in a window that reported usage has filled beyond its limit.
           const adds = unit === 'weight' ? weight : 1;
           if (counted > limit && adds > 0) faults.push(`${counted} of ${limit} ${unit} in ${perMs} ms`);
         }
@@ -175,13 +176,13 @@ describe('ServiceGate under any load, on any clock', () => {
                   try {
                     return await attempt(call, call.fates[context.attempt - 1], {
                       ...context,
-                      settle: (actual) => {
-                        context.settle(actual);
+                      reportUsage: (actual) => {
+                        context.reportUsage(actual);
                         start.weight = actual;
                       },
                     });
                   } finally {
-                    underWay--;
+                    inFlight--;
                   }
                 },
                 { weight, priority, tenant, signal: control.signal },
@@ -202,11 +203,11 @@ describe('ServiceGate under any load, on any clock', () => {
       if (call.abortsAfterMs === undefined && call.fates.every((fate) => fate === 'fine'))
         expect(ends[i]).toBe('fine');
     }
-    expect(gate.stats()).toMatchObject({ running: 0, waitingForStart: 0, backingOff: 0 });
+    expect(gate.stats()).toMatchObject({ running: 0, queuedForStart: 0, backingOff: 0 });
     expect(gate.stats().limiter ?? { active: 0, queued: 0 }).toMatchObject({ active: 0, queued: 0 });
     for (const { inUse } of gate.stats().keys) expect(inUse).toBe(0);
     expect(vi.getTimerCount()).toBe(0);
-    // Once everything has left the windows, they are empty: nothing was charged twice or never given back.
+    // Once everything has left the windows, they are empty: nothing was counted twice or never released.
     await vi.advanceTimersByTimeAsync(60_000);
     for (const { free } of gate.stats().keys) expect(free).toBe(1);
   });

@@ -1,12 +1,14 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
-import { logNormal, seeded, TOKENS_PER_SECOND } from './virtual-service.js';
-import { VirtualTime } from './virtual-time.js';
+import { sleep } from '../support/promises.js';
+import { logNormal, seeded } from '../support/random-numbers.js';
+import { TOKENS_PER_SECOND } from '../support/virtual-services.js';
+import { VirtualTime } from '../support/virtual-time.js';
 
 /*
- * Callers, a ConcurrencyLimiter by an AdaptiveLimit, and a service behind it, in virtual time: what the limiter tells its
- * adaptive limit, and what it does with the answer, decide what comes out. Answers have log-normal lengths (mean 270
+ * Callers, a ConcurrencyLimiter by an AdaptiveLimit, and a service behind it, in virtual time: the samples that the
+ * limiter passes on, and what the adaptive limit makes of them, decide the result. Answers have log-normal lengths (mean 270
  * tokens, sigma 1) at 48 tokens a second: 5.6 s on the mean.
  *
  * What is attainable is what the same callers get behind a limiter that always knows the slots, and so is never refused.
@@ -21,8 +23,6 @@ const RETRY_WITHIN_MS = 2_000;
 const time = new VirtualTime();
 beforeEach(() => time.install());
 afterEach(() => time.restore());
-
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 interface Answer {
   readonly ok: boolean;
@@ -153,7 +153,7 @@ const SLOTS: Record<string, Scenario<SlotService>> = {
   },
 };
 
-/** How a caller goes through the limiter: the outcome is told by the caller. */
+/** How a caller uses the limiter: the caller reports the outcome. */
 type Call = (limiter: ConcurrencyLimiter, send: () => Promise<Answer>, tenant: string) => Promise<boolean>;
 
 const byRun: Call = (limiter, send) =>
@@ -248,7 +248,7 @@ describe.each([1, 2, 3])(
       }
     });
 
-    it('uses up 120 requests a minute by heeding each Retry-After, and is hardly refused', async () => {
+    it('uses up 120 requests a minute by honoring each Retry-After, and is hardly refused', async () => {
       const minutes = 20;
       for (const call of [byRun, byAcquire]) {
         const found = await play(

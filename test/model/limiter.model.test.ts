@@ -1,10 +1,10 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, it, vi } from 'vitest';
-import { turn } from '../limiter/event-loop.js';
-import { Pair, type Setting, SIGNALS, type Step } from './limiter-pair.js';
+import { Pair, type Setting, SIGNALS, type Step } from '../support/limiter-models.js';
+import { endOfTurn } from '../support/promises.js';
 
-const RUNS = process.env.SOAK === 'full' ? 50_000 : 3_000;
-const AT_MOST_MS = 40 * RUNS;
+const RUNS = process.env.SOAK === 'full' ? 50_000 : 1_500;
+const AT_MOST_MS = 100 * RUNS;
 
 const askedWith = fc.record(
   {
@@ -22,7 +22,7 @@ const asked = fc.oneof({ weight: 2, arbitrary: askedWith }, { weight: 1, arbitra
 
 const going = fc.record({
   ends: fc.constantFrom('answered' as const, 'answered' as const, 'failed' as const, 'thrown' as const),
-  heeds: fc.boolean(),
+  honorsSignal: fc.boolean(),
   early: fc.integer({ min: 0, max: 4 }).map((one) => one === 4),
 });
 
@@ -52,22 +52,22 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 const setting: fc.Arbitrary<Setting> = fc.record({
   maxConcurrent: fc.integer({ min: 1, max: 6 }),
   maxQueue: fc.constantFrom(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY, 0, 1, 3),
-  queueTimeoutMs: fc.constantFrom(undefined, undefined, undefined, 0, 4, 15),
+  acquireTimeoutMs: fc.constantFrom(undefined, undefined, undefined, 0, 4, 15),
   heard: fc.boolean(),
 });
 
 describe('ConcurrencyLimiter against its model', () => {
   beforeAll(async () => {
     vi.useFakeTimers();
-    await turn();
+    await endOfTurn();
   });
   afterAll(async () => {
     vi.useRealTimers();
-    await turn();
+    await endOfTurn();
   });
 
   it(
-    'counts and grants as the model does after every step, in any order of ends and aborts, and at rest has everything back',
+    'counts and grants as the model does after every step, in any order of ends and aborts, and holds nothing in the end',
     async () => {
       const property = fc.asyncProperty(
         fc.scheduler(),
@@ -81,7 +81,7 @@ describe('ConcurrencyLimiter against its model', () => {
             if (passing !== undefined) await passing;
           }
           await pair.checkOutcomes();
-          await pair.bringToRest();
+          await pair.releaseAll();
         },
       );
       // What a failed run leaves behind must not fail those that look for a smaller one.

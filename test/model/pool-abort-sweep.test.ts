@@ -1,20 +1,17 @@
 import { describe, expect, it } from 'vitest';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { settled, Workshop } from '../pool/workshop.js';
+import { Workshop } from '../support/pools.js';
+import { endOfTurn, microtasks } from '../support/promises.js';
 
 /** One way in which a lease comes about, with callbacks that take some microtasks. */
 interface Way {
   readonly title: string;
   readonly options?: Partial<PipelinePoolOptions<unknown>>;
-  /** Brings the pool into its state, and gives what frees an instance once somebody waits. */
+  /** Brings the pool into its state, and returns a function that frees an instance once a request waits. */
   readonly arrange: (pool: PipelinePool<unknown>) => Promise<() => void>;
   readonly instanceId?: number;
 }
-
-const microtasks = async (count: number): Promise<void> => {
-  for (let i = 0; i < count; i++) await undefined;
-};
 
 const nothing = async (): Promise<() => void> => () => {};
 
@@ -87,7 +84,7 @@ describe('an abort that lands at the k-th microtask of an acquire', () => {
         ...options,
       });
       const free = await arrange(pool);
-      await settled();
+      await endOfTurn();
 
       const controller = new AbortController();
       const reason = new Error(`aborted at ${k}`);
@@ -119,11 +116,11 @@ describe('an abort that lands at the k-th microtask of an acquire', () => {
       } else {
         expect(result.error).toBe(reason);
       }
-      await settled();
-      expect(pool.stats()).toMatchObject({ waiting: 0, leased: 0, readying: 0, resetting: 0, creating: 0 });
+      await endOfTurn();
+      expect(pool.stats()).toMatchObject({ queued: 0, leased: 0, readying: 0, resetting: 0, creating: 0 });
       expect(workshop.peak).toBeLessThanOrEqual(1);
 
-      // Whoever comes next is served.
+      // The next request is served.
       const next = await pool.acquire();
       await next.release();
       await pool.close();

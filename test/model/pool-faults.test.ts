@@ -6,12 +6,12 @@ import {
   type Behaviour,
   DEADLINE_MS,
   type Faults,
-  random,
   type Thing,
   taskStore,
   World,
-} from './pool-world.js';
-import { VirtualTime } from './virtual-time.js';
+} from '../support/pool-worlds.js';
+import { seeded } from '../support/random-numbers.js';
+import { VirtualTime } from '../support/virtual-time.js';
 
 let time: VirtualTime;
 beforeEach(() => {
@@ -27,18 +27,25 @@ const TASKS = 8;
 const GIVEN_UP = new Error('given up');
 const OTHER_STAGES = ['validate', 'prepare', 'reset', 'destroy'] as const;
 
-/** Every behaviour of every callback beside this one of `create`. */
+/**
+ * Behaviors of the other callbacks beside this one of `create`: in the full run all 625, else 125 that have each
+ * combination of any three of the callbacks (an orthogonal array: the indices of the behaviors add up to a multiple of 5).
+ */
 function faultsWith(create: Behaviour): readonly Faults[] {
   let all: Partial<Record<keyof Faults, Behaviour>>[] = [{ create }];
   for (const stage of OTHER_STAGES) {
     all = all.flatMap((faults) => BEHAVIOURS.map((behaviour) => ({ ...faults, [stage]: behaviour })));
   }
-  return all as Faults[];
+  const combinations = all as Faults[];
+  if (process.env.SOAK === 'full') return combinations;
+  const indexSum = (faults: Faults): number =>
+    OTHER_STAGES.reduce((sum, stage) => sum + BEHAVIOURS.indexOf(faults[stage]), 0);
+  return combinations.filter((faults) => indexSum(faults) % BEHAVIOURS.length === 0);
 }
 
 const after = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Comes at some time, waits for a lease, holds it, gives it back; gives up anywhere on the way, or never comes back. */
+/** Arrives at some time, waits for a lease, keeps it, releases it; may be aborted at any point, or release late. */
 async function task(world: World, name: string, next: () => number): Promise<void> {
   const { pool } = world;
   await after(next() * 100);
@@ -85,7 +92,7 @@ interface Run {
 }
 
 function begin(faults: Faults, seed: number): Run {
-  const next = random(seed);
+  const next = seeded(seed);
   const world = new World(faults);
   world.pool = new PipelinePool<Thing>({
     size: 3,
@@ -118,13 +125,13 @@ function begin(faults: Faults, seed: number): Run {
 
 describe('a pool under every combination of faults', () => {
   it.each(BEHAVIOURS)(
-    'keeps its invariants, settles everybody and closes to nothing when its `create` %s',
+    'keeps its invariants, settles every request and closes to nothing when its `create` %s',
     async (create) => {
       // Jitter and tasks are the same from run to run.
-      const next = random(7);
+      const next = seeded(7);
       vi.spyOn(Math, 'random').mockImplementation(next);
       const runs = faultsWith(create).map((faults, seed) => begin(faults, seed));
-      expect(runs).toHaveLength(625);
+      expect(runs).toHaveLength(process.env.SOAK === 'full' ? 625 : 125);
       await time.pass(1_200);
 
       const stuck = runs.filter(({ results }) => results === undefined);
@@ -132,7 +139,7 @@ describe('a pool under every combination of faults', () => {
       const odd = runs.flatMap(({ results = [] }) => results.filter((result) => !isUsual(result)));
       expect(odd).toEqual([]);
       for (const { world } of runs) {
-        expect(world.pool.stats()).toMatchObject({ waiting: 0, leased: 0, resetting: 0 });
+        expect(world.pool.stats()).toMatchObject({ queued: 0, leased: 0, resetting: 0 });
         const { acquired, released, revoked } = world.pool.stats();
         expect(acquired).toBe(released + revoked);
       }
@@ -153,12 +160,12 @@ describe('a pool under every combination of faults', () => {
       );
       expect(violations).toEqual([]);
       for (const { faults, world } of runs) {
-        expect(world.pool.stats()).toMatchObject({ live: 0, waiting: 0, leased: 0, idle: 0 });
+        expect(world.pool.stats()).toMatchObject({ live: 0, queued: 0, leased: 0, idle: 0 });
         if (create === 'never' || faults.destroy === 'never') continue;
         expect(world.alive, JSON.stringify(faults)).toBe(0);
       }
       expect(time.pending).toBe(0);
     },
-    60_000,
+    600_000,
   );
 });

@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { LIFECYCLE_EVENTS } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
-import { LOG_LINES } from '../../src/observability/log-lines.js';
-import { METRICS } from '../../src/observability/prometheus-metrics.js';
+import { defaultLevelOf } from '../../src/observability/logging/log-lines.js';
+import { METRICS } from '../support/metrics.js';
 
 const guide = () => readFile(new URL('../../docs/observability.md', import.meta.url), 'utf8');
 
@@ -13,8 +13,8 @@ describe('the guide', () => {
     const rows = [...(await guide()).matchAll(/^\| `(warn|info|debug)` \| (.*) \|$/gm)];
     expect(rows).toHaveLength(3);
     for (const [, level, cell = ''] of rows) {
-      const told = codesIn(cell.replace(/, and .*/, ''));
-      expect(told).toEqual(LIFECYCLE_EVENTS.filter((event) => LOG_LINES[event].level === level));
+      const events = codesIn(cell.replace(/, and .*/, ''));
+      expect(events).toEqual(LIFECYCLE_EVENTS.filter((event) => defaultLevelOf(event) === level));
     }
   });
 
@@ -28,13 +28,9 @@ describe('the guide', () => {
       names: codesIn(names),
       labels: codesIn(labels),
     }));
-    expect(rows.flatMap(({ names }) => names).toSorted()).toEqual(
-      Object.values(METRICS)
-        .map(({ name }) => name)
-        .toSorted(),
-    );
+    expect(rows.flatMap(({ names }) => names).toSorted()).toEqual(METRICS.map(({ name }) => name).toSorted());
     for (const { names, labels } of rows) {
-      const metrics = Object.values(METRICS).filter(({ name }) => names.includes(name));
+      const metrics = METRICS.filter(({ name }) => names.includes(name));
       expect(new Set(metrics.flatMap((metric) => metric.labels))).toEqual(new Set(labels));
     }
   });

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { createServer, get, request as httpRequest, type IncomingMessage, type Server } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect, type Socket } from 'node:net';
 import { type HttpBindings, serve } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import express from 'express';
@@ -8,17 +8,17 @@ import fastify from 'fastify';
 import { Hono } from 'hono';
 import {
   ConcurrencyLimiter,
+  LIFECYCLE_EVENTS,
   LifecycleHooks,
-  type LivePage,
-  type LivePageOptions,
-  livePage,
   PipelineManager,
   PipelinePool,
   type PipelinePoolOptions,
   ServiceGate,
 } from 'pipeline-pool';
+import { recordDiagnosis } from 'pipeline-pool/diagnosis';
+import { type LivePage, type LivePageOptions, livePage } from 'pipeline-pool/live-page';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { LiveState } from '../../src/observability/live-page-state.js';
+import type { LiveState } from '../../src/observability/live-page/state.js';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -115,7 +115,7 @@ const hold = (signal: AbortSignal) =>
   new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
 
 describe('livePage', () => {
-  it('serves one page that may load nothing from anywhere', async () => {
+  it('serves a self-contained page that may load nothing else', async () => {
     const response = await fetch(await serveAlone(livePage(build().manager)));
     const html = await response.text();
     expect(response.status).toBe(200);
@@ -144,7 +144,7 @@ describe('livePage', () => {
     ]);
   });
 
-  it('sends updates under the same address to whoever asks for events', async () => {
+  it('sends updates under the same URL to a client that accepts event streams', async () => {
     const { manager } = build();
     const watcher = await watch(livePage(manager));
     expect(watcher.status).toBe(200);
@@ -155,23 +155,23 @@ describe('livePage', () => {
       name: 'research',
       status: 'healthy',
       reasons: [],
-      requests: { active: 0, most: 4, queued: 0, ok: 0, failed: 0, rejected: 0 },
-      pool: { size: 3, live: 0, leased: 0, waiting: 0, slots: [] },
-      gates: [{ name: 'serper', running: 0, most: null, queued: 0, opensInMs: 0 }],
+      requests: { active: 0, limit: 4, queued: 0, ok: 0, failed: 0, rejected: 0 },
+      pool: { size: 3, live: 0, leased: 0, queued: 0, slots: [] },
+      gates: [{ name: 'serper', running: 0, limit: null, queued: 0, retryAfterMs: 0 }],
       diagnosis: { findings: [] },
     });
   });
 
-  it('follows requests and instances from update to update', async () => {
+  it('updates requests and instances', async () => {
     const { manager } = build();
     const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
     await watcher.next();
     const controller = new AbortController();
     const running = manager.run('t', ({ signal }) => hold(signal), { signal: controller.signal });
     const busy = await watcher.until(({ pool }) => pool.leased === 1);
-    expect(busy.requests).toMatchObject({ active: 1, begun: 1 });
+    expect(busy.requests).toMatchObject({ active: 1, started: 1 });
     expect(busy.pool.slots).toEqual([
-      { place: 0, instanceId: 1, state: 'running', forMs: expect.any(Number) },
+      { place: 0, instanceId: 1, state: 'running', ageMs: expect.any(Number) },
     ]);
     controller.abort();
     await expect(running).rejects.toThrow();
@@ -180,7 +180,7 @@ describe('livePage', () => {
     expect(idle.requests).toMatchObject({ active: 0, ok: 1, failed: 0 });
   });
 
-  it('tells what holds requests up', async () => {
+  it('shows what delays requests', async () => {
     const { manager } = build();
     for (let i = 0; i < 4; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
     const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
@@ -199,24 +199,24 @@ describe('livePage', () => {
         })
         .catch(() => {});
     });
-    const state = await watcher.until(({ gates }) => gates[0]?.opensInMs === null);
+    const state = await watcher.until(({ gates }) => gates[0]?.retryAfterMs === null);
     const text = JSON.stringify(state);
     expect(text).not.toMatch(/very-secret|customer|private|denied/);
     expect(state.gates[0]?.keys).toEqual([
-      { key: '#1…9f3a', state: 'dead', free: expect.any(Number) },
-      { key: '#2…c41d', state: 'dead', free: expect.any(Number) },
+      { key: '#1…9f3a', state: 'quarantined', free: expect.any(Number) },
+      { key: '#2…c41d', state: 'quarantined', free: expect.any(Number) },
     ]);
   });
 
-  it('shows task ids where that is asked for', async () => {
+  it('shows task ids with showTaskIds', async () => {
     const { manager } = build();
     const watcher = await watch(livePage(manager, { showTaskIds: true, updateEveryMs: 250 }));
-    manager.run('task-7', ({ signal }) => hold(signal)).catch(() => {});
+    manager.run('task-7\u202e', ({ signal }) => hold(signal)).catch(() => {});
     const { pool } = await watcher.until(({ pool: { leased } }) => leased === 1);
-    expect(pool.slots).toMatchObject([{ taskId: 'task-7' }]);
+    expect(pool.slots).toMatchObject([{ taskId: 'task-7\\u202e' }]);
   });
 
-  it('keeps each instance in its place, and gives a place on when it is free', async () => {
+  it('keeps each instance at its place, and reuses a free place', async () => {
     const { manager } = build();
     const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
     const leases = await Promise.all(['a', 'b'].map((task) => manager.pool.acquire({ taskId: task })));
@@ -230,7 +230,7 @@ describe('livePage', () => {
     await Promise.all([third.release(), leases[1]!.release()]);
   });
 
-  it('has a timer only while somebody watches, however many do', async () => {
+  it('has one timer while there are watchers, and none otherwise', async () => {
     const timers = new Set<unknown>();
     vi.spyOn(globalThis, 'setInterval').mockImplementation(((...args: Parameters<typeof setTimeout>) => {
       const timer = setTimeout(...args);
@@ -249,10 +249,10 @@ describe('livePage', () => {
     await Promise.all(watchers.map((watcher) => watcher.next()));
     expect([page.clients, timers.size]).toEqual([2, 1]);
     for (const watcher of watchers) watcher.leave();
-    await vi.waitFor(() => expect([page.clients, timers.size]).toEqual([0, 0]));
+    await expect.poll(() => [page.clients, timers.size]).toEqual([0, 0]);
   });
 
-  it('lets only so many watch at once, and the next when one has left', async () => {
+  it('accepts maxClients watchers, and another when one has left', async () => {
     const page = livePage(build().manager, { maxClients: 1 });
     const url = await serveAlone(page);
     const first = await Watcher.open(url);
@@ -260,11 +260,11 @@ describe('livePage', () => {
     expect(second.status).toBe(503);
     expect(second.headers.get('retry-after')).toBe('10');
     first.leave();
-    await vi.waitFor(() => expect(page.clients).toBe(0));
+    await expect.poll(() => page.clients).toBe(0);
     expect((await Watcher.open(url)).status).toBe(200);
   });
 
-  it('sends nothing more to a client that takes nothing, and drops it after ten seconds', async () => {
+  it('sends nothing to a watcher whose socket has not drained, and drops it after ten seconds', async () => {
     vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
     closers.push(() => vi.useRealTimers());
     const page = livePage(build().manager, { updateEveryMs: 250 });
@@ -295,10 +295,132 @@ describe('livePage', () => {
     await vi.advanceTimersByTimeAsync(1_250);
     expect(updates).toBe(5);
     vi.useRealTimers();
-    await vi.waitFor(() => expect(page.clients).toBe(0));
+    await expect.poll(() => page.clients).toBe(0);
   });
 
-  it('ends a stream after ten minutes, so that its client asks for leave again', async () => {
+  it('costs nothing without watchers: it attaches its listeners with the first and removes them after the last', async () => {
+    const { manager, hooks } = build();
+    const listeners = () =>
+      LIFECYCLE_EVENTS.map((event) => hooks.listenerCount(event)).reduce((sum, count) => sum + count);
+    // The manager itself listens from the first call of `health` on.
+    manager.health();
+    const before = listeners();
+    const page = livePage(manager);
+    const url = await serveAlone(page);
+    await fetch(url);
+    expect(listeners()).toBe(before);
+    const first = await Watcher.open(url);
+    await first.next();
+    const attached = listeners();
+    expect(attached).toBeGreaterThan(before + 10);
+    const second = await Watcher.open(url);
+    await second.next();
+    expect(listeners()).toBe(attached);
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    closers.push(() => vi.useRealTimers());
+    first.leave();
+    second.leave();
+    while (page.clients > 0) await new Promise((resolve) => setImmediate(resolve));
+    await vi.advanceTimersByTimeAsync(4_000);
+    expect(listeners()).toBe(attached);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(listeners()).toBe(before);
+  });
+
+  it('keeps listening when a watcher reconnects', async () => {
+    const { manager, hooks } = build();
+    const page = livePage(manager);
+    const url = await serveAlone(page);
+    const first = await Watcher.open(url);
+    await first.next();
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    closers.push(() => vi.useRealTimers());
+    first.leave();
+    while (page.clients > 0) await new Promise((resolve) => setImmediate(resolve));
+    const again = await Watcher.open(url);
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(hooks.hasListeners('lease:acquired')).toBe(true);
+    again.leave();
+  });
+
+  it('leaves the recording of the host alone', async () => {
+    const { manager, hooks } = build();
+    const stop = recordDiagnosis(manager);
+    const before = hooks.listenerCount('call:finished');
+    const page = livePage(manager);
+    const watcher = await watch(page);
+    await watcher.next();
+    expect(hooks.listenerCount('call:finished')).toBe(before);
+    page.close();
+    expect(hooks.listenerCount('call:finished')).toBe(before);
+    stop();
+    const again = livePage(manager);
+    await (await watch(again)).next();
+    expect(hooks.listenerCount('call:finished')).toBe(before);
+    again.close();
+    expect(hooks.listenerCount('call:finished')).toBe(before - 1);
+  });
+
+  it('drops a watcher that has not confirmed for ten seconds in favor of a new one', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
+    closers.push(() => vi.useRealTimers());
+    const page = livePage(build().manager, { maxClients: 2 });
+    const url = await serveAlone(page);
+    const reads = await Watcher.open(`${url}?watcher=page1`);
+    const silent = await Watcher.open(url);
+    await vi.advanceTimersByTimeAsync(9_000);
+    expect((await Watcher.open(url)).status).toBe(503);
+    const confirmed = await fetch(`${url}?watcher=page1`, { headers: { accept: 'text/plain' } });
+    expect([confirmed.status, await confirmed.text()]).toEqual([204, '']);
+    await vi.advanceTimersByTimeAsync(2_000);
+    expect((await Watcher.open(url)).status).toBe(200);
+    while ((await silent.next().catch(() => undefined)) !== undefined);
+    expect(await reads.next()).toMatchObject({ name: 'research' });
+    expect(page.clients).toBe(2);
+    expect((await Watcher.open(url)).status).toBe(503);
+  });
+
+  it('drops watchers that never read, so that an operator is let in', async () => {
+    vi.useFakeTimers({ toFake: ['performance'] });
+    closers.push(() => vi.useRealTimers());
+    const page = livePage(build().manager);
+    const url = new URL(await serveAlone(page));
+    for (let i = 0; i < 20; i++) {
+      const socket = connect(Number(url.port), url.hostname).pause();
+      socket.on('error', () => {});
+      closers.push(() => socket.destroy());
+      socket.write('GET / HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n');
+    }
+    await expect.poll(() => page.clients).toBe(20);
+    expect((await Watcher.open(url.href)).status).toBe(503);
+    vi.advanceTimersByTime(10_000);
+    const operator = await Watcher.open(url.href);
+    expect(operator.status).toBe(200);
+    expect(await operator.next()).toMatchObject({ name: 'research' });
+  });
+
+  it('rejects a foreign origin, for the page, its updates and its confirmations', async () => {
+    const page = livePage(build().manager);
+    const url = await serveAlone(page);
+    const open = async (origin: string, accept: string, path = '') => {
+      const controller = new AbortController();
+      const response = await fetch(`${url}${path}`, {
+        headers: { origin, accept },
+        signal: controller.signal,
+      });
+      controller.abort();
+      return response.status;
+    };
+    for (const origin of ['https://evil.example', 'null', 'http://127.0.0.1:1', 'http://']) {
+      expect(await open(origin, 'text/html')).toBe(403);
+      expect(await open(origin, 'text/event-stream')).toBe(403);
+      expect(await open(origin, 'text/plain', '?watcher=page1')).toBe(403);
+    }
+    expect(await open(url, 'text/event-stream')).toBe(200);
+    expect(page.clients).toBeLessThanOrEqual(1);
+  });
+
+  it('ends a stream after ten minutes, so that its client is authorized again', async () => {
     vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
     closers.push(() => vi.useRealTimers());
     const page = livePage(build().manager, { updateEveryMs: 60_000 });
@@ -308,18 +430,18 @@ describe('livePage', () => {
     expect(page.clients).toBe(1);
     await vi.advanceTimersByTimeAsync(60_000);
     vi.useRealTimers();
-    await vi.waitFor(() => expect(page.clients).toBe(0));
+    await expect.poll(() => page.clients).toBe(0);
   });
 
-  it('stays silent, and alive, when a limiter or a gate of the host cannot be read', async () => {
+  it('skips an update if a limiter or a gate of the host cannot be read', async () => {
     const { manager } = build();
     const page = livePage(manager, { updateEveryMs: 250 });
     const watcher = await watch(page);
     await watcher.next();
     const stats = vi.spyOn(manager.limiter, 'stats').mockImplementation(() => {
-      throw new Error('the store does not answer');
+      throw new Error('the store does not respond');
     });
-    await vi.waitFor(() => expect(stats).toHaveBeenCalled());
+    await expect.poll(() => stats).toHaveBeenCalled();
     stats.mockRestore();
     expect(await watcher.next()).toMatchObject({ name: 'research' });
   });
@@ -338,7 +460,7 @@ describe('livePage', () => {
     expect(last).toMatchObject({ status: 'draining' });
   });
 
-  it('stops listening when it is closed, and takes nobody any more', async () => {
+  it('removes its listeners when closed, and rejects further watchers', async () => {
     const { manager, hooks } = build();
     const page = livePage(manager);
     const url = await serveAlone(page);
@@ -351,17 +473,17 @@ describe('livePage', () => {
     expect((await Watcher.open(url)).status).toBe(503);
   });
 
-  it('refuses wrong options, and what is no manager', () => {
+  it('rejects invalid options, and a value that is no manager', () => {
     const { manager } = build();
     expect(() => livePage({} as never)).toThrow(/`manager`/);
-    expect(() => livePage(manager, { authorise: true as never })).toThrow(/`authorise`/);
+    expect(() => livePage(manager, { authorize: true as never })).toThrow(/`authorize`/);
     expect(() => livePage(manager, { updateEveryMs: 100 })).toThrow(/`updateEveryMs`.*100/);
     expect(() => livePage(manager, { maxClients: 0 })).toThrow(/`maxClients`.*0/);
     expect(() => livePage(manager, { showTaskIds: 1 as never })).toThrow(/`showTaskIds`/);
     expect(() => livePage(manager, { path: '/live' } as never)).toThrow(/Unknown option `path`/);
   });
 
-  it('answers HEAD with the headers alone, and refuses other methods', async () => {
+  it('answers HEAD with the headers only, and rejects other methods', async () => {
     const url = await serveAlone(livePage(build().manager));
     const head = await fetch(url, { method: 'HEAD', headers: { accept: 'text/event-stream' } });
     expect(head.headers.get('content-type')).toBe('text/html; charset=utf-8');
@@ -369,7 +491,7 @@ describe('livePage', () => {
     expect([post.status, post.headers.get('allow')]).toEqual([405, 'GET, HEAD']);
   });
 
-  it('survives clients that vanish in the middle of everything', async () => {
+  it('survives clients that disconnect at any time', async () => {
     const page = livePage(build().manager, { updateEveryMs: 250 });
     const url = await serveAlone(page);
     const vanished = Array.from({ length: 10 }, () => {
@@ -387,9 +509,9 @@ describe('livePage', () => {
   });
 });
 
-describe("livePage's authorisation", () => {
-  const open = async (authorise: LivePageOptions['authorise']) => {
-    const url = await serveAlone(livePage(build().manager, { authorise }));
+describe("livePage's authorization", () => {
+  const open = async (authorize: LivePageOptions['authorize']) => {
+    const url = await serveAlone(livePage(build().manager, { authorize }));
     const answer = async (accept: string) => {
       const controller = new AbortController();
       const response = await fetch(url, {
@@ -402,21 +524,21 @@ describe("livePage's authorisation", () => {
     return Promise.all([answer('text/html'), answer('text/event-stream')]);
   };
 
-  it('lets in whom the host lets in, to the page and to its updates', async () => {
+  it('admits clients that the host authorizes, to the page and to its updates', async () => {
     expect(await open(({ headers }) => headers['x-role'] === 'operator')).toEqual([200, 200]);
     expect(await open(async () => true)).toEqual([200, 200]);
   });
 
-  it('refuses everybody else', async () => {
+  it('rejects all others', async () => {
     expect(await open(() => false)).toEqual([403, 403]);
     expect(await open(async () => 'yes' as never)).toEqual([403, 403]);
     expect(await open(() => undefined as never)).toEqual([403, 403]);
   });
 
-  it('lets nobody in when it fails, and shows nothing of the failure', async () => {
+  it('rejects all clients if the callback fails, and does not expose the error', async () => {
     const url = await serveAlone(
       livePage(build().manager, {
-        authorise: () => {
+        authorize: () => {
           throw new Error('the password is hunter2');
         },
       }),
@@ -427,12 +549,12 @@ describe("livePage's authorisation", () => {
     expect(await open(() => Promise.reject(new Error('no')))).toEqual([500, 500]);
   });
 
-  it('lets nobody in while it does not settle', async () => {
+  it('rejects a client if the callback does not settle', async () => {
     vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
     closers.push(() => vi.useRealTimers());
     let asked = false;
     const page = livePage(build().manager, {
-      authorise: () => {
+      authorize: () => {
         asked = true;
         return new Promise(() => {});
       },
@@ -444,10 +566,10 @@ describe("livePage's authorisation", () => {
     expect((await response).statusCode).toBe(500);
   });
 
-  it('may answer by itself', async () => {
+  it('lets the callback respond by itself', async () => {
     const url = await serveAlone(
       livePage(build().manager, {
-        authorise: (_, response) => {
+        authorize: (_, response) => {
           response.writeHead(302, { location: '/login' }).end();
           return false;
         },
@@ -457,16 +579,16 @@ describe("livePage's authorisation", () => {
     expect([response.status, response.headers.get('location')]).toEqual([302, '/login']);
   });
 
-  it('leaves alone whoever has left meanwhile', async () => {
+  it('ignores a client that has disconnected meanwhile', async () => {
     let decide = (_: boolean): void => {};
     const page = livePage(build().manager, {
-      authorise: () => new Promise<boolean>((resolve) => (decide = resolve)),
+      authorize: () => new Promise<boolean>((resolve) => (decide = resolve)),
     });
     const url = await serveAlone(page);
     const controller = new AbortController();
     const asked = fetch(url, { headers: { accept: 'text/event-stream' }, signal: controller.signal });
     const undecided = decide;
-    await vi.waitFor(() => expect(decide).not.toBe(undecided));
+    await expect.poll(() => decide).not.toBe(undecided);
     controller.abort();
     await expect(asked).rejects.toThrow();
     await new Promise((resolve) => setTimeout(resolve, 50));

@@ -2,9 +2,10 @@ import { Writable } from 'node:stream';
 import { pino } from 'pino';
 import { LIFECYCLE_EVENTS, LifecycleHooks, QueueFullError } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
-import { type Logger, logTo } from '../../src/observability/log.js';
-import { LOG_LINES } from '../../src/observability/log-lines.js';
-import { EXAMPLES } from './examples.js';
+import { redactError } from '../../src/internal/redaction.js';
+import { type Logger, logTo } from '../../src/observability/logging/log.js';
+import { defaultLevelOf } from '../../src/observability/logging/log-lines.js';
+import { EXAMPLES } from '../support/event-payloads.js';
 
 class Lines {
   readonly written: [level: string, ...args: unknown[]][] = [];
@@ -23,7 +24,7 @@ class Lines {
 }
 
 describe('logTo', () => {
-  it('writes the three lines exactly', () => {
+  it('writes the three contractual lines exactly', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines);
@@ -41,7 +42,7 @@ describe('logTo', () => {
     ]);
   });
 
-  it('says so when a lease has no task', () => {
+  it('names a lease without a task id an unnamed task', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines);
@@ -50,7 +51,7 @@ describe('logTo', () => {
     expect(lines.written).toEqual([['info', 'Acquired pipeline instance 2 for an unnamed task']]);
   });
 
-  it('writes a line for every event at its usual level', async () => {
+  it('writes a line for every event at its default level', async () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines, { level: 'debug' });
@@ -60,34 +61,34 @@ describe('logTo', () => {
     await expect(`${written.join('\n')}\n`).toMatchFileSnapshot('snapshots/log-lines.txt');
   });
 
-  it('warns of leaks, revocations, creation failures, unhealthy instances, quarantines and failing listeners', () => {
-    const warned = LIFECYCLE_EVENTS.filter((event) => LOG_LINES[event].level === 'warn');
+  it('logs leaks, revocations, failed creations, unhealthy instances, quarantines and listener errors at warn', () => {
+    const warned = LIFECYCLE_EVENTS.filter((event) => defaultLevelOf(event) === 'warn');
     expect(warned).toEqual([
-      'instance:createFailed',
+      'instance:create-failed',
       'instance:unhealthy',
-      'instance:destroyFailed',
+      'instance:destroy-failed',
       'lease:leaked',
       'lease:revoked',
       'request:rejected',
       'key:quarantined',
-      'tool:disconnectFailed',
+      'tool:disconnect-failed',
       'hook:error',
     ]);
   });
 
-  it('does not listen to events below its level', () => {
+  it('attaches no listener to an event below its level', () => {
     const hooks = new LifecycleHooks();
     logTo(hooks, new Lines());
-    expect(hooks.hears('call:started')).toBe(false);
-    expect(hooks.hears('lease:leaked')).toBe(true);
+    expect(hooks.hasListeners('call:started')).toBe(false);
+    expect(hooks.hasListeners('lease:leaked')).toBe(true);
     const quiet = new LifecycleHooks();
     logTo(quiet, new Lines(), { level: 'warn', levels: { 'lease:leaked': 'off', 'call:retried': 'warn' } });
-    expect(quiet.hears('lease:acquired')).toBe(false);
-    expect(quiet.hears('lease:leaked')).toBe(false);
-    expect(quiet.hears('call:retried')).toBe(true);
+    expect(quiet.hasListeners('lease:acquired')).toBe(false);
+    expect(quiet.hasListeners('lease:leaked')).toBe(false);
+    expect(quiet.hasListeners('call:retried')).toBe(true);
   });
 
-  it('warns of a request that failed, and keeps one that is well for debugging', () => {
+  it('logs a failed request at warn and a successful one at debug', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines);
@@ -101,35 +102,55 @@ describe('logTo', () => {
     ]);
     const chosen = new LifecycleHooks();
     logTo(chosen, new Lines(), { levels: { 'request:finished': 'debug' } });
-    expect(chosen.hears('request:finished')).toBe(false);
+    expect(chosen.hasListeners('request:finished')).toBe(false);
   });
 
-  it('leaves out of a line what the event does not know', () => {
+  it('logs a cooldown of more than a day at warn and a shorter one at info', () => {
+    const hooks = new LifecycleHooks();
+    const lines = new Lines();
+    logTo(hooks, lines);
+    const { status: _, ...cooldown } = EXAMPLES['key:cooldown'];
+    for (const retryAfterMs of [86_400_000, 86_400_001, 57 * 365 * 86_400_000]) {
+      hooks.emit('key:cooldown', { ...cooldown, retryAfterMs });
+    }
+    expect(lines.written.map(([level]) => level)).toEqual(['info', 'warn', 'warn']);
+    const important = new Lines();
+    logTo(hooks, important, { level: 'warn' });
+    hooks.emit('key:cooldown', { ...cooldown, retryAfterMs: 60_000 });
+    hooks.emit('key:cooldown', { ...cooldown, retryAfterMs: 172_800_000 });
+    expect(important.written).toHaveLength(1);
+    const chosen = new Lines();
+    logTo(hooks, chosen, { levels: { 'key:cooldown': 'info' } });
+    hooks.emit('key:cooldown', { ...cooldown, retryAfterMs: 172_800_000 });
+    expect(chosen.written.map(([level]) => level)).toEqual(['info']);
+  });
+
+  it('omits fields that the payload lacks', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines, { level: 'debug' });
     const { error: _, ...well } = EXAMPLES['request:finished'];
-    const { status: __, ...cooled } = EXAMPLES['key:cooledDown'];
-    const { instanceId: ___, ...shared } = EXAMPLES['tool:disconnectFailed'];
+    const { status: __, ...cooled } = EXAMPLES['key:cooldown'];
+    const { instanceId: ___, ...shared } = EXAMPLES['tool:disconnect-failed'];
     hooks.emit('request:finished', { ...well, outcome: 'ok' });
-    hooks.emit('key:cooledDown', cooled);
-    hooks.emit('key:quarantined', { ...EXAMPLES['key:quarantined'], forMs: 3_600_000 });
-    hooks.emit('tool:disconnectFailed', shared);
+    hooks.emit('key:cooldown', cooled);
+    hooks.emit('key:quarantined', { ...EXAMPLES['key:quarantined'], retryAfterMs: 3_600_000 });
+    hooks.emit('tool:disconnect-failed', shared);
     hooks.emit('cache:hit', { source: 'serper', shared: true });
     hooks.emit('lease:leaked', { ...EXAMPLES['lease:leaked'], kind: 'collected' });
     hooks.emit('lease:leaked', { ...EXAMPLES['lease:leaked'], kind: 'returned' });
     expect(lines.written.map(([, text]) => text)).toEqual([
       'Request of task research-1 finished in 95.0 s: ok',
-      'Key …a1b2 of serper cools down for 60.0 s',
-      'Key …a1b2 of serper quarantined for 1 h: dead',
+      'Key …a1b2 of serper in cooldown for 60.0 s',
+      'Key …a1b2 of serper quarantined for 1 h: unauthorized',
       'Could not disconnect the client of tool runCode: no memory left',
-      'Cache of serper: shared a call in flight',
-      'Pipeline instance 2 held by task research-1 for 30 min was dropped without release',
-      'Pipeline instance 2 held by task research-1 for 30 min came back after all',
+      'Cache of serper: shared an in-flight call',
+      'Pipeline instance 2 held by task research-1 for 30 min was garbage-collected without release',
+      'Pipeline instance 2 held by task research-1 for 30 min was released late',
     ]);
   });
 
-  it('writes an event at the level it was given', () => {
+  it('writes an event at its configured level', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines, { levels: { 'call:retried': 'error' } });
@@ -137,7 +158,7 @@ describe('logTo', () => {
     expect(lines.written[0]?.[0]).toBe('error');
   });
 
-  it('writes the first and then each n-th of a sampled event', () => {
+  it('writes the first and then every n-th of a sampled event', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines, {
@@ -155,7 +176,7 @@ describe('logTo', () => {
     ]);
   });
 
-  it('gives pino the ids and durations beside the exact line', () => {
+  it('passes ids and durations to pino beside the exact line', () => {
     const chunks: string[] = [];
     const sink = new Writable({
       write: (chunk, _, done) => {
@@ -168,14 +189,16 @@ describe('logTo', () => {
     hooks.emit('lease:acquired', EXAMPLES['lease:acquired']);
     hooks.emit('lease:rejected', {
       ...EXAMPLES['lease:rejected'],
-      error: new QueueFullError({
-        source: 'pool',
-        waitedMs: 0,
-        active: 5,
-        queued: 9,
-        size: 5,
-        retryAfterMs: 1_000,
-      }),
+      error: redactError(
+        new QueueFullError({
+          source: 'pool',
+          waitMs: 0,
+          active: 5,
+          queued: 9,
+          size: 5,
+          retryAfterMs: 1_000,
+        }),
+      ),
     });
     const [acquired, rejected] = chunks.map((chunk) => JSON.parse(chunk));
     expect(acquired).toEqual({
@@ -187,43 +210,75 @@ describe('logTo', () => {
     expect(rejected).toMatchObject({
       event: 'lease:rejected',
       reason: 'timeout',
-      err: { code: 'ERR_QUEUE_FULL', retryAfterMs: 1_000 },
+      err: { code: 'ERR_QUEUE_FULL', message: expect.stringContaining('is full') },
     });
     expect(rejected.err.stack).toContain('QueueFullError');
   });
 
-  it('takes pino and the console as they are', () => {
+  it('names hook:error as the event of its structured line, and the event of the failed listener beside it', () => {
+    const hooks = new LifecycleHooks();
+    const lines = new Lines();
+    logTo(hooks, lines, { format: 'structured' });
+    hooks.emit('hook:error', { event: 'lease:acquired', error: redactError('disk full') });
+    expect(lines.written[0]?.[1]).toMatchObject({ event: 'hook:error', failedEvent: 'lease:acquired' });
+  });
+
+  it('accepts pino and the console', () => {
     const hooks = new LifecycleHooks();
     logTo(hooks, console, { level: 'error' })();
     logTo(hooks, pino({ enabled: false }), { level: 'error' })();
-    expect(hooks.hears('lease:leaked')).toBe(false);
+    expect(hooks.hasListeners('lease:leaked')).toBe(false);
   });
 
-  it('keeps a task id with a line break on one line', () => {
+  it('escapes line breaks, control characters and bidirectional overrides of a task id', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines);
-    hooks.emit('lease:acquired', { ...EXAMPLES['lease:acquired'], taskId: 'a\nReleased \u001b[31m\u2028' });
+    hooks.emit('lease:acquired', {
+      ...EXAMPLES['lease:acquired'],
+      taskId: 'a\nReleased \u001b[31m\u2028\u202e',
+    });
     expect(lines.written[0]?.[1]).toBe(
-      'Acquired pipeline instance 2 for task a\\nReleased \\u001b[31m\\u2028',
+      'Acquired pipeline instance 2 for task a\\nReleased \\u001b[31m\\u2028\\u202e',
     );
   });
 
-  it('shows what was thrown even where it is no error', () => {
+  it('writes a line for an error whose message is not a string', () => {
+    const hooks = new LifecycleHooks();
+    const lines = new Lines();
+    logTo(hooks, lines);
+    for (const message of [['no', 'memory'], { text: 'no' }, Symbol('no'), 7]) {
+      const error = Object.assign(new Error('x'), { message }) as never;
+      hooks.emit('hook:error', { event: 'call:started', error });
+    }
+    expect(lines.written.map(([, text]) => text)).toEqual([
+      'A listener of call:started failed: no, memory',
+      'A listener of call:started failed: (an object)',
+      'A listener of call:started failed: Symbol(no)',
+      'A listener of call:started failed: 7',
+    ]);
+  });
+
+  it('writes a line for a thrown value that is not an error, or whose message is not a string', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     logTo(hooks, lines);
     hooks.emit('hook:error', { event: 'call:started', error: Object.create(null) });
-    hooks.emit('hook:error', { event: 'call:started', error: 'plain\ntext' });
+    hooks.emit('hook:error', { event: 'call:started', error: redactError('plain\ntext') });
+    const odd = Object.assign(new Error(), { message: ['no', 'memory'] });
+    hooks.emit('lease:rejected', { ...EXAMPLES['lease:rejected'], error: odd } as never);
+    hooks.emit('request:rejected', { ...EXAMPLES['request:rejected'], error: odd } as never);
     expect(lines.written.map(([, text]) => text)).toEqual([
-      'A listener of call:started failed: a value that cannot be shown',
+      'A listener of call:started failed: Error',
       'A listener of call:started failed: plain\\ntext',
+      'No pipeline instance of pool for task research-1 after 30.0 s: timeout',
+      'Request of task research-1 rejected after 30.0 s: timeout: no, memory',
     ]);
   });
 
-  it('survives a logger that throws or rejects, and other listeners hear of it', async () => {
+  it('reports a logger that throws or rejects as hook:error', async () => {
     const hooks = new LifecycleHooks();
-    const faults: unknown[] = [];
+    const errors: unknown[] = [];
     const failing: Logger = {
       debug: () => undefined,
       info: () => {
@@ -233,30 +288,30 @@ describe('logTo', () => {
       error: () => undefined,
     };
     logTo(hooks, failing);
-    hooks.on('hook:error', ({ event, error }) => faults.push([event, (error as Error).message]));
+    hooks.on('hook:error', ({ event, error }) => errors.push([event, (error as Error).message]));
     hooks.emit('lease:acquired', EXAMPLES['lease:acquired']);
     hooks.emit('lease:leaked', EXAMPLES['lease:leaked']);
     await new Promise(setImmediate);
-    expect(faults).toEqual([
+    expect(errors).toEqual([
       ['lease:acquired', 'disk full'],
       ['lease:leaked', 'socket closed'],
     ]);
   });
 
-  it('writes nothing more once it is ended', () => {
+  it('writes nothing after it was stopped', () => {
     const hooks = new LifecycleHooks();
     const lines = new Lines();
     const stop = logTo(hooks, lines, { level: 'debug' });
     stop();
     stop();
     for (const event of LIFECYCLE_EVENTS) {
-      expect(hooks.hears(event)).toBe(false);
+      expect(hooks.hasListeners(event)).toBe(false);
       hooks.emit(event, EXAMPLES[event] as never);
     }
     expect(lines.written).toEqual([]);
   });
 
-  it('lets several loggers write side by side', () => {
+  it('serves several loggers at once', () => {
     const hooks = new LifecycleHooks();
     const first = new Lines();
     const second = new Lines();
@@ -275,11 +330,11 @@ describe('logTo', () => {
     [{ levels: { 'lease:leaked': 'loud' } }, /`levels.lease:leaked`/],
     [{ sampleEvery: { 'call:started': 0 } }, /`sampleEvery.call:started` to be a whole number from 1/],
     [{ verbose: true }, /Unknown option `verbose` in logTo/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => logTo(new LifecycleHooks(), console, options as never)).toThrow(message);
   });
 
-  it('refuses what is no logger and what are no hooks', () => {
+  it('rejects a value that is no logger or no LifecycleHooks', () => {
     expect(() => logTo(new LifecycleHooks(), undefined as never)).toThrow(/`logger` to be a logger/);
     expect(() => logTo(new LifecycleHooks(), { info() {} } as never)).toThrow(
       /`logger.debug` to be a function/,

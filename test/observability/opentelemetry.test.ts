@@ -16,8 +16,9 @@ import {
 import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
 import { type TraceOptions, traceTo } from 'pipeline-pool/opentelemetry';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { EXAMPLES } from './examples.js';
-import { admission, pool } from './story.js';
+import { type ErrorSummary, redactError } from '../../src/internal/redaction.js';
+import { EXAMPLES } from '../support/event-payloads.js';
+import { admission, pool } from '../support/stories.js';
 
 beforeAll(() => {
   context.setGlobalContextManager(new AsyncLocalStorageContextManager());
@@ -29,11 +30,11 @@ function setUp(options: TraceOptions = {}) {
   const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] });
   const tracer = provider.getTracer('test');
   const hooks = new LifecycleHooks();
-  const faults: unknown[] = [];
-  hooks.on('hook:error', ({ error }) => faults.push(error));
+  const errors: unknown[] = [];
+  hooks.on('hook:error', ({ error }) => errors.push(error));
   const tracing = traceTo(hooks, { tracer, ...options });
   const spans = (): readonly ReadableSpan[] => {
-    expect(faults).toEqual([]);
+    expect(errors).toEqual([]);
     return exporter.getFinishedSpans();
   };
   const span = (name: string): ReadableSpan => {
@@ -62,7 +63,7 @@ const enter = (hooks: Hooks, name: string, instanceId = 1): void => {
   const ids = idsOf(name);
   hooks.emit('permit:acquired', { ...admission, ...ids, waitMs: 0 });
   hooks.emit('lease:acquired', { ...pool, ...ids, instanceId, waitMs: 0 });
-  const waits = { queuedMs: 0, admissionMs: 0, leaseMs: 0 };
+  const waits = { waitMs: 0, admissionMs: 0, leaseMs: 0 };
   hooks.emit('request:started', { source: 'manager', ...ids, instanceId, ...waits });
 };
 
@@ -70,7 +71,7 @@ const leave = (
   hooks: Hooks,
   name: string,
   outcome: 'ok' | 'failed' | 'aborted' = 'ok',
-  error?: Error,
+  error?: ErrorSummary,
 ): void => {
   const ids = idsOf(name);
   hooks.emit('request:finished', {
@@ -101,7 +102,7 @@ describe('the spans of a request', () => {
     const call = { ...called, ...ids, toolCallId: 1 };
     hooks.emit('tool:started', tool);
     hooks.emit('call:started', { ...call, attempt: 1, waitMs: 0 });
-    hooks.emit('call:retried', { ...call, attempt: 1, class: 'other-key', status: 429, delayMs: 2 });
+    hooks.emit('call:retried', { ...call, attempt: 1, class: 'rate-limited', status: 429, retryAfterMs: 2 });
     hooks.emit('call:started', { ...call, attempt: 2, waitMs: 0 });
     hooks.emit('call:finished', { ...call, ...over, outcome: 'ok', attempts: 2 });
     hooks.emit('tool:finished', { ...tool, outcome: 'ok', durationMs: 4 });
@@ -118,13 +119,13 @@ describe('the spans of a request', () => {
     ]);
   });
 
-  it('belong to the span that was active when the request came, wherever they are told', async () => {
+  it('belong to the span that was active when the request arrived, wherever the events are emitted', async () => {
     const { hooks, tracer, span, path } = setUp();
     const server = tracer.startSpan('POST /research');
     context.with(trace.setSpan(context.active(), server), () => {
       hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
     });
-    const stranger = tracer.startSpan('somebody else');
+    const stranger = tracer.startSpan('another root');
     context.with(trace.setSpan(context.active(), stranger), () => {
       enter(hooks, 'a');
       hooks.emit('call:started', { ...called, ...idsOf('a'), attempt: 1, waitMs: 0 });
@@ -186,7 +187,7 @@ describe('the spans of a request', () => {
     ]);
   });
 
-  it('carry ids and what the conventions ask for', () => {
+  it('carry ids and the attributes of the semantic conventions', () => {
     const { hooks, span } = setUp();
     const ids = { ...idsOf('a'), tenant: 'acme' };
     hooks.emit('request:queued', { source: 'manager', ...ids });
@@ -226,9 +227,9 @@ describe('the spans of a request', () => {
     });
   });
 
-  it('say what failed, and take a caller who left for no failure', () => {
+  it('record failures, and take an abort for no failure', () => {
     const { hooks, spans } = setUp();
-    const error = Object.assign(new Error('too slow'), { code: 'ERR_REQUEST_TIMEOUT' });
+    const error = redactError(Object.assign(new Error('too slow'), { code: 'ERR_REQUEST_TIMEOUT' }));
     for (const [name, outcome] of [
       ['a', 'failed'],
       ['b', 'aborted'],
@@ -244,11 +245,11 @@ describe('the spans of a request', () => {
     expect(aborted?.attributes['pipeline_pool.outcome']).toBe('aborted');
   });
 
-  it('tell of a failed attempt by its status', () => {
+  it('record the status of a failed attempt', () => {
     const { hooks, span } = setUp();
     const call = { ...called, ...idsOf('a') };
     hooks.emit('call:started', { ...call, attempt: 1, waitMs: 0 });
-    hooks.emit('call:retried', { ...call, attempt: 1, class: 'wait', status: 503, delayMs: 10 });
+    hooks.emit('call:retried', { ...call, attempt: 1, class: 'retryable', status: 503, retryAfterMs: 10 });
     hooks.emit('call:finished', { ...call, ...over, outcome: 'timeout' });
     expect(span('attempt serper').attributes).toMatchObject({
       'http.response.status_code': 503,
@@ -258,7 +259,7 @@ describe('the spans of a request', () => {
     expect(span('call serper').events.map(({ name }) => name)).toEqual(['retry']);
   });
 
-  it('give a wait that was not heard its true beginning', () => {
+  it('start at the beginning of a wait even if that was not observed', () => {
     vi.useFakeTimers({ now: 1_000_000 });
     try {
       const { hooks, span } = setUp();
@@ -271,20 +272,20 @@ describe('the spans of a request', () => {
     }
   });
 
-  it('say why a request was turned away', () => {
+  it('record why a request was rejected', () => {
     const { hooks, paths, span } = setUp();
     const ids = idsOf('a');
-    const error = new Error('full');
+    const error = redactError(new Error('full'));
     hooks.emit('request:queued', { source: 'manager', ...ids });
     hooks.emit('permit:queued', { ...admission, ...ids });
     hooks.emit('permit:rejected', { ...admission, ...ids, reason: 'timeout', waitMs: 50, error });
-    hooks.emit('request:rejected', { source: 'manager', ...ids, outcome: 'failed', queuedMs: 50, error });
+    hooks.emit('request:rejected', { source: 'manager', ...ids, outcome: 'failed', waitMs: 50, error });
     expect(paths()).toEqual(['pipeline request', 'pipeline request > pipeline admission']);
     expect(span('pipeline admission').attributes['error.type']).toBe('timeout');
     expect(span('pipeline request').status.code).toBe(SpanStatusCode.ERROR);
   });
 
-  it('lie under the request and not its lease, also where the event knows only the task', () => {
+  it('are children of the request and not of its lease, even if the event has only the task id', () => {
     const { hooks, paths } = setUp();
     hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
     enter(hooks, 'a');
@@ -293,7 +294,7 @@ describe('the spans of a request', () => {
     expect(paths()).toContain('pipeline request > call serper');
   });
 
-  it('find the lease that is left when one of two ends first', () => {
+  it('are children of the remaining lease when one of two ends first', () => {
     const { hooks, paths } = setUp();
     const lease = (instanceId: number) => ({ ...pool, taskId: 'a', instanceId });
     hooks.emit('lease:acquired', { ...lease(1), waitMs: 0 });
@@ -327,7 +328,7 @@ describe('the spans of a request', () => {
     ]);
   });
 
-  it('keep apart those who wait without a name', () => {
+  it('keep unnamed waiters apart', () => {
     const { hooks, paths } = setUp();
     hooks.emit('lease:queued', { ...pool });
     hooks.emit('lease:queued', { ...pool });
@@ -338,7 +339,7 @@ describe('the spans of a request', () => {
     expect(paths()).toEqual(['pipeline lease', 'pipeline lease', 'pipeline wait', 'pipeline wait']);
   });
 
-  it('are ended when the tracing is, and no more are made', () => {
+  it('end with the tracing, and no more are created', () => {
     const { hooks, tracing, paths } = setUp();
     hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
     hooks.emit('call:started', { ...called, ...idsOf('a'), attempt: 1, waitMs: 0 });
@@ -367,7 +368,7 @@ describe('the spans of a request', () => {
     expect(spans()[0]?.attributes['pipeline_pool.forgotten']).toBe(true);
   });
 
-  it('come of every event without a fault, also in an order that makes no sense', () => {
+  it('are created from all events in any order without an error', () => {
     const { hooks, spans } = setUp();
     for (const events of [LIFECYCLE_EVENTS, LIFECYCLE_EVENTS.toReversed()]) {
       for (const event of events) if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
@@ -411,7 +412,7 @@ describe('withSpan', () => {
     expect(paths()).toEqual(['pipeline lease', 'pipeline lease > work']);
   });
 
-  it('never mixes requests that run at once', async () => {
+  it('never mixes concurrent requests', async () => {
     const { hooks, tracer, tracing, spans } = setUp();
     const names = Array.from({ length: 20 }, (_, i) => `t${i}`);
     for (const name of names) hooks.emit('request:queued', { source: 'manager', ...idsOf(name) });
@@ -438,7 +439,7 @@ describe('withSpan', () => {
     }
   });
 
-  it('holds in a generator for as long as it is iterated, and ends it where its reader leaves', async () => {
+  it('applies to every step of a generator, and returns it when the reader leaves', async () => {
     const { hooks, tracer, tracing, paths } = setUp();
     hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
     const stream = tracing.withSpan(idsOf('a'), async function* () {
@@ -468,7 +469,7 @@ describe('withSpan', () => {
     ]);
   });
 
-  it('passes on to a generator what is thrown into it, and disposes of it', async () => {
+  it('passes throws on to a generator, and disposes of it', async () => {
     const { hooks, tracer, tracing, paths } = setUp();
     hooks.emit('request:queued', { source: 'manager', ...idsOf('a') });
     const stream = () =>
@@ -498,20 +499,20 @@ describe('withSpan', () => {
     ]);
   });
 
-  it('simply runs work of which it knows nothing', () => {
+  it('runs work of unknown ids as is', () => {
     const { tracing } = setUp();
-    expect(tracing.withSpan({ taskId: 'unheard-of' }, () => 7)).toBe(7);
+    expect(tracing.withSpan({ taskId: 'unknown' }, () => 7)).toBe(7);
     expect(() => tracing.withSpan({}, 7 as never)).toThrow(/`work` to be a function/);
   });
 });
 
 describe('the metrics of OpenTelemetry', () => {
-  const measured = async (tell: (hooks: LifecycleHooks) => void) => {
+  const measured = async (emitAll: (hooks: LifecycleHooks) => void) => {
     const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE);
     const reader = new PeriodicExportingMetricReader({ exporter, exportIntervalMillis: 1_000_000 });
     const provider = new MeterProvider({ readers: [reader] });
     const { hooks } = setUp({ meter: provider.getMeter('test') });
-    tell(hooks);
+    emitAll(hooks);
     await provider.forceFlush();
     const metrics = exporter
       .getMetrics()
@@ -524,7 +525,7 @@ describe('the metrics of OpenTelemetry', () => {
       .find(({ descriptor }) => descriptor.name === name)
       ?.dataPoints.map(({ attributes, value }) => [attributes, value]);
 
-  it('are in seconds and follow the conventions where there are some', async () => {
+  it('are in seconds and follow the semantic conventions', async () => {
     const metrics = await measured((hooks) => {
       for (const event of LIFECYCLE_EVENTS)
         if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
@@ -547,14 +548,14 @@ describe('the metrics of OpenTelemetry', () => {
     ]);
   });
 
-  it('tell the present number of instances and of those who wait', async () => {
+  it('report the current number of instances and waiters', async () => {
     const metrics = await measured((hooks) => {
-      hooks.emit('lease:queued', { ...pool, live: 3, leased: 3, waiting: 2, size: 4 });
+      hooks.emit('lease:queued', { ...pool, live: 3, leased: 3, queued: 2, size: 4 });
       hooks.emit('lease:released', {
         ...pool,
         live: 3,
         leased: 1,
-        waiting: 0,
+        queued: 0,
         size: 5,
         instanceId: 1,
         heldMs: 1,
@@ -582,6 +583,50 @@ describe('the metrics of OpenTelemetry', () => {
     for (const secret of ['research-1', '"r1"', 'acme', 'a1b2', 'c3d4']) expect(text).not.toContain(secret);
   });
 
+  it('take an abort for no error, and have the same error.type as the spans', async () => {
+    const coded = redactError(Object.assign(new Error('too slow'), { code: 'ERR_REQUEST_TIMEOUT' }));
+    const finished = { ...EXAMPLES['request:finished'], error: coded };
+    const call = { ...EXAMPLES['call:finished'], error: redactError(new TypeError('no body')) };
+    const metrics = await measured((hooks) => {
+      hooks.emit('request:finished', { ...finished, outcome: 'aborted' });
+      hooks.emit('request:finished', { ...finished, outcome: 'timeout' });
+      hooks.emit('request:rejected', { ...EXAMPLES['request:rejected'], outcome: 'aborted', error: coded });
+      hooks.emit('call:finished', { ...call, outcome: 'aborted' });
+      hooks.emit('call:finished', { ...call, outcome: 'fatal' });
+      hooks.emit('tool:finished', { ...EXAMPLES['tool:finished'], outcome: 'aborted', error: coded });
+    });
+    const errorTypes = (name: string) =>
+      point(metrics, name)?.map(([labels]) => Object(labels)['error.type']);
+    expect(errorTypes('pipeline_pool.request.duration')).toEqual([undefined, 'ERR_REQUEST_TIMEOUT']);
+    expect(errorTypes('pipeline_pool.request.rejections')).toEqual([undefined]);
+    expect(errorTypes('pipeline_pool.call.duration')).toEqual([undefined, 'TypeError']);
+    expect(errorTypes('gen_ai.execute_tool.duration')).toEqual([undefined]);
+  });
+
+  it('end with the tracing', async () => {
+    const removed: string[] = [];
+    const instrument = (name: string) => ({
+      record: () => {},
+      add: () => {},
+      addCallback: () => {},
+      removeCallback: () => removed.push(name),
+    });
+    const meter = {
+      createHistogram: instrument,
+      createCounter: instrument,
+      createObservableUpDownCounter: instrument,
+    };
+    const tracing = traceTo(new LifecycleHooks(), { meter });
+    tracing.stop();
+    tracing.stop();
+    expect(removed.toSorted()).toEqual([
+      'pipeline_pool.instance.count',
+      'pipeline_pool.instance.max',
+      'pipeline_pool.lease.pending_requests',
+      'pipeline_pool.request.active',
+    ]);
+  });
+
   it('count running requests by id', async () => {
     const metrics = await measured((hooks) => {
       enter(hooks, 'a');
@@ -594,15 +639,15 @@ describe('the metrics of OpenTelemetry', () => {
 });
 
 describe('traceTo', () => {
-  it('does without an SDK', () => {
+  it('works without an SDK', () => {
     const hooks = new LifecycleHooks();
-    const faults = vi.fn();
-    hooks.on('hook:error', faults);
+    const errors = vi.fn();
+    hooks.on('hook:error', errors);
     const tracing = traceTo(hooks);
     for (const event of LIFECYCLE_EVENTS)
       if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
     tracing.stop();
-    expect(faults).not.toHaveBeenCalled();
+    expect(errors).not.toHaveBeenCalled();
   });
 
   it.each([
@@ -610,7 +655,7 @@ describe('traceTo', () => {
     [{ meter: {} }, /`meter` to be a Meter/],
     [{ maxOpenSpans: 0 }, /`maxOpenSpans`/],
     [{ spans: true }, /Unknown option `spans` in traceTo/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => traceTo(new LifecycleHooks(), options as never)).toThrow(message);
   });
 });

@@ -1,23 +1,23 @@
 import { fc, test } from '@fast-check/vitest';
 import { LifecycleHooks } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
+import { toChromeTrace } from '../../src/observability/timeline/chrome-trace.js';
+import { layOut } from '../../src/observability/timeline/layout.js';
+import { axisOf } from '../../src/observability/timeline/svg-primitives.js';
 import {
   drawTimelines,
   recordTimeline,
   type Timeline,
   type TimelineData,
-} from '../../src/observability/timeline.js';
-import { axisOf } from '../../src/observability/timeline-axis.js';
-import { layOut } from '../../src/observability/timeline-layout.js';
-import { toChromeTrace } from '../../src/observability/timeline-trace.js';
-import { busyMinutes } from './busy-minutes.js';
-import { callGate, goThrough, pool, Story } from './story.js';
+} from '../../src/observability/timeline/timeline.js';
+import { busyMinutes } from '../support/busy-minutes.js';
+import { callGate, goThrough, pool, Story } from '../support/stories.js';
 
 /** Three requests on one instance, one after the other. */
 function inTurn(): Timeline {
   const story = new Story();
-  const told = { ...pool, size: 1, instanceId: 1 };
-  story.at(0, 'instance:creating', told).at(2_000, 'instance:created', { ...told, createMs: 2_000 });
+  const payload = { ...pool, size: 1, instanceId: 1 };
+  story.at(0, 'instance:creating', payload).at(2_000, 'instance:created', { ...payload, createMs: 2_000 });
   ['a', 'b', 'c'].forEach((taskId, i) => {
     const startMs = 2_000 + i * 10_000;
     goThrough(story, { taskId, startMs, endMs: startMs + 10_000, instanceId: 1 });
@@ -91,7 +91,7 @@ describe('the picture of a timeline', () => {
     }
   });
 
-  it('looks as it did', async () => {
+  it('matches its snapshot', async () => {
     const svg = drawTimelines(
       [
         { title: 'In turn', timeline: inTurn() },
@@ -102,12 +102,12 @@ describe('the picture of a timeline', () => {
     await expect(svg).toMatchFileSnapshot('snapshots/three-requests.svg');
   });
 
-  it('looks as the guide shows it', async () => {
+  it('matches the picture in the guide', async () => {
     const svg = busyMinutes().toSvg({ title: 'Ten requests, three instances, four admitted at once' });
     await expect(svg).toMatchFileSnapshot('../../docs/images/timeline.svg');
   });
 
-  it('compares recordings on one scale', () => {
+  it('compares recordings on one time axis', () => {
     const svg = drawTimelines([
       { title: 'In turn', timeline: inTurn() },
       { title: 'Pooled', timeline: pooled() },
@@ -116,7 +116,7 @@ describe('the picture of a timeline', () => {
     expect(svg).toContain('>12.0 s, 2.67 × as fast<');
   });
 
-  it('compares only what did as much', () => {
+  it('states a speedup only for recordings with as many requests', () => {
     const empty = recordTimeline(new LifecycleHooks());
     const svg = drawTimelines([
       { title: 'In turn', timeline: inTurn() },
@@ -125,7 +125,7 @@ describe('the picture of a timeline', () => {
     expect(svg).not.toContain('as fast');
   });
 
-  it('explains in its legend what it shows, and nothing else', () => {
+  it('has a legend of exactly what it shows', () => {
     const svg = inTurn().toSvg();
     for (const words of ['running', 'a service at work', 'held up at a service', 'instance being created']) {
       expect(svg).toContain(`>${words}<`);
@@ -135,7 +135,7 @@ describe('the picture of a timeline', () => {
     expect(pooled().toSvg()).toContain('>failed<');
   });
 
-  it('follows the reader’s preference, and can be read without style sheets', () => {
+  it('follows the preferred color scheme, and is readable without style sheets', () => {
     const svg = inTurn().toSvg();
     expect(svg).toContain('@media (prefers-color-scheme:dark)');
     expect(svg).not.toContain('var(--');
@@ -144,7 +144,7 @@ describe('the picture of a timeline', () => {
     }
   });
 
-  it('keeps to itself in a page: every rule is for its own class, every pattern has its own name', () => {
+  it('does not affect a page: rules apply to its own class, patterns have unique names', () => {
     const [first, second] = [inTurn().toSvg(), pooled().toSvg()];
     const names = [first, second].map((svg) => parsed(svg)[0]?.attributes.get('class') ?? '');
     expect(names[0]).not.toBe(names[1]);
@@ -154,7 +154,7 @@ describe('the picture of a timeline', () => {
     }
   });
 
-  it('is the same each time', () => {
+  it('is deterministic', () => {
     expect(inTurn().toSvg()).toBe(inTurn().toSvg());
   });
 
@@ -178,14 +178,14 @@ describe('the picture of a timeline', () => {
     expect(svg.length).toBeLessThan(120_000);
   });
 
-  it('draws thousands of calls in one place as one', () => {
+  it('draws thousands of calls at one position as one', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 1_000_000, instanceId: 1 });
     for (let i = 0; i < 300; i++) callGate(story, 'llm', { taskId: 'a' }, i, [{ workMs: 1 }]);
     expect(story.record().toSvg().length).toBeLessThan(20_000);
   });
 
-  it('draws nothing that is too short to be seen', () => {
+  it('omits bars too short to be visible', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', admittedMs: 1, startMs: 2, endMs: 10_000, instanceId: 1 });
     const svg = story.record().toSvg({ lanes: 'requests' });
@@ -193,7 +193,7 @@ describe('the picture of a timeline', () => {
     expect(svg).not.toContain('<title>a waited');
   });
 
-  it('leaves no room for waits too short to be seen', () => {
+  it('reserves no rows for waits too short to be visible', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', admittedMs: 1, startMs: 2, endMs: 10_000, instanceId: 1 });
     const timeline = story.record();
@@ -201,14 +201,14 @@ describe('the picture of a timeline', () => {
     expect(layOut(timeline.toJSON(), 'instances').waiting).toHaveLength(1);
   });
 
-  it('stands for longer times where it is told the scale', () => {
+  it('scales times by timeScale', () => {
     const svg = inTurn().toSvg({ title: 'x', timeScale: 10 });
     expect(svg).toContain('>300 s<');
     expect(svg).toContain('a ran 100.0 s on instance 1');
     expect(inTurn().toText({ timeScale: 10 })).toContain('ran 100.0 s');
   });
 
-  it('is drawn of nothing as well', () => {
+  it('can be empty', () => {
     const empty = recordTimeline(new LifecycleHooks());
     parsed(empty.toSvg());
     expect(empty.toText()).toContain('0 s');
@@ -221,13 +221,13 @@ describe('the picture of a timeline', () => {
     [{ title: 5 }, /`title` to be a string/],
     [{ timeScale: 0 }, /`timeScale`/],
     [{ height: 100 }, /Unknown option `height`/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => inTurn().toSvg(options as never)).toThrow(message);
   });
 });
 
 describe('the rows of a picture', () => {
-  it('give slots to instances and tell who waited', () => {
+  it('show slots of instances and waiting requests', () => {
     const { rows, waiting } = layOut(inTurn().toJSON(), 'instances');
     expect(
       rows.map(({ label, bars }) => [label, bars.map(({ kind, label }) => `${kind} ${label}`.trim())]),
@@ -250,7 +250,7 @@ describe('the rows of a picture', () => {
     ]);
   });
 
-  it('leave a tool out where its calls are shown', () => {
+  it('omit a tool whose calls are shown', () => {
     const story = new Story();
     const tool = { source: 'main', taskId: 'a', instanceId: 1 };
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 500, instanceId: 1 });
@@ -258,9 +258,9 @@ describe('the rows of a picture', () => {
       ['search', 1],
       ['runCode', 2],
     ] as const) {
-      const told = { ...tool, tool: name, toolCallId };
-      story.at(100, 'tool:started', told);
-      story.at(400, 'tool:finished', { ...told, outcome: 'ok', durationMs: 300 });
+      const payload = { ...tool, tool: name, toolCallId };
+      story.at(100, 'tool:started', payload);
+      story.at(400, 'tool:finished', { ...payload, outcome: 'ok', durationMs: 300 });
     }
     callGate(story, 'serper', { taskId: 'a', toolCallId: 1 }, 100, [
       { waitMs: 50, reason: 'rate', workMs: 250 },
@@ -268,26 +268,26 @@ describe('the rows of a picture', () => {
     const run = layOut(story.record().toJSON(), 'instances').rows[0]?.bars.find(({ kind }) => kind === 'run');
     expect(run?.strips.map(({ kind, tip, track }) => [kind, tip, track])).toEqual([
       ['tool', 'runCode: 300 ms', 0],
-      ['wait-call', 'serper: waited 50 ms for room in a rate window', 1],
+      ['wait-call', 'serper: waited 50 ms for capacity in a rate window', 1],
       ['attempt', 'serper: 250 ms', 1],
     ]);
   });
 
-  it('name a slot by its number once a second instance stands in it', () => {
+  it('name a slot by its number once it has had two instances', () => {
     const story = new Story();
-    const told = (instanceId: number) => ({ ...pool, instanceId });
+    const payload = (instanceId: number) => ({ ...pool, instanceId });
     story
-      .at(0, 'instance:creating', told(1))
-      .at(10, 'instance:created', { ...told(1), createMs: 10 })
-      .at(50, 'instance:destroyed', { ...told(1), reason: 'uses', destroyMs: 1, ageMs: 40, uses: 1 })
-      .at(60, 'instance:creating', told(2))
-      .at(80, 'instance:created', { ...told(2), createMs: 20 });
+      .at(0, 'instance:creating', payload(1))
+      .at(10, 'instance:created', { ...payload(1), createMs: 10 })
+      .at(50, 'instance:destroyed', { ...payload(1), reason: 'uses', destroyMs: 1, ageMs: 40, uses: 1 })
+      .at(60, 'instance:creating', payload(2))
+      .at(80, 'instance:created', { ...payload(2), createMs: 20 });
     expect(layOut(story.record().toJSON(), 'instances').rows.map(({ label }) => label)).toEqual(['slot 1']);
   });
 });
 
 describe('the drawing in a terminal', () => {
-  it('shows who waited for whom', () => {
+  it('shows which request waited for which', () => {
     expect(`\n${inTurn().toText({ columns: 90 })}`).toMatchInlineSnapshot(`
       "
          0 s                          20 s
@@ -313,7 +313,7 @@ describe('the drawing in a terminal', () => {
     `);
   });
 
-  it('takes a request for held up only while no other call of it is at work', () => {
+  it('shows a request as held up only while none of its attempts is in progress', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 100, instanceId: 1 });
     callGate(story, 'serper', { taskId: 'a' }, 0, [{ waitMs: 90, reason: 'rate', workMs: 10 }]);
@@ -324,7 +324,22 @@ describe('the drawing in a terminal', () => {
     expect(blocks.indexOf('▚') / blocks.length).toBeCloseTo(0.45, 1);
   });
 
-  it('keeps to its columns', () => {
+  it('escapes control and bidirectional characters of a task id', () => {
+    const story = new Story();
+    goThrough(story, {
+      taskId: 'a\n\u202eb',
+      arriveMs: 0,
+      admittedMs: 0,
+      startMs: 0,
+      endMs: 100,
+      instanceId: 1,
+    });
+    const timeline = story.record();
+    expect(timeline.toText({ columns: 80 })).toContain('\na\\n\\u202eb  ');
+    expect(timeline.toSvg()).not.toMatch(/\p{Bidi_Control}/u);
+  });
+
+  it('never exceeds its columns', () => {
     for (const columns of [40, 60, 200]) {
       for (const line of inTurn().toText({ columns }).split('\n').slice(0, -2)) {
         expect(line.length).toBeLessThanOrEqual(columns);
@@ -335,7 +350,7 @@ describe('the drawing in a terminal', () => {
   it.each([
     [{ columns: 10 }, /`columns` to be a whole number from 40/],
     [{ width: 100 }, /Unknown option `width` in toText/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => inTurn().toText(options as never)).toThrow(message);
   });
 });
@@ -374,7 +389,7 @@ describe('the Chrome trace of a timeline', () => {
     ]);
   });
 
-  it('gives times in microseconds and tells what each slice is', () => {
+  it('has times in microseconds and describes each slice', () => {
     const { traceEvents } = inTurn().toChromeTrace();
     expect(traceEvents.find(({ name }) => name === 'serper attempt 1')).toMatchObject({
       ph: 'X',
@@ -394,7 +409,7 @@ describe('the Chrome trace of a timeline', () => {
     ]);
   });
 
-  it('lays what begins together into each other, in whatever order it was told', () => {
+  it('nests slices that start together, in any order of events', () => {
     const spans = [
       { kind: 'attempt', name: 'llm', startMs: 0, endMs: 10 },
       { kind: 'call', name: 'llm', startMs: 0, endMs: 20 },

@@ -12,8 +12,8 @@ import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
 import { collectMetrics } from 'pipeline-pool/prometheus';
 import { Registry } from 'prom-client';
 import { describe, expect, it } from 'vitest';
-import { METRICS } from '../../src/observability/prometheus-metrics.js';
-import { EXAMPLES } from './examples.js';
+import { EXAMPLES } from '../support/event-payloads.js';
+import { METRICS } from '../support/metrics.js';
 
 const docs = (name: string) => fileURLToPath(new URL(`../../docs/${name}`, import.meta.url));
 
@@ -62,17 +62,17 @@ async function freePort(): Promise<number> {
 const namesIn = (expression: string): string[] =>
   [...expression.matchAll(/\bpipeline_\w+/g)].map(([name]) => name.replace(/_(bucket|sum|count)$/, ''));
 
-const known = new Set(Object.values(METRICS).map(({ name }) => `pipeline_${name}`));
+const known = new Set(METRICS.map(({ name }) => `pipeline_${name}`));
 
 describe('the alert rules', () => {
-  it('ask only for metrics that there are', async () => {
+  it('use only existing metrics', async () => {
     const rules = await readFile(docs('alerts.yml'), 'utf8');
     const names = namesIn(rules.replaceAll(/^\s*#.*$/gm, ''));
     expect(names.length).toBeGreaterThan(10);
     for (const name of names) expect(known).toContain(name);
   });
 
-  it.skipIf(!installed)('are what Prometheus takes, and fire when they are meant to', async () => {
+  it.skipIf(!installed)('are valid, and fire when they should', async () => {
     await expect(promtool(['check', 'rules', docs('alerts.yml')])).resolves.toMatchObject({
       stdout: expect.stringContaining('SUCCESS: 11 rules found'),
     });
@@ -86,7 +86,7 @@ describe('the alert rules', () => {
 describe('the dashboard', () => {
   const read = async () => JSON.parse(await readFile(docs('grafana-dashboard.json'), 'utf8'));
 
-  it('asks only for metrics that there are, and shows each of them', async () => {
+  it('uses only existing metrics, and shows each of them', async () => {
     const { panels } = await read();
     const expressions: string[] = panels.flatMap(({ targets = [] }) =>
       targets.map(({ expr }: { expr: string }) => expr),
@@ -102,7 +102,7 @@ describe('the dashboard', () => {
     for (const { targets = [] } of panels) {
       for (const { expr } of targets as { expr: string }[]) {
         const names = namesIn(filledIn(expr));
-        const definitions = Object.values(METRICS).filter(({ name }) => names.includes(`pipeline_${name}`));
+        const definitions = METRICS.filter(({ name }) => names.includes(`pipeline_${name}`));
         const labels = new Set<string>(['le', ...definitions.flatMap((metric) => [...metric.labels])]);
         for (const [, list = ''] of expr.matchAll(/by \(([^)]*)\)/g)) {
           for (const label of list.split(', ')) expect(labels).toContain(label);
@@ -126,7 +126,7 @@ describe('the dashboard', () => {
     }
   });
 
-  it.skipIf(!installed)('asks in expressions that Prometheus takes', async () => {
+  it.skipIf(!installed)('has valid expressions', async () => {
     const { panels } = await read();
     const folder = await mkdtemp(join(tmpdir(), 'dashboard-'));
     try {
@@ -148,7 +148,7 @@ describe('the dashboard', () => {
 });
 
 describe.skipIf(!installed)('the real Prometheus', () => {
-  it('finds nothing to say of the metrics', async () => {
+  it('accepts the metrics without a lint message', async () => {
     const text = await eventful().metrics();
     const child = spawn('promtool', ['check', 'metrics'], { stdio: ['pipe', 'pipe', 'pipe'] });
     let said = '';

@@ -2,8 +2,8 @@ import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
 import { collectMetrics } from 'pipeline-pool/prometheus';
 import { Counter, Registry, register } from 'prom-client';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { METRICS } from '../../src/observability/prometheus-metrics.js';
-import { EXAMPLES } from './examples.js';
+import { EXAMPLES } from '../support/event-payloads.js';
+import { METRICS } from '../support/metrics.js';
 
 afterEach(() => vi.useRealTimers());
 
@@ -19,11 +19,11 @@ const setUp = (options: Parameters<typeof collectMetrics>[1] = {}) => {
 };
 
 const request = { source: 'manager', taskId: 'a', requestId: 'r1' };
-const started = { ...request, instanceId: 1, queuedMs: 2_000, admissionMs: 1_500, leaseMs: 500 };
+const started = { ...request, instanceId: 1, waitMs: 2_000, admissionMs: 1_500, leaseMs: 500 };
 const finished = { ...request, instanceId: 1, outcome: 'ok', durationMs: 42_000 } as const;
 
 describe('collectMetrics', () => {
-  it('has the names that a prefix promises', async () => {
+  it('prefixes every name', async () => {
     const { registry } = setUp({ prefix: 'mirothinker_' });
     const text = await registry.metrics();
     for (const name of ['requests_total', 'active_requests', 'pool_usage']) {
@@ -48,23 +48,23 @@ describe('collectMetrics', () => {
     expect(await sample('pipeline_request_queue_seconds_sum')).toBe(2);
   });
 
-  it('knows how many requests run and wait', async () => {
+  it('counts running and queued requests', async () => {
     const { hooks, sample } = setUp();
     for (const requestId of ['r1', 'r2', 'r3', 'r4']) hooks.emit('request:queued', { ...request, requestId });
     for (const requestId of ['r1', 'r2']) hooks.emit('request:started', { ...started, requestId });
     hooks.emit('request:finished', { ...finished, requestId: 'r1' });
     hooks.emit('request:rejected', { ...EXAMPLES['request:rejected'], requestId: 'r3' });
     expect(await sample('pipeline_active_requests')).toBe(1);
-    expect(await sample('pipeline_waiting_requests')).toBe(1);
+    expect(await sample('pipeline_queued_requests')).toBe(1);
   });
 
-  it('does not count below 0 what began before it', async () => {
+  it('ignores the end of a request that started before the collection', async () => {
     const { hooks, sample } = setUp();
     hooks.emit('request:finished', finished);
     expect(await sample('pipeline_active_requests')).toBe(0);
   });
 
-  it('tells what share of the pool is leased', async () => {
+  it('reports the leased share of the pool', async () => {
     const { hooks, sample } = setUp();
     hooks.emit('lease:acquired', { ...EXAMPLES['lease:acquired'], leased: 3, live: 3, size: 5 });
     expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0.6);
@@ -75,7 +75,7 @@ describe('collectMetrics', () => {
     expect(await sample('pipeline_lease_wait_seconds_count{pool="pool"}')).toBe(1);
   });
 
-  it('counts what gates do', async () => {
+  it('counts attempts, retries, waits and cache lookups of gates', async () => {
     const { hooks, sample } = setUp();
     const call = EXAMPLES['call:finished'];
     hooks.emit('call:started', EXAMPLES['call:started']);
@@ -86,7 +86,7 @@ describe('collectMetrics', () => {
     hooks.emit('cache:hit', { source: 'serper', shared: false });
     hooks.emit('cache:miss', { source: 'serper' });
     expect(await sample('pipeline_call_attempts_total{gate="serper"}')).toBe(1);
-    expect(await sample('pipeline_call_retries_total{gate="serper",class="other-key"}')).toBe(1);
+    expect(await sample('pipeline_call_retries_total{gate="serper",class="rate-limited"}')).toBe(1);
     expect(await sample('pipeline_call_throttles_total{gate="serper",reason="rate"}')).toBe(1);
     expect(await sample('pipeline_call_duration_seconds_sum{gate="serper",outcome="ok"}')).toBe(2.3);
     expect(await sample('pipeline_call_wait_seconds_sum{gate="serper"}')).toBe(1.22);
@@ -95,30 +95,38 @@ describe('collectMetrics', () => {
     }
   });
 
-  it('follows keys through cool-down, quarantine and return', async () => {
+  it('follows keys through cooldown, quarantine and restoration', async () => {
     vi.useFakeTimers();
     const { hooks, sample } = setUp();
     const keys = (state: string) => sample(`pipeline_keys{gate="serper",state="${state}"}`);
-    hooks.emit('key:cooledDown', { source: 'serper', key: '…1', forMs: 60_000 });
-    hooks.emit('key:quarantined', { source: 'serper', key: '…2', reason: 'dead' });
-    hooks.emit('key:quarantined', { source: 'serper', key: '…3', reason: 'spent', forMs: 3_600_000 });
-    expect([await keys('throttled'), await keys('dead'), await keys('spent')]).toEqual([1, 1, 1]);
+    hooks.emit('key:cooldown', { source: 'serper', key: '…1', retryAfterMs: 60_000 });
+    hooks.emit('key:quarantined', { source: 'serper', key: '…2', reason: 'quarantined' });
+    hooks.emit('key:quarantined', {
+      source: 'serper',
+      key: '…3',
+      reason: 'exhausted',
+      retryAfterMs: 3_600_000,
+    });
+    expect([await keys('cooldown'), await keys('quarantined'), await keys('exhausted')]).toEqual([1, 1, 1]);
     vi.advanceTimersByTime(60_000);
     hooks.emit('key:restored', { source: 'serper', key: '…3' });
-    expect([await keys('throttled'), await keys('spent'), await keys('ready')]).toEqual([0, 0, 2]);
+    expect([await keys('cooldown'), await keys('exhausted'), await keys('ready')]).toEqual([0, 0, 2]);
     vi.advanceTimersByTime(86_400_000);
-    expect(await keys('dead')).toBe(1);
-    expect(await sample('pipeline_key_quarantines_total{gate="serper",reason="dead"}')).toBe(1);
+    expect(await keys('quarantined')).toBe(1);
+    expect(await sample('pipeline_key_quarantines_total{gate="serper",reason="quarantined"}')).toBe(1);
   });
 
-  it('looks at its sources each time it is read', async () => {
+  it('reads its sources at each scrape', async () => {
     let leased = 0;
     const { hooks, sample } = setUp({
       sources: {
-        pool: { name: 'pool', stats: () => ({ size: 4, live: 2, leased, waiting: 0 }) },
+        pool: { name: 'pool', stats: () => ({ size: 4, live: 2, leased, queued: 0 }) },
         limiter: { name: 'requests', stats: () => ({ maxConcurrent: 10, active: leased, queued: 7 }) },
         gates: [
-          { name: 'serper', stats: () => ({ running: 2, keys: [{ state: 'ready' }, { state: 'easing' }] }) },
+          {
+            name: 'serper',
+            stats: () => ({ running: 2, keys: [{ state: 'ready' }, { state: 'half-open' }] }),
+          },
           { name: 'other', stats: () => undefined },
         ],
       },
@@ -128,12 +136,35 @@ describe('collectMetrics', () => {
     expect(await sample('pipeline_pool_usage{pool="pool"}')).toBe(0.75);
     expect(await sample('pipeline_limiter_queued{limiter="requests"}')).toBe(7);
     expect(await sample('pipeline_gate_running_attempts{gate="serper"}')).toBe(2);
-    hooks.emit('key:cooledDown', { source: 'serper', key: '…1', forMs: 60_000 });
+    hooks.emit('key:cooldown', { source: 'serper', key: '…1', retryAfterMs: 60_000 });
     expect(await sample('pipeline_keys{gate="serper",state="ready"}')).toBe(1);
-    expect(await sample('pipeline_keys{gate="serper",state="throttled"}')).toBe(0);
+    expect(await sample('pipeline_keys{gate="serper",state="cooldown"}')).toBe(0);
   });
 
-  it('has a sample of every metric once everything has happened', async () => {
+  it('needs no listeners for the gauges of its sources, and accepts several', async () => {
+    const pool = (name: string, leased: number) => ({
+      pool: { name, stats: () => ({ size: 4, live: 4, leased, queued: 1 }) },
+    });
+    const { hooks, sample } = setUp({ sources: [pool('first', 1), pool('second', 2)] });
+    for (const event of ['lease:queued', 'instance:creating'] as const) {
+      expect(hooks.hasListeners(event)).toBe(false);
+    }
+    expect(hooks.hasListeners('permit:released')).toBe(true);
+    hooks.emit('lease:released', { ...EXAMPLES['lease:released'], source: 'third', leased: 3, size: 3 });
+    expect(await sample('pipeline_pool_usage{pool="first"}')).toBe(0.25);
+    expect(await sample('pipeline_pool_usage{pool="second"}')).toBe(0.5);
+    expect(await sample('pipeline_pool_usage{pool="third"}')).toBeUndefined();
+  });
+
+  it('shows a changed limit', async () => {
+    const { hooks, sample } = setUp();
+    hooks.emit('permit:acquired', EXAMPLES['permit:acquired']);
+    hooks.emit('limit:changed', { source: 'requests', previous: 10, maxConcurrent: 8 });
+    expect(await sample('pipeline_limiter_max_concurrent{limiter="requests"}')).toBe(8);
+    expect(await sample('pipeline_limiter_active{limiter="requests"}')).toBe(3);
+  });
+
+  it('has a sample of every metric after every event', async () => {
     const { hooks, registry } = setUp({
       sources: { gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [] }) }] },
     });
@@ -141,10 +172,10 @@ describe('collectMetrics', () => {
     const values = await registry.getMetricsAsJSON();
     const without = values.filter((metric) => metric.values.length === 0).map(({ name }) => name);
     expect(without).toEqual([]);
-    expect(values).toHaveLength(Object.keys(METRICS).length);
+    expect(values).toHaveLength(METRICS.length);
   });
 
-  it('puts no task, request, tenant or key into a label', async () => {
+  it('has no label with a task, a request, a tenant or a key', async () => {
     const { hooks, registry } = setUp();
     for (const event of LIFECYCLE_EVENTS) {
       hooks.emit(event, { ...EXAMPLES[event], tenant: 'acme' } as never);
@@ -153,7 +184,7 @@ describe('collectMetrics', () => {
     for (const secret of ['research-1', 'r1"', 'acme', 'a1b2', 'c3d4']) expect(text).not.toContain(secret);
   });
 
-  it('tells names beyond the hundredth as other', async () => {
+  it('replaces names beyond the hundredth by other', async () => {
     const { hooks, registry, sample } = setUp();
     for (let i = 0; i < 300; i++) {
       hooks.emit('tool:finished', { ...EXAMPLES['tool:finished'], tool: `invented-${i}` });
@@ -162,37 +193,37 @@ describe('collectMetrics', () => {
     expect((await registry.metrics()).match(/_duration_seconds_count\{tool=/g)).toHaveLength(101);
   });
 
-  it('leaves hooks and registry as they were when it ends', async () => {
+  it('removes its listeners and metrics when stopped', async () => {
     const { hooks, registry, stop } = setUp();
     stop();
     stop();
-    for (const event of LIFECYCLE_EVENTS) expect(hooks.hears(event)).toBe(false);
+    for (const event of LIFECYCLE_EVENTS) expect(hooks.hasListeners(event)).toBe(false);
     expect((await registry.metrics()).trim()).toBe('');
     collectMetrics(hooks, { registry })();
   });
 
-  it('takes prom-client’s own registry where none is given', async () => {
+  it('uses the default registry of prom-client by default', async () => {
     const stop = collectMetrics(new LifecycleHooks());
     expect(await register.metrics()).toContain('pipeline_active_requests 0');
     stop();
   });
 
-  it('registers nothing where a name is taken already', async () => {
+  it('registers nothing if a name is already taken', async () => {
     const registry = new Registry();
     new Counter({ name: 'pipeline_keys', help: 'mine', registers: [registry] });
     const hooks = new LifecycleHooks();
     expect(() => collectMetrics(hooks, { registry })).toThrow(/pipeline_keys has already been registered/);
     expect((await registry.getMetricsAsJSON()).map(({ name }) => name)).toEqual(['pipeline_keys']);
-    expect(hooks.hears('call:started')).toBe(false);
+    expect(hooks.hasListeners('call:started')).toBe(false);
   });
 
   it.each([
     [{ prefix: '1st_' }, /`prefix` to be letters, digits and underscores/],
     [{ prefix: 5 }, /`prefix`/],
-    [{ registry: {} }, /`registry` to be a registry of prom-client/],
+    [{ registry: {} }, /`registry` to be a prom-client registry/],
     [{ sources: 'pool' }, /`sources` to be an object/],
     [{ labels: {} }, /Unknown option `labels` in collectMetrics/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => collectMetrics(new LifecycleHooks(), options as never)).toThrow(message);
   });
 });

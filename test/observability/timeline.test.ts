@@ -1,8 +1,13 @@
 import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
 import { describe, expect, it, vi } from 'vitest';
-import { recordTimeline, type TimelineData, type TimelineSpan } from '../../src/observability/timeline.js';
-import { EXAMPLES } from './examples.js';
-import { admission, callGate, goThrough, pool, Story } from './story.js';
+import { redactError } from '../../src/internal/redaction.js';
+import {
+  recordTimeline,
+  type TimelineData,
+  type TimelineSpan,
+} from '../../src/observability/timeline/timeline.js';
+import { EXAMPLES } from '../support/event-payloads.js';
+import { admission, callGate, goThrough, pool, Story } from '../support/stories.js';
 
 const brief = ({ kind, name, startMs, endMs, reason, outcome }: TimelineSpan): string =>
   [kind, name, `${startMs}-${endMs ?? ''}`, reason, outcome].filter((part) => part !== undefined).join(' ');
@@ -13,7 +18,7 @@ const spansOf = (data: TimelineData, taskId: string): string[] =>
 const call = { source: 'serper', taskId: 'a', callId: 1 };
 
 describe('recordTimeline', () => {
-  it('tells the way of a request: admission, wait for an instance, lease', () => {
+  it('records the admission, the wait for an instance and the lease of a request', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', admittedMs: 100, startMs: 300, endMs: 1_000, instanceId: 1 });
     const data = story.record().toJSON();
@@ -29,7 +34,7 @@ describe('recordTimeline', () => {
     expect(data.endMs).toBe(1_000);
   });
 
-  it('works with pool and limiter alone, by task', () => {
+  it('works with pool and limiter alone, by task id', () => {
     const ids = { taskId: 'a' };
     const data = new Story()
       .at(0, 'permit:acquired', { ...admission, ...ids, waitMs: 0 })
@@ -43,7 +48,7 @@ describe('recordTimeline', () => {
     expect(spansOf(data, 'a')).toEqual(['permit requests 0-95', 'wait-lease pool 0-50', 'lease pool 50-90']);
   });
 
-  it('keeps a lease without a task as a request without a name', () => {
+  it('records a lease without a task id as an unnamed request', () => {
     const data = new Story()
       .at(0, 'lease:acquired', { ...pool, instanceId: 1, waitMs: 0 })
       .at(80, 'lease:released', { ...pool, instanceId: 1, heldMs: 80, discarded: false })
@@ -54,7 +59,7 @@ describe('recordTimeline', () => {
     expect(data.requests[0]?.spans.map(brief)).toEqual(['lease pool 0-80']);
   });
 
-  it('knows a wait that began before the recording by its length', () => {
+  it('records a wait that started before the recording', () => {
     const data = new Story()
       .at(0, 'lease:acquired', { ...pool, taskId: 'a', instanceId: 1, waitMs: 200 })
       .at(80, 'lease:released', { ...pool, taskId: 'a', instanceId: 1, heldMs: 80, discarded: false })
@@ -64,7 +69,7 @@ describe('recordTimeline', () => {
     expect(data.requests[0]).toMatchObject({ startMs: 0, endMs: 280 });
   });
 
-  it('tells apart two requests of one task', () => {
+  it('keeps two requests of one task apart', () => {
     const story = new Story();
     for (const [requestId, atMs] of [
       ['r1', 0],
@@ -90,7 +95,7 @@ describe('recordTimeline', () => {
     ]);
   });
 
-  it('takes what a task begins after its request has ended for something new', () => {
+  it('starts a new request for events of a task whose request has ended', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 100, instanceId: 1 });
     callGate(story, 'llm', { taskId: 'a' }, 150, [{ workMs: 10 }]);
@@ -101,15 +106,15 @@ describe('recordTimeline', () => {
     ]);
   });
 
-  it('says why a request was turned away, with a manager and without', () => {
-    const error = new Error('queue full');
+  it('records why a request was rejected, with and without a manager', () => {
+    const error = redactError(new Error('queue full'));
     const ids = { taskId: 'b', requestId: 'r-b' };
     const data = new Story()
       .at(0, 'permit:queued', { ...admission, taskId: 'a' })
       .at(30, 'permit:rejected', { ...admission, taskId: 'a', reason: 'timeout', waitMs: 30, error })
       .at(0, 'request:queued', { source: 'manager', ...ids })
       .at(0, 'permit:rejected', { ...admission, ...ids, reason: 'queue-full', waitMs: 0, error })
-      .at(0, 'request:rejected', { source: 'manager', ...ids, outcome: 'failed', queuedMs: 0, error })
+      .at(0, 'request:rejected', { source: 'manager', ...ids, outcome: 'failed', waitMs: 0, error })
       .record()
       .toJSON();
     expect(data.requests).toMatchObject([
@@ -119,18 +124,18 @@ describe('recordTimeline', () => {
     expect(spansOf(data, 'a')).toEqual(['wait-permit requests 0-30 timeout']);
   });
 
-  it('ends a lease that is revoked, and hears no second end', () => {
-    const told = { ...pool, taskId: 'a', instanceId: 1 };
+  it('ends a revoked lease once', () => {
+    const payload = { ...pool, taskId: 'a', instanceId: 1 };
     const data = new Story()
-      .at(0, 'lease:acquired', { ...told, waitMs: 0 })
-      .at(40, 'lease:revoked', { ...told, heldMs: 40, reason: 'max-lease' })
-      .at(70, 'lease:released', { ...told, heldMs: 70, discarded: true })
+      .at(0, 'lease:acquired', { ...payload, waitMs: 0 })
+      .at(40, 'lease:revoked', { ...payload, heldMs: 40, reason: 'max-lease' })
+      .at(70, 'lease:released', { ...payload, heldMs: 70, discarded: true })
       .record()
       .toJSON();
     expect(spansOf(data, 'a')).toEqual(['lease pool 0-40 revoked']);
   });
 
-  it('gives an instance to its next holder even where that is told before the release', () => {
+  it('ends the previous lease of an instance when the next one is reported before the release', () => {
     const story = new Story()
       .at(0, 'lease:acquired', { ...pool, taskId: 'a', instanceId: 1, waitMs: 0 })
       .at(50, 'lease:acquired', { ...pool, taskId: 'b', instanceId: 1, waitMs: 50 })
@@ -141,7 +146,7 @@ describe('recordTimeline', () => {
     expect(spansOf(data, 'b')).toEqual(['wait-lease pool 0-50', 'lease pool 50-90']);
   });
 
-  it('leaves open what still goes on, and ends the picture at the present', () => {
+  it('leaves open what is in progress, and ends at the present', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 1_000, instanceId: 1 });
     const timeline = story.record({}, 400);
@@ -150,7 +155,7 @@ describe('recordTimeline', () => {
     expect(spansOf(timeline.toJSON(), 'a')).toContain('lease pool 0-');
   });
 
-  it('is plain data, as JSON keeps it', () => {
+  it('survives a round trip through JSON', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', admittedMs: 10, startMs: 30, endMs: 90, instanceId: 1 });
     callGate(story, 'llm', { taskId: 'a' }, 40, [{ workMs: 20 }]);
@@ -160,28 +165,28 @@ describe('recordTimeline', () => {
     expect(Date.parse(timeline.toJSON().startedAt)).toBeGreaterThan(0);
   });
 
-  it('listens only until it is stopped, and keeps what it has', () => {
+  it('stops listening when stopped, and keeps its data', () => {
     const hooks = new LifecycleHooks();
     let nowMs = 0;
     const timeline = recordTimeline(hooks, { now: () => nowMs });
-    expect(hooks.hears('call:started')).toBe(true);
+    expect(hooks.hasListeners('call:started')).toBe(true);
     hooks.emit('lease:acquired', EXAMPLES['lease:acquired']);
     nowMs = 500;
     timeline[Symbol.dispose]();
     nowMs = 9_000;
-    for (const event of LIFECYCLE_EVENTS) expect(hooks.hears(event)).toBe(false);
+    for (const event of LIFECYCLE_EVENTS) expect(hooks.hasListeners(event)).toBe(false);
     expect(timeline.toJSON()).toMatchObject({ endMs: 750, requests: [{ taskId: 'research-1' }] });
   });
 
-  it('takes every event without a fault, also in an order that makes no sense', () => {
+  it('accepts all events in any order', () => {
     const hooks = new LifecycleHooks();
-    const faults = vi.fn();
+    const errors = vi.fn();
     recordTimeline(hooks);
-    hooks.on('hook:error', faults);
+    hooks.on('hook:error', errors);
     for (const events of [LIFECYCLE_EVENTS, LIFECYCLE_EVENTS.toReversed()]) {
       for (const event of events) if (event !== 'hook:error') hooks.emit(event, EXAMPLES[event] as never);
     }
-    expect(faults).not.toHaveBeenCalled();
+    expect(errors).not.toHaveBeenCalled();
   });
 
   it.each([
@@ -189,13 +194,13 @@ describe('recordTimeline', () => {
     [{ maxSpansPerRequest: 1.5 }, /`maxSpansPerRequest`/],
     [{ now: 5 }, /`now` to be a function/],
     [{ size: 5 }, /Unknown option `size` in recordTimeline/],
-  ])('refuses %o', (options, message) => {
+  ])('rejects %o', (options, message) => {
     expect(() => recordTimeline(new LifecycleHooks(), options as never)).toThrow(message);
   });
 });
 
 describe('calls and tools in a timeline', () => {
-  it('tell waits and attempts apart', () => {
+  it('separate waits from attempts', () => {
     const story = new Story();
     callGate(story, 'serper', { taskId: 'a' }, 0, [
       { waitMs: 20, reason: 'rate', workMs: 30 },
@@ -205,7 +210,7 @@ describe('calls and tools in a timeline', () => {
     expect(spansOf(data, 'a')).toEqual([
       'call serper 0-100 ok',
       'wait-call serper 0-20 rate',
-      'attempt serper 20-50 other-key',
+      'attempt serper 20-50 rate-limited',
       'wait-call serper 50-90 cooldown',
       'attempt serper 90-100 ok',
     ]);
@@ -218,7 +223,7 @@ describe('calls and tools in a timeline', () => {
     ]);
   });
 
-  it('call a wait nobody explained a wait for their turn', () => {
+  it('record a wait without a reason as a wait for their turn', () => {
     const story = new Story();
     callGate(story, 'serper', { taskId: 'a' }, 0, [{ waitMs: 25, workMs: 30 }]);
     expect(spansOf(story.record().toJSON(), 'a')).toEqual([
@@ -228,7 +233,7 @@ describe('calls and tools in a timeline', () => {
     ]);
   });
 
-  it('find the turn waited for before a call was throttled', () => {
+  it('include the wait for their turn before they were throttled', () => {
     const data = new Story()
       .at(100, 'call:throttled', { ...call, reason: 'rate', waitMs: 50 })
       .at(150, 'call:started', { ...call, attempt: 1, waitMs: 120 })
@@ -250,7 +255,7 @@ describe('calls and tools in a timeline', () => {
     ]);
   });
 
-  it('tell of a call that the cache answered', () => {
+  it('include cached calls', () => {
     const data = new Story()
       .at(10, 'call:finished', {
         ...call,
@@ -275,7 +280,7 @@ describe('calls and tools in a timeline', () => {
     ]);
   });
 
-  it('belong to the request in which they began, however late they end', () => {
+  it('belong to the request in which they started, however late they end', () => {
     const story = new Story();
     goThrough(story, { taskId: 'a', startMs: 0, endMs: 100, instanceId: 1, outcome: 'aborted' });
     callGate(story, 'serper', { taskId: 'a' }, 90, [{ workMs: 30 }]);
@@ -285,7 +290,7 @@ describe('calls and tools in a timeline', () => {
     expect(requests[0]?.endMs).toBe(120);
   });
 
-  it('are counted where they name no task', () => {
+  it('are counted if they have no task id', () => {
     const { taskId: _, ...unnamed } = call;
     const data = new Story()
       .at(0, 'call:started', { ...unnamed, attempt: 1, waitMs: 0 })
@@ -294,7 +299,7 @@ describe('calls and tools in a timeline', () => {
     expect(data).toMatchObject({ requests: [], left: { unattributed: 1 } });
   });
 
-  it('tell of tools, by manager and call', () => {
+  it('include tool calls, by tool manager and call', () => {
     const tool = { taskId: 'a', instanceId: 1, tool: 'search', toolCallId: 1 };
     const done = { outcome: 'ok', durationMs: 1 } as const;
     const data = new Story()
@@ -312,7 +317,7 @@ describe('instances in a timeline', () => {
   it('follow each other in the lowest free slot', () => {
     const instance = (instanceId: number) => ({ ...pool, instanceId });
     const gone = { reason: 'unhealthy', destroyMs: 1, ageMs: 1, uses: 1 } as const;
-    const error = new Error('no memory');
+    const error = redactError(new Error('no memory'));
     const { instances } = new Story()
       .at(0, 'instance:creating', instance(1))
       .at(0, 'instance:creating', instance(2))
@@ -320,12 +325,12 @@ describe('instances in a timeline', () => {
       .at(50, 'instance:created', { ...instance(1), createMs: 50 })
       .at(100, 'instance:destroyed', { ...instance(1), ...gone })
       .at(110, 'instance:creating', instance(3))
-      .at(130, 'instance:createFailed', {
+      .at(130, 'instance:create-failed', {
         ...instance(3),
         error,
         createMs: 20,
         failures: 1,
-        retryInMs: 100,
+        retryAfterMs: 100,
       })
       .at(230, 'instance:creating', instance(4))
       .at(260, 'instance:created', { ...instance(4), createMs: 30 })
@@ -339,7 +344,7 @@ describe('instances in a timeline', () => {
     ]);
   });
 
-  it('get a slot when they are leased, if their creation was not heard', () => {
+  it('get a slot when they are leased, if their creation was not observed', () => {
     const { instances } = new Story()
       .at(0, 'lease:acquired', { ...pool, instanceId: 7, taskId: 'a', waitMs: 0 })
       .at(0, 'lease:acquired', { ...pool, source: 'other', instanceId: 9, taskId: 'b', waitMs: 0 })
@@ -356,28 +361,28 @@ describe('the memory of a timeline', () => {
   const leases = (count: number, overlap: boolean): Story => {
     const story = new Story();
     for (let i = 0; i < count; i++) {
-      const told = { ...pool, taskId: `t${i}`, instanceId: overlap ? i : 1 };
-      story.at(i * 10, 'lease:acquired', { ...told, waitMs: 0 });
+      const payload = { ...pool, taskId: `t${i}`, instanceId: overlap ? i : 1 };
+      story.at(i * 10, 'lease:acquired', { ...payload, waitMs: 0 });
       const endMs = overlap ? 100_000 + i : i * 10 + 9;
-      story.at(endMs, 'lease:released', { ...told, heldMs: 9, discarded: false });
+      story.at(endMs, 'lease:released', { ...payload, heldMs: 9, discarded: false });
     }
     return story;
   };
 
-  it('holds the latest requests that are over', () => {
+  it('is bounded to the latest finished requests', () => {
     const data = leases(1_000, false).record({ maxRequests: 3 }).toJSON();
     expect(data.requests.map(({ taskId }) => taskId)).toEqual(['t997', 't998', 't999']);
     expect(data.left.requests).toBe(997);
   });
 
-  it('keeps those that go on, and leaves newcomers out while it is full of them', () => {
+  it('keeps requests in progress, and omits new ones while it is full', () => {
     const data = leases(1_000, true).record({ maxRequests: 3 }).toJSON();
     expect(data.requests.map(({ taskId }) => taskId)).toEqual(['t0', 't1', 't2']);
     expect(data.requests[2]).toMatchObject({ endMs: 100_002 });
     expect(data.left.requests).toBe(997);
   });
 
-  it('holds the first spans of a request', () => {
+  it('is bounded to the first spans of a request', () => {
     const story = new Story();
     for (let i = 0; i < 100; i++) callGate(story, 'llm', { taskId: 'a' }, i * 10, [{ workMs: 5 }]);
     const data = story.record({ maxSpansPerRequest: 10 }).toJSON();
@@ -386,7 +391,7 @@ describe('the memory of a timeline', () => {
     expect(data.requests[0]).toHaveProperty('endMs');
   });
 
-  it('never forgets an instance that lives', () => {
+  it('never drops a live instance', () => {
     const story = new Story();
     for (let instanceId = 1; instanceId <= 10; instanceId++) {
       story.at(instanceId, 'instance:creating', { ...pool, instanceId });
@@ -394,13 +399,13 @@ describe('the memory of a timeline', () => {
     expect(story.record({ maxRequests: 4 }).toJSON().instances).toHaveLength(10);
   });
 
-  it('forgets instances that are gone', () => {
+  it('drops destroyed instances', () => {
     const story = new Story();
     for (let instanceId = 1; instanceId <= 100; instanceId++) {
-      const told = { ...pool, instanceId };
-      story.at(instanceId * 10, 'instance:creating', told);
+      const payload = { ...pool, instanceId };
+      story.at(instanceId * 10, 'instance:creating', payload);
       story.at(instanceId * 10 + 5, 'instance:destroyed', {
-        ...told,
+        ...payload,
         reason: 'uses',
         destroyMs: 1,
         ageMs: 1,

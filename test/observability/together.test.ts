@@ -6,16 +6,10 @@ import {
   InMemorySpanExporter,
   SimpleSpanProcessor,
 } from '@opentelemetry/sdk-trace-base';
-import {
-  ConcurrencyLimiter,
-  LifecycleHooks,
-  logTo,
-  PipelineManager,
-  PipelinePool,
-  recordTimeline,
-} from 'pipeline-pool';
+import { ConcurrencyLimiter, LifecycleHooks, logTo, PipelineManager, PipelinePool } from 'pipeline-pool';
 import { traceTo } from 'pipeline-pool/opentelemetry';
 import { collectMetrics } from 'pipeline-pool/prometheus';
+import { recordTimeline } from 'pipeline-pool/timeline';
 import { Registry } from 'prom-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
@@ -24,7 +18,7 @@ beforeAll(() => {
 });
 afterAll(() => context.disable());
 
-/** A manager with one instance, and everybody who listens. */
+/** A manager with one instance and all observers. */
 function observed() {
   const hooks = new LifecycleHooks();
   const exporter = new InMemorySpanExporter();
@@ -91,7 +85,7 @@ describe('all observers together, on a real manager', () => {
     expect(text).toContain('pipeline_pool_usage{pool="pool"} 0');
   });
 
-  it('follow a stream to its last item', async () => {
+  it('record a stream up to its last item', async () => {
     const { manager, tracing, tracer, timeline, paths } = observed();
     const stream = manager.stream('a', (request) =>
       tracing.withSpan(request, async function* () {
@@ -113,7 +107,7 @@ describe('all observers together, on a real manager', () => {
     expect(paths().filter((path) => path.startsWith('pipeline request > token'))).toHaveLength(3);
   });
 
-  it('follow a lease that the host holds itself', async () => {
+  it('record a lease of the host', async () => {
     const { manager, tracing, tracer, timeline, paths } = observed();
     const lease = await manager.acquirePipeline('a');
     tracing.withSpan(lease, () => tracer.startSpan('by hand').end());

@@ -1,8 +1,10 @@
 import { describe, expect, it, vi } from 'vitest';
 import { InstanceGoneError, PoolClosedError, QueueFullError } from '../../src/errors.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { HandMade, inVirtualTime, outcome, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { HandMade, type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn, outcome } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -40,7 +42,7 @@ describe('acquire({ instanceId })', () => {
     const wanted = pool.acquire({ instanceId: 1 });
     await second.release();
     expect(await outcome(wanted)).toBe('pending');
-    expect(pool.stats()).toMatchObject({ idle: 1, waiting: 1 });
+    expect(pool.stats()).toMatchObject({ idle: 1, queued: 1 });
     await first.release();
     expect((await wanted).instanceId).toBe(1);
   });
@@ -49,7 +51,7 @@ describe('acquire({ instanceId })', () => {
     const workshop = new HandMade();
     const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
     const first = pool.acquire();
-    await settled();
+    await endOfTurn();
     const wanted = pool.acquire({ instanceId: 1 });
     workshop.finish();
     await (await first).release();
@@ -60,15 +62,15 @@ describe('acquire({ instanceId })', () => {
     const { pool, workshop } = poolOf();
     const first = await pool.acquire();
     const wanted = pool.acquire({ instanceId: 1 });
-    await settled();
+    await endOfTurn();
     expect(workshop.pieces).toHaveLength(1);
     const rejected = expect(wanted).rejects.toBeInstanceOf(InstanceGoneError);
     await first.release({ discard: true });
     await rejected;
-    expect(pool.stats()).toMatchObject({ waiting: 0, rejected: 1 });
+    expect(pool.stats()).toMatchObject({ queued: 0, rejected: 1 });
   });
 
-  it('rejects at once when there is no such instance, or no longer', async () => {
+  it('rejects at once when there is no such instance, or it is gone', async () => {
     const { pool } = poolOf();
     await expect(pool.acquire({ instanceId: 1 })).rejects.toMatchObject({
       code: 'ERR_INSTANCE_GONE',
@@ -80,7 +82,7 @@ describe('acquire({ instanceId })', () => {
     await expect(pool.acquire({ instanceId: 99 })).rejects.toBeInstanceOf(InstanceGoneError);
   });
 
-  it('rejects at once when the instance will go at the end of the present lease', async () => {
+  it('rejects at once when the instance will be destroyed at the end of its present lease', async () => {
     const { pool } = poolOf({ maxUses: 1 });
     await pool.acquire();
     await expect(pool.acquire({ instanceId: 1 })).rejects.toBeInstanceOf(InstanceGoneError);
@@ -98,14 +100,14 @@ describe('acquire({ instanceId })', () => {
     await expect(pool.acquire({ instanceId: 1 })).rejects.toBeInstanceOf(InstanceGoneError);
   });
 
-  it('serves those who want the same instance in the order in which they came', async () => {
+  it('serves waiters for the same instance in the order of arrival', async () => {
     const { pool } = poolOf({ size: 1 });
     const first = await pool.acquire();
     const order: string[] = [];
     const want = async (who: string, instanceId: number | undefined, priority = 0) => {
       const lease = await pool.acquire({ priority, ...(instanceId === undefined ? {} : { instanceId }) });
       order.push(who);
-      await settled();
+      await endOfTurn();
       await lease.release();
     };
     const all = [
@@ -124,17 +126,17 @@ describe('acquire({ instanceId })', () => {
     const { pool } = poolOf({ size: 1 });
     await pool.acquire();
     const controller = new AbortController();
-    const reason = new Error('gave up');
+    const reason = new Error('aborted');
     const aborted = pool.acquire({ instanceId: 1, signal: controller.signal });
     const late = pool.acquire({ instanceId: 1, timeoutMs: 10 });
     const closed = pool.acquire({ instanceId: 1 });
     const all = Promise.allSettled([aborted, late, closed]);
     controller.abort(reason);
-    expect(pool.stats().waiting).toBe(2);
+    expect(pool.stats().queued).toBe(2);
     await vi.advanceTimersByTimeAsync(10);
-    expect(pool.stats().waiting).toBe(1);
+    expect(pool.stats().queued).toBe(1);
     void pool.close({ timeoutMs: 0 });
-    expect(pool.stats().waiting).toBe(0);
+    expect(pool.stats().queued).toBe(0);
     const [first, second, third] = (await all) as PromiseRejectedResult[];
     expect(first?.reason).toBe(reason);
     expect(second?.reason).toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT' });
@@ -142,7 +144,7 @@ describe('acquire({ instanceId })', () => {
     await vi.advanceTimersByTimeAsync(10);
   });
 
-  it('counts against `maxQueue`, and with `timeoutMs` 0 takes it idle or not at all', async () => {
+  it('counts against `maxQueue`, and with `timeoutMs` 0 takes the instance only if it is idle', async () => {
     const { pool } = poolOf({ size: 1, maxQueue: 1 });
     const lease = await pool.acquire();
     const queued = pool.acquire({ instanceId: 1 });

@@ -1,8 +1,10 @@
 import { describe, expect, it, vi } from 'vitest';
 import { CallbackTimeoutError, PrepareError } from '../../src/errors.js';
+import type { PipelinePoolOptions, TaskContext } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions, TaskContext } from '../../src/pool/pool-options.js';
-import { deferred, inVirtualTime, outcome, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { type Piece, Workshop } from '../support/pools.js';
+import { deferred, endOfTurn, outcome } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -27,7 +29,7 @@ const failures: readonly (readonly [string, () => unknown])[] = [
 ];
 
 describe('validate', () => {
-  it('is asked only after `validateAfterIdleMs` of idleness', async () => {
+  it('runs only after `validateAfterIdleMs` of idleness', async () => {
     const validate = vi.fn(() => true);
     const { pool } = poolOf({ validate, validateAfterIdleMs: 100 });
     await (await pool.acquire()).release();
@@ -40,7 +42,7 @@ describe('validate', () => {
     expect(validate).toHaveBeenCalledTimes(1);
   });
 
-  it('is not asked of an instance that has just been reset, however long that took', async () => {
+  it('does not run for an instance that has just been reset, however long that took', async () => {
     const validate = vi.fn(() => true);
     const { pool } = poolOf({
       validate,
@@ -55,7 +57,7 @@ describe('validate', () => {
     expect(validate).toHaveBeenCalledTimes(0);
   });
 
-  it('is asked every time with 0, but not of a new instance', async () => {
+  it('runs every time with 0, but not for a new instance', async () => {
     const validate = vi.fn(() => true);
     const { pool } = poolOf({ validate, validateAfterIdleMs: 0 });
     const first = await pool.acquire();
@@ -82,8 +84,8 @@ describe('validate', () => {
       validateAfterIdleMs: 10,
       validateTimeoutMs: 50,
     });
-    const told: unknown[] = [];
-    pool.hooks.on('instance:unhealthy', ({ instanceId, stage }) => told.push([instanceId, stage]));
+    const emitted: unknown[] = [];
+    pool.hooks.on('instance:unhealthy', ({ instanceId, stage }) => emitted.push([instanceId, stage]));
     await (await pool.acquire()).release();
     await vi.advanceTimersByTimeAsync(10);
     const first = pool.acquire();
@@ -91,41 +93,41 @@ describe('validate', () => {
     await vi.advanceTimersByTimeAsync(50);
     expect((await first).instanceId).toBe(2);
     expect(workshop.destroyed).toEqual([1]);
-    expect(told).toEqual([[1, 'validate']]);
+    expect(emitted).toEqual([[1, 'validate']]);
     await (await first).release();
-    // The slot is not lost: whoever waits next is served.
+    // The slot is not lost: the next waiter is served.
     expect((await second).instanceId).toBe(2);
     expect(workshop.peak).toBe(1);
   });
 
-  it('lets the waiter keep its place while it runs', async () => {
-    const verdict = deferred<boolean>();
-    const { pool } = poolOf({ validate: () => verdict.promise, validateAfterIdleMs: 10 });
+  it('leaves the waiter its position while it runs', async () => {
+    const classification = deferred<boolean>();
+    const { pool } = poolOf({ validate: () => classification.promise, validateAfterIdleMs: 10 });
     await (await pool.acquire()).release();
     await vi.advanceTimersByTimeAsync(10);
     const order: string[] = [];
     const ask = (who: string): Promise<unknown> => pool.use(() => order.push(who));
     const first = ask('first');
     const second = ask('second');
-    await settled();
-    expect(pool.stats()).toMatchObject({ readying: 1, waiting: 2 });
-    verdict.resolve(false);
+    await endOfTurn();
+    expect(pool.stats()).toMatchObject({ readying: 1, queued: 2 });
+    classification.resolve(false);
     await Promise.all([first, second]);
     expect(order).toEqual(['first', 'second']);
   });
 
-  it('costs the instance nothing when its waiter gives up meanwhile', async () => {
-    const verdict = deferred<boolean>();
-    const { pool, workshop } = poolOf({ validate: () => verdict.promise, validateAfterIdleMs: 10 });
+  it('keeps the instance when its waiter is aborted meanwhile', async () => {
+    const classification = deferred<boolean>();
+    const { pool, workshop } = poolOf({ validate: () => classification.promise, validateAfterIdleMs: 10 });
     await (await pool.acquire()).release();
     await vi.advanceTimersByTimeAsync(10);
     const given = pool.acquire({ timeoutMs: 5 });
     const rejected = expect(given).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', stage: 'validate' });
     await vi.advanceTimersByTimeAsync(5);
     await rejected;
-    verdict.resolve(true);
-    await settled();
-    expect(pool.stats()).toMatchObject({ idle: 1, waiting: 0 });
+    classification.resolve(true);
+    await endOfTurn();
+    expect(pool.stats()).toMatchObject({ idle: 1, queued: 0 });
     expect(workshop.destroyed).toEqual([]);
   });
 
@@ -145,7 +147,7 @@ describe('validate', () => {
       },
       validateIdleEveryMs: 1_000,
     });
-    await settled();
+    await endOfTurn();
     await vi.advanceTimersByTimeAsync(1_005);
     expect(asked).toEqual([1]);
     await vi.advanceTimersByTimeAsync(100);
@@ -170,7 +172,7 @@ describe('validate', () => {
 });
 
 describe('prepare', () => {
-  it('is given the instance and the task before the lease is', async () => {
+  it('gets the instance and the task before the lease is granted', async () => {
     const seen: unknown[] = [];
     const { pool } = poolOf({
       prepare: (piece, { instanceId, taskId, signal }: TaskContext) => {
@@ -201,7 +203,7 @@ describe('prepare', () => {
       stage: 'prepare',
       source: 'research',
       instanceId: 1,
-      waiting: 2,
+      queued: 2,
     });
     await vi.advanceTimersByTimeAsync(50);
     await rejected;
@@ -214,7 +216,7 @@ describe('prepare', () => {
     expect(workshop.peak).toBe(1);
   });
 
-  it('is told when its task gives up, and ends before the instance is torn down', async () => {
+  it('has its signal aborted when its task is aborted, and ends before the instance is destroyed', async () => {
     const prepared = deferred();
     let signal: AbortSignal | undefined;
     const { pool, workshop } = poolOf({
@@ -226,13 +228,13 @@ describe('prepare', () => {
     const controller = new AbortController();
     const given = pool.acquire({ taskId: 'a', signal: controller.signal });
     const next = pool.acquire({ taskId: 'b' });
-    await settled();
-    expect(pool.stats()).toMatchObject({ readying: 1, waiting: 2 });
+    await endOfTurn();
+    expect(pool.stats()).toMatchObject({ readying: 1, queued: 2 });
     controller.abort(REASON);
     await expect(given).rejects.toBe(REASON);
     expect(signal?.aborted).toBe(true);
     expect(signal?.reason).toBe(REASON);
-    expect(pool.stats()).toMatchObject({ readying: 1, waiting: 1 });
+    expect(pool.stats()).toMatchObject({ readying: 1, queued: 1 });
     expect(workshop.destroyed).toEqual([]);
     prepared.resolve();
     // What is half prepared for one task is not given to another.
@@ -247,7 +249,7 @@ describe('prepare', () => {
     const rejected = expect(given).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', stage: 'prepare' });
     await vi.advanceTimersByTimeAsync(10);
     await rejected;
-    expect(pool.stats()).toMatchObject({ waiting: 0, readying: 1 });
+    expect(pool.stats()).toMatchObject({ queued: 0, readying: 1 });
     await vi.advanceTimersByTimeAsync(1_000);
     expect(pool.stats()).toMatchObject({ readying: 0, live: 0 });
   });
@@ -255,7 +257,7 @@ describe('prepare', () => {
   it('runs side by side for different instances', async () => {
     const { pool } = poolOf({ size: 2, prepare: never, prepareTimeoutMs: 50 });
     const both = Promise.allSettled([pool.acquire(), pool.acquire()]);
-    await settled();
+    await endOfTurn();
     expect(pool.stats().readying).toBe(2);
     await vi.advanceTimersByTimeAsync(50);
     await both;
@@ -263,7 +265,7 @@ describe('prepare', () => {
 });
 
 describe('reset', () => {
-  it('clears the task away before the next has the instance', async () => {
+  it('clears the state of a task before the next task gets the instance', async () => {
     const { pool } = poolOf({
       prepare: (piece, { taskId }) => piece.tasks.push(taskId),
       reset: (piece, { taskId }) => piece.tasks.splice(piece.tasks.indexOf(taskId), 1),
@@ -274,7 +276,7 @@ describe('reset', () => {
     expect((await next).pipeline.tasks).toEqual(['b']);
   });
 
-  it('is waited for by `release`, and holds the instance meanwhile', async () => {
+  it('is awaited by `release`, and keeps the instance unavailable meanwhile', async () => {
     const done = deferred();
     const { pool } = poolOf({ reset: () => done.promise });
     const lease = await pool.acquire();
@@ -282,7 +284,7 @@ describe('reset', () => {
     const next = pool.acquire();
     expect(await outcome(released)).toBe('pending');
     expect(await outcome(next)).toBe('pending');
-    expect(pool.stats()).toMatchObject({ leased: 0, resetting: 1, waiting: 1 });
+    expect(pool.stats()).toMatchObject({ leased: 0, resetting: 1, queued: 1 });
     expect(lease.release()).toBe(released);
     done.resolve();
     await released;
@@ -291,22 +293,22 @@ describe('reset', () => {
 
   it.each(failures)('replaces the instance, and release does not reject, when it %s', async (_how, fail) => {
     const { pool, workshop } = poolOf({ reset: fail, resetTimeoutMs: 50 });
-    const told: unknown[] = [];
+    const emitted: unknown[] = [];
     pool.hooks.on('instance:unhealthy', ({ instanceId, stage, taskId }) => {
-      told.push([instanceId, stage, taskId]);
+      emitted.push([instanceId, stage, taskId]);
     });
-    pool.hooks.on('instance:destroyed', ({ reason }) => told.push(reason));
+    pool.hooks.on('instance:destroyed', ({ reason }) => emitted.push(reason));
     const lease = await pool.acquire({ taskId: 'a' });
     const next = pool.acquire();
     const released = lease.release();
     await vi.advanceTimersByTimeAsync(50);
     await released;
     expect((await next).instanceId).toBe(2);
-    expect(told).toEqual([[1, 'reset', 'a'], 'reset-failed']);
+    expect(emitted).toEqual([[1, 'reset', 'a'], 'reset-failed']);
     expect(workshop.peak).toBe(1);
   });
 
-  it('is spared an instance that goes anyway', async () => {
+  it('does not run for an instance that is destroyed anyway', async () => {
     const reset = vi.fn();
     const { pool } = poolOf({ reset });
     await (await pool.acquire()).release({ discard: true });
@@ -319,7 +321,7 @@ describe('reset', () => {
 });
 
 describe('destroy', () => {
-  it('is told why, and holds the slot until it has ended', async () => {
+  it('gets the reason, and occupies the slot until it has ended', async () => {
     const done = deferred();
     const reasons: string[] = [];
     const { pool, workshop } = poolOf({
@@ -341,23 +343,23 @@ describe('destroy', () => {
     expect(reasons).toEqual(['discarded']);
   });
 
-  it.each(failures)('gives its slot back, reported, when it %s', async (how, fail) => {
+  it.each(failures)('frees its slot and is reported when it %s', async (how, fail) => {
     const { pool } = poolOf({ destroy: fail, destroyTimeoutMs: 50 });
-    const told: unknown[] = [];
-    pool.hooks.on('instance:destroyFailed', ({ instanceId, reason, error }) => {
-      told.push([instanceId, reason, error instanceof CallbackTimeoutError ? 'late' : error]);
+    const emitted: unknown[] = [];
+    pool.hooks.on('instance:destroy-failed', ({ instanceId, reason, error }) => {
+      emitted.push([instanceId, reason, error.code === 'ERR_CALLBACK_TIMEOUT' ? 'late' : error]);
     });
-    pool.hooks.on('instance:destroyed', () => told.push('destroyed'));
+    pool.hooks.on('instance:destroyed', () => emitted.push('destroyed'));
     const lease = await pool.acquire();
     const released = lease.release({ discard: true });
     const next = pool.acquire();
     await vi.advanceTimersByTimeAsync(50);
     await released;
     expect((await next).instanceId).toBe(2);
-    expect(told).toEqual([[1, 'discarded', how === 'never settles' ? 'late' : REASON]]);
+    expect(emitted).toEqual([[1, 'discarded', how === 'never settles' ? 'late' : REASON]]);
   });
 
-  it('may be left out', async () => {
+  it('is optional', async () => {
     const pool = new PipelinePool({ size: 1, create: () => ({}) });
     await (await pool.acquire()).release({ discard: true });
     expect(pool.stats()).toMatchObject({ live: 0, destroyed: 1 });

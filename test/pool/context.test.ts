@@ -1,8 +1,10 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { describe, expect, it, vi } from 'vitest';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -40,7 +42,7 @@ function watchedPool(more: Partial<PipelinePoolOptions<Piece>> = {}) {
 }
 
 describe('the AsyncLocalStorage context', () => {
-  it('of prepare and reset is that of the task they serve; of create, validate and destroy it is nobody’s', async () => {
+  it('of prepare and reset is that of their task; create, validate and destroy run outside any request', async () => {
     const { pool, seen } = watchedPool();
     const tasks = Array.from({ length: 20 }, (_, i) => `task ${i}`);
     await Promise.all(
@@ -48,13 +50,13 @@ describe('the AsyncLocalStorage context', () => {
         store.run(taskId, async () => {
           const lease = await pool.acquire({ taskId });
           expect(store.getStore()).toBe(taskId);
-          await settled();
+          await endOfTurn();
           await lease.release({ discard: taskId === 'task 7' });
           expect(store.getStore()).toBe(taskId);
         }),
       ),
     );
-    await store.run('whoever closes', () => pool.close());
+    await store.run('closer', () => pool.close());
     for (const taskId of tasks) {
       expect(seen[`prepare ${taskId}`]).toEqual([taskId]);
       expect(seen[`reset ${taskId}`]).toEqual(taskId === 'task 7' ? undefined : [taskId]);
@@ -76,14 +78,14 @@ describe('the AsyncLocalStorage context', () => {
     }
   });
 
-  it('of reset is the task’s own, whoever releases', async () => {
+  it('of reset is that of its task, whatever context releases', async () => {
     const { pool, seen } = watchedPool();
     const lease = await store.run('owner', () => pool.acquire({ taskId: 'a' }));
-    await store.run('somebody else', () => lease.release());
+    await store.run('another task', () => lease.release());
     expect(seen['reset a']).toEqual(['owner']);
   });
 
-  it('of a waiter’s events is its own, whoever frees the instance or aborts', async () => {
+  it('of a waiter’s events is that of the waiter, whatever context frees the instance or aborts', async () => {
     const pool = new PipelinePool<Piece>({ size: 1, ...new Workshop().callbacks });
     const seen: unknown[] = [];
     for (const event of ['lease:queued', 'lease:acquired', 'lease:rejected'] as const) {
@@ -99,7 +101,7 @@ describe('the AsyncLocalStorage context', () => {
     store.run('aborter', () => controller.abort());
     await store.run('releaser', () => first.release());
     await second;
-    await settled();
+    await endOfTurn();
     expect(seen.sort()).toEqual([
       ['lease:acquired', 'a', 'a'],
       ['lease:acquired', 'b', 'b'],
@@ -110,7 +112,7 @@ describe('the AsyncLocalStorage context', () => {
     ]);
   });
 
-  it('of instance events, revocations and leak reports is never a third party’s', async () => {
+  it('of instance events, revocations and leak reports is never that of another task', async () => {
     const pool = store.run('builder', () => {
       return new PipelinePool<Piece>({
         size: 1,
@@ -133,7 +135,7 @@ describe('the AsyncLocalStorage context', () => {
     const next = store.run('b', () => pool.acquire());
     await store.run('a', () => lease.release({ discard: true }));
     await next;
-    await store.run('whoever drives the clock', () => vi.advanceTimersByTimeAsync(100));
+    await store.run('clock', () => vi.advanceTimersByTimeAsync(100));
     expect(seen).toEqual([
       ['instance:creating', undefined],
       ['instance:created', undefined],

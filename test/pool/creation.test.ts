@@ -6,9 +6,11 @@ import {
   InstanceGoneError,
   PoolClosedError,
 } from '../../src/errors.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { HandMade, inVirtualTime, outcome, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { HandMade, type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn, outcome } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -20,10 +22,10 @@ const byHand = (more: Partial<PipelinePoolOptions<Piece>> = {}) => {
 const REASON = new Error('no memory left');
 
 describe('a creation', () => {
-  it('is told which instance it makes, and gets a signal', async () => {
+  it('gets the instanceId and a signal', async () => {
     const { pool, workshop } = byHand();
     void pool.acquire();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders[0]!.context.instanceId).toBe(1);
     expect(workshop.orders[0]!.context.signal.aborted).toBe(false);
   });
@@ -31,9 +33,9 @@ describe('a creation', () => {
   it('counts as live from its start, and is bounded by `size`', async () => {
     const { pool, workshop } = byHand();
     const all = [pool.acquire(), pool.acquire(), pool.acquire()];
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(2);
-    expect(pool.stats()).toMatchObject({ live: 2, creating: 2, waiting: 3 });
+    expect(pool.stats()).toMatchObject({ live: 2, creating: 2, queued: 3 });
     workshop.finish();
     workshop.finish();
     const leases = await Promise.all(all.slice(0, 2));
@@ -42,11 +44,11 @@ describe('a creation', () => {
     expect(workshop.peak).toBe(2);
   });
 
-  it('serves whoever is first, whomever it was for', async () => {
+  it('serves the first waiter, whichever waiter it was started for', async () => {
     const { pool, workshop } = byHand();
     const first = pool.acquire();
     const second = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish(1);
     expect((await first).instanceId).toBe(2);
     expect(await outcome(second)).toBe('pending');
@@ -54,60 +56,60 @@ describe('a creation', () => {
     expect((await second).instanceId).toBe(1);
   });
 
-  it('goes to the idle ones when whoever it was for took an instance released meanwhile', async () => {
+  it('becomes idle when the waiter it was started for took an instance released meanwhile', async () => {
     const { pool, workshop } = byHand();
     const early = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     const holder = await early;
     const waiting = pool.acquire();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(1);
     await holder.release();
     expect((await waiting).instanceId).toBe(1);
     workshop.finish();
-    await settled();
+    await endOfTurn();
     expect(pool.stats()).toMatchObject({ idle: 1, leased: 1, live: 2 });
   });
 
-  it('is not begun when it is needed no more', async () => {
+  it('does not start when it is no longer needed', async () => {
     const { pool, workshop } = byHand({ createConcurrency: 1 });
     const early = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     const holder = await early;
-    // The lane has room for one creation; the second would be for a waiter that is gone by then.
+    // One creation may run at a time; the second would be for a waiter that is gone by then.
     const controller = new AbortController();
     const first = pool.acquire();
     const second = pool.acquire({ signal: controller.signal });
     second.catch(() => {});
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(1);
     controller.abort();
     workshop.finish();
     await first;
     await holder.release();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(0);
     expect(workshop.pieces).toHaveLength(2);
   });
 
-  it('never runs beside more than `createConcurrency` others', async () => {
+  it('never runs in more than `createConcurrency` at once', async () => {
     const { pool, workshop } = byHand({ size: 5, createConcurrency: 2 });
     const all = [1, 2, 3, 4, 5].map(() => pool.acquire());
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(2);
     workshop.finish();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(2);
     for (let i = 0; i < 4; i++) {
       workshop.finish();
-      await settled();
+      await endOfTurn();
     }
     expect((await Promise.all(all)).map(({ instanceId }) => instanceId)).toEqual([1, 2, 3, 4, 5]);
   });
 
-  it('begins outside the constructor, which it may refer to', async () => {
+  it('starts after the constructor has returned, so it may refer to the pool', async () => {
     const workshop = new Workshop();
     const seen: number[] = [];
     const pool: PipelinePool<Piece> = new PipelinePool({
@@ -136,16 +138,16 @@ describe('a creation', () => {
     });
     const first = await pool.acquire();
     const second = pool.acquire();
-    await settled();
+    await endOfTurn();
     await first.release();
     await (await second).release();
-    await settled();
-    expect(pool.stats()).toMatchObject({ waiting: 0, leased: 0, idle: 2 });
+    await endOfTurn();
+    expect(pool.stats()).toMatchObject({ queued: 0, leased: 0, idle: 2 });
   });
 });
 
 describe('a creation that fails', () => {
-  it('rejects the one it was for, with the cause and the figures, and no other', async () => {
+  it('rejects only the waiter it was started for, with the cause and the numbers', async () => {
     const { pool, workshop } = byHand({ size: 1, name: 'research' });
     const first = pool.acquire();
     const second = pool.acquire();
@@ -159,7 +161,7 @@ describe('a creation that fails', () => {
       cause: REASON,
       source: 'research',
       instanceId: 1,
-      elapsedMs: 25,
+      waitMs: 25,
       live: 0,
       idle: 0,
       leased: 0,
@@ -171,15 +173,15 @@ describe('a creation that fails', () => {
     expect((await second).instanceId).toBe(2);
   });
 
-  it('rejects nobody when the one it was for has been served meanwhile', async () => {
+  it('rejects no waiter when the one it was started for has been served meanwhile', async () => {
     const { pool, workshop } = byHand({ size: 3 });
     const early = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     const holder = await early;
     const first = pool.acquire();
     const second = pool.acquire();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(2);
     await holder.release();
     await first;
@@ -190,27 +192,27 @@ describe('a creation that fails', () => {
     expect(pool.stats()).toMatchObject({ rejected: 0, createFailed: 1 });
   });
 
-  it('rejects nobody when the one it was for has another instance prepared for it by then', async () => {
+  it('rejects no waiter when another instance is being prepared for the one it was started for', async () => {
     const { pool, workshop } = byHand({
       prepare: (_piece, { taskId }) => (taskId === 'slow' ? new Promise(() => {}) : undefined),
     });
     const early = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     const holder = await early;
     const waiting = pool.acquire({ taskId: 'slow' });
-    await settled();
+    await endOfTurn();
     await holder.release();
     workshop.fail(REASON);
     expect(await outcome(waiting)).toBe('pending');
-    expect(pool.stats()).toMatchObject({ readying: 1, waiting: 1, rejected: 0 });
+    expect(pool.stats()).toMatchObject({ readying: 1, queued: 1, rejected: 0 });
     waiting.catch(() => {});
     const closed = pool.close({ timeoutMs: 1 });
     await vi.advanceTimersByTimeAsync(1);
     await closed;
   });
 
-  it('rejects, and does not throw, when `create` throws at once', async () => {
+  it('rejects, and does not throw, when `create` throws synchronously', async () => {
     let fails = true;
     const workshop = new Workshop();
     const pool = new PipelinePool({
@@ -222,13 +224,13 @@ describe('a creation that fails', () => {
     });
     const first = pool.acquire();
     await expect(first).rejects.toMatchObject({ code: 'ERR_CREATE_FAILED', cause: REASON });
-    expect(pool.stats()).toMatchObject({ live: 0, waiting: 0 });
+    expect(pool.stats()).toMatchObject({ live: 0, queued: 0 });
     fails = false;
     const second = pool.acquire();
     await vi.advanceTimersByTimeAsync(10_000);
     const lease = await second;
     await lease.release();
-    // Nobody swallowed the instance that came after the failure.
+    // The instance that came after the failure is not lost.
     expect(pool.stats()).toMatchObject({ idle: 1, leased: 0 });
   });
 
@@ -259,39 +261,39 @@ describe('a creation that fails', () => {
     draw.mockRestore();
   });
 
-  it('begins one creation at a time until one succeeds', async () => {
+  it('is followed by one creation at a time until one succeeds', async () => {
     const { pool, workshop } = byHand({ size: 3 });
     const all = [1, 2, 3, 4, 5, 6].map(() => pool.acquire());
     for (const given of all) given.catch(() => {});
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(3);
     workshop.fail(REASON);
     workshop.fail(REASON);
     workshop.fail(REASON);
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(0);
     await vi.advanceTimersByTimeAsync(10_000);
     expect(workshop.orders).toHaveLength(1);
     workshop.finish();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(2);
-    expect(pool.stats()).toMatchObject({ rejected: 3, leased: 1, waiting: 2 });
+    expect(pool.stats()).toMatchObject({ rejected: 3, leased: 1, queued: 2 });
   });
 
-  it('pauses once for creations that fail together', async () => {
+  it('leads to one backoff for creations that fail together', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(1);
     const { pool, workshop } = byHand({ size: 3, createRetry: { baseMs: 10, maxMs: 1_000 } });
     const pauses: number[] = [];
-    pool.hooks.on('instance:createFailed', ({ retryInMs }) => pauses.push(retryInMs));
+    pool.hooks.on('instance:create-failed', ({ retryAfterMs }) => pauses.push(retryAfterMs));
     for (let i = 0; i < 3; i++) pool.acquire().catch(() => {});
-    await settled();
+    await endOfTurn();
     for (let i = 0; i < 3; i++) workshop.fail(REASON);
-    await settled();
+    await endOfTurn();
     expect(pauses).toEqual([20, 20, 20]);
     vi.restoreAllMocks();
   });
 
-  it('never keeps other work from its turn', async () => {
+  it('never starves the event loop', async () => {
     vi.useRealTimers();
     let calls = 0;
     const pool = new PipelinePool({
@@ -302,7 +304,7 @@ describe('a creation that fails', () => {
       },
     });
     const all = Array.from({ length: 20 }, () => pool.acquire({ timeoutMs: 50 }).catch((e: unknown) => e));
-    for (let turn = 0; turn < 50; turn++) await settled();
+    for (let turn = 0; turn < 50; turn++) await endOfTurn();
     // Fifty turns of the event loop, and no more than the creations that began together.
     expect(calls).toBe(2);
     const errors = await Promise.all(all);
@@ -315,7 +317,7 @@ describe('a creation that fails', () => {
     const { pool, workshop } = byHand({ size: 1 });
     const first = pool.acquire();
     first.catch(() => {});
-    await settled();
+    await endOfTurn();
     workshop.fail(REASON);
     const second = pool.acquire({ timeoutMs: 20 });
     const rejected = expect(second).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', cause: REASON });
@@ -326,7 +328,7 @@ describe('a creation that fails', () => {
   it('is no cause any more once a creation has succeeded', async () => {
     const { pool, workshop } = byHand({ size: 1 });
     pool.acquire().catch(() => {});
-    await settled();
+    await endOfTurn();
     workshop.fail(REASON);
     const second = pool.acquire();
     await vi.advanceTimersByTimeAsync(10_000);
@@ -338,44 +340,137 @@ describe('a creation that fails', () => {
     expect(((await error) as Error).cause).toBeUndefined();
   });
 
-  it('lets a waiter go on with an instance released during the back-off', async () => {
+  it('leaves the other waiters to take an instance released during the backoff', async () => {
     const { pool, workshop } = byHand({ size: 2 });
     const early = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     const holder = await early;
     pool.acquire().catch(() => {});
     const waiting = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.fail(REASON);
-    await settled();
+    await endOfTurn();
     await holder.release();
     expect((await waiting).instanceId).toBe(1);
   });
 
-  it('is told, with the failures in a row and the time until the next', async () => {
+  it('is emitted with the failures in a row and the time until the next attempt', async () => {
     const { pool, workshop } = byHand({ size: 1, createRetry: { baseMs: 50, maxMs: 50 } });
-    const told: unknown[] = [];
-    pool.hooks.on('instance:createFailed', (event) => told.push(event));
+    const emitted: unknown[] = [];
+    pool.hooks.on('instance:create-failed', (event) => emitted.push(event));
     const both = [pool.acquire().catch(() => {}), pool.acquire().catch(() => {})];
     await vi.advanceTimersByTimeAsync(10);
     workshop.fail(REASON);
     await vi.advanceTimersByTimeAsync(50);
     workshop.fail(REASON);
     await Promise.all(both);
-    expect(told).toMatchObject([
-      { source: 'pool', instanceId: 1, error: REASON, createMs: 10, failures: 1, retryInMs: 50, live: 0 },
-      { source: 'pool', instanceId: 2, error: REASON, createMs: 0, failures: 2, retryInMs: 50, live: 0 },
+    expect(emitted).toMatchObject([
+      { source: 'pool', instanceId: 1, error: REASON, createMs: 10, failures: 1, retryAfterMs: 50, live: 0 },
+      { source: 'pool', instanceId: 2, error: REASON, createMs: 0, failures: 2, retryAfterMs: 50, live: 0 },
     ]);
   });
 });
 
+describe("a creation that fails, with `onCreateFailure: 'retry'`", () => {
+  const retrying = (more: Partial<PipelinePoolOptions<Piece>> = {}) =>
+    byHand({ onCreateFailure: 'retry', createRetry: { baseMs: 10, maxMs: 10 }, ...more });
+
+  it('leaves the waiters their order, and serves all of them once creation works', async () => {
+    let works = false;
+    const workshop = new Workshop();
+    const pool = new PipelinePool({
+      size: 3,
+      onCreateFailure: 'retry',
+      create: (context) => {
+        if (!works) throw REASON;
+        return workshop.create(context);
+      },
+    });
+    const order: number[] = [];
+    const all = [1, 2, 3, 4, 5, 6, 7, 8].map((task) => pool.use(() => void order.push(task)));
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(order).toEqual([]);
+    expect(pool.stats()).toMatchObject({ queued: 8, rejected: 0, live: 0 });
+    works = true;
+    await vi.advanceTimersByTimeAsync(10_000);
+    await Promise.all(all);
+    expect(order).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+  });
+
+  it('is the cause of the timeout of the waiter it was started for', async () => {
+    const { pool, workshop } = retrying({ size: 1 });
+    const late = pool.acquire({ timeoutMs: 25 });
+    const rejected = expect(late).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', cause: REASON });
+    await endOfTurn();
+    workshop.fail(REASON);
+    expect(await outcome(late)).toBe('pending');
+    await vi.advanceTimersByTimeAsync(10);
+    expect(workshop.orders).toHaveLength(1);
+    workshop.fail(REASON);
+    await vi.advanceTimersByTimeAsync(15);
+    await rejected;
+  });
+
+  it('gives the waiter an instance that is released before creation works', async () => {
+    const { pool, workshop } = retrying({ size: 2 });
+    const early = pool.acquire();
+    await endOfTurn();
+    workshop.finish();
+    const holder = await early;
+    const waiting = pool.acquire();
+    await endOfTurn();
+    workshop.fail(REASON);
+    await holder.release();
+    expect((await waiting).instanceId).toBe(1);
+  });
+
+  it('ends the wait by signal and close as ever', async () => {
+    const { pool, workshop } = retrying({ size: 1 });
+    const controller = new AbortController();
+    const aborted = pool.acquire({ signal: controller.signal });
+    const closed = pool.acquire();
+    const errors = Promise.allSettled([aborted, closed]);
+    await endOfTurn();
+    workshop.fail(REASON);
+    await endOfTurn();
+    controller.abort(REASON);
+    await pool.close();
+    const [first, second] = (await errors) as PromiseRejectedResult[];
+    expect(first?.reason).toBe(REASON);
+    expect(second?.reason).toBeInstanceOf(PoolClosedError);
+  });
+
+  it('leaves warmUp waiting, until its own deadline', async () => {
+    const { pool, workshop } = retrying({ min: 1 });
+    const warm = pool.warmUp({ timeoutMs: 1_000 });
+    const late = pool.warmUp({ timeoutMs: 5 });
+    const rejected = expect(late).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', cause: REASON });
+    await endOfTurn();
+    workshop.fail(REASON);
+    await vi.advanceTimersByTimeAsync(10);
+    await rejected;
+    workshop.finish();
+    await warm;
+  });
+
+  it('rejects the waiters for that instance, which will never exist', async () => {
+    const { pool, workshop } = retrying({ size: 1 });
+    pool.acquire().catch(() => {});
+    await endOfTurn();
+    const named = pool.acquire({ instanceId: 1 });
+    workshop.fail(REASON);
+    await expect(named).rejects.toBeInstanceOf(InstanceGoneError);
+    await pool.close();
+  });
+});
+
 describe('a creation that hangs', () => {
-  it('gives its slot up at `createTimeoutMs`, and rejects the one it was for', async () => {
+  it('gives up its slot at `createTimeoutMs`, and rejects the waiter it was started for', async () => {
     const { pool, workshop } = byHand({ size: 1, createTimeoutMs: 100 });
     const first = pool.acquire();
     const rejected = expect(first).rejects.toMatchObject({ code: 'ERR_CREATE_FAILED', stage: 'create' });
-    await settled();
+    await endOfTurn();
     const { signal } = workshop.orders[0]!.context;
     await vi.advanceTimersByTimeAsync(99);
     expect(pool.stats().live).toBe(1);
@@ -388,7 +483,7 @@ describe('a creation that hangs', () => {
     expect(pool.stats().live).toBe(0);
   });
 
-  it('has its instance torn down when it arrives late', async () => {
+  it('has its instance destroyed when it arrives late', async () => {
     const { pool, workshop } = byHand({
       size: 1,
       createTimeoutMs: 100,
@@ -401,7 +496,7 @@ describe('a creation that hangs', () => {
     await vi.advanceTimersByTimeAsync(110);
     expect(workshop.orders).toHaveLength(2);
     workshop.finish(0);
-    await settled();
+    await endOfTurn();
     expect(workshop.destroyed).toEqual([1]);
     expect(destroyed).toEqual([[1, 'late']]);
     workshop.finish();
@@ -409,7 +504,7 @@ describe('a creation that hangs', () => {
     expect(pool.stats()).toMatchObject({ live: 1, leased: 1 });
   });
 
-  it('names the stage of those who gave up meanwhile', async () => {
+  it('is named as the stage by waiters that time out meanwhile', async () => {
     const { pool } = byHand({ size: 1 });
     const given = pool.acquire({ timeoutMs: 10 });
     const rejected = expect(given).rejects.toMatchObject({ code: 'ERR_ACQUIRE_TIMEOUT', stage: 'create' });
@@ -417,28 +512,28 @@ describe('a creation that hangs', () => {
     await rejected;
   });
 
-  it('rejects those who want it by name', async () => {
+  it('rejects the waiters for that instance', async () => {
     const { pool, workshop } = byHand({ size: 1 });
     const first = pool.acquire();
-    await settled();
+    await endOfTurn();
     const second = pool.acquire({ instanceId: 1 });
     workshop.fail(REASON);
     await expect(first).rejects.toBeInstanceOf(CreateError);
     await expect(second).rejects.toBeInstanceOf(InstanceGoneError);
-    expect(pool.stats().waiting).toBe(0);
+    expect(pool.stats().queued).toBe(0);
   });
 });
 
 describe('`min`', () => {
-  it('is filled without anybody asking', async () => {
+  it('is filled without a request', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({ size: 3, min: 2, ...workshop.callbacks });
     expect(workshop.pieces).toHaveLength(0);
-    await settled();
+    await endOfTurn();
     expect(pool.stats()).toMatchObject({ live: 2, idle: 2 });
   });
 
-  it('is filled again by itself once creation works', async () => {
+  it('is filled again once creation works', async () => {
     let works = false;
     const workshop = new Workshop();
     const pool = new PipelinePool({
@@ -457,39 +552,39 @@ describe('`min`', () => {
     expect(pool.stats().idle).toBe(1);
   });
 
-  it('does not count instances at their last use: each has a successor as soon as it is leased out', async () => {
+  it('does not count instances at their last use: each has a successor started when it is leased', async () => {
     const { pool, workshop } = byHand({ size: 3, min: 1, maxUses: 1 });
-    await settled();
+    await endOfTurn();
     workshop.finish();
-    await settled();
+    await endOfTurn();
     const first = await pool.acquire();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(1);
     const second = pool.acquire();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     expect((await second).instanceId).toBe(2);
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(1);
     workshop.finish();
-    await settled();
+    await endOfTurn();
     expect(pool.stats()).toMatchObject({ live: 3, idle: 1, leased: 2 });
     await first.release();
     expect(workshop.destroyed).toEqual([1]);
     expect(workshop.peak).toBe(3);
   });
 
-  it('has a successor begun also for one that was prepared for its last use', async () => {
+  it('has a successor started also for an instance that was prepared for its last use', async () => {
     const { pool, workshop } = byHand({ size: 2, min: 1, maxUses: 1, prepare: async () => {} });
-    await settled();
+    await endOfTurn();
     workshop.finish();
-    await settled();
+    await endOfTurn();
     await pool.acquire();
-    await settled();
+    await endOfTurn();
     expect(workshop.orders).toHaveLength(1);
   });
 
-  it('has a successor begun beside a teardown, where there is room', async () => {
+  it('has a successor started during a teardown, where there is room', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({
       size: 2,
@@ -497,19 +592,19 @@ describe('`min`', () => {
       create: workshop.create,
       destroy: () => new Promise(() => {}),
     });
-    await settled();
+    await endOfTurn();
     const lease = await pool.acquire();
     void lease.release({ discard: true });
-    await settled();
+    await endOfTurn();
     expect(pool.stats()).toMatchObject({ destroying: 1, idle: 1, live: 2 });
   });
 });
 
 describe('warmUp', () => {
-  it('settles when `min` instances are there', async () => {
+  it('settles when `min` instances exist', async () => {
     const { pool, workshop } = byHand({ min: 2 });
     const warm = pool.warmUp();
-    await settled();
+    await endOfTurn();
     workshop.finish();
     expect(await outcome(warm)).toBe('pending');
     workshop.finish();
@@ -524,7 +619,7 @@ describe('warmUp', () => {
   it('rejects with the first creation that fails, while the pool goes on trying', async () => {
     const { pool, workshop } = byHand({ min: 2 });
     const warm = pool.warmUp();
-    await settled();
+    await endOfTurn();
     workshop.fail(REASON);
     await expect(warm).rejects.toMatchObject({ code: 'ERR_CREATE_FAILED', cause: REASON });
     workshop.finish();

@@ -1,43 +1,44 @@
 import { describe, expect, it, vi } from 'vitest';
-import { channels } from '../../src/hooks/diagnostics.js';
 import { LIFECYCLE_EVENTS } from '../../src/hooks/events.js';
-import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import { channels, LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { HandMade, inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { HandMade, type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn } from '../support/promises.js';
 
 inVirtualTime();
 
-/** A pool, and everything it tells, in order. */
-function toldPool(more: Partial<PipelinePoolOptions<Piece>> = {}) {
+/** A pool, and the events it emits, in order. */
+function listeningPool(more: Partial<PipelinePoolOptions<Piece>> = {}) {
   const workshop = new Workshop();
   const hooks = new LifecycleHooks();
-  const told: [string, Record<string, unknown>][] = [];
+  const emitted: [string, Record<string, unknown>][] = [];
   for (const event of LIFECYCLE_EVENTS) {
-    hooks.on(event, (payload) => told.push([event, payload as unknown as Record<string, unknown>]));
+    hooks.on(event, (payload) => emitted.push([event, payload as unknown as Record<string, unknown>]));
   }
   const pool = new PipelinePool({ size: 1, name: 'research', hooks, ...workshop.callbacks, ...more });
-  return { workshop, pool, told, names: () => told.map(([event]) => event) };
+  return { workshop, pool, emitted, names: () => emitted.map(([event]) => event) };
 }
 
 describe('the events of a pool', () => {
-  it('tell the whole way of a lease, in order, with ids, figures and durations', async () => {
-    const { pool, told } = toldPool();
+  it('show a lease from creation to destruction, in order, with ids, counts and durations', async () => {
+    const { pool, emitted } = listeningPool();
     const lease = await pool.acquire({ taskId: 'a', requestId: 'r1', tenant: 'acme' });
     const next = pool.acquire({ taskId: 'b' });
     await vi.advanceTimersByTimeAsync(30);
     await lease.release();
     await (await next).release({ discard: true });
-    await settled();
+    await endOfTurn();
     const figures = { source: 'research', size: 1 };
-    expect(told).toMatchObject([
-      ['instance:creating', { ...figures, instanceId: 1, live: 1, leased: 0, waiting: 1 }],
-      ['lease:queued', { ...figures, taskId: 'a', requestId: 'r1', tenant: 'acme', live: 1, waiting: 1 }],
+    expect(emitted).toMatchObject([
+      ['instance:creating', { ...figures, instanceId: 1, live: 1, leased: 0, queued: 1 }],
+      ['lease:queued', { ...figures, taskId: 'a', requestId: 'r1', tenant: 'acme', live: 1, queued: 1 }],
       ['instance:created', { ...figures, instanceId: 1, createMs: 0, live: 1 }],
       ['lease:acquired', { ...figures, taskId: 'a', requestId: 'r1', instanceId: 1, waitMs: 0, leased: 1 }],
-      ['lease:queued', { ...figures, taskId: 'b', waiting: 1, leased: 1 }],
+      ['lease:queued', { ...figures, taskId: 'b', queued: 1, leased: 1 }],
       ['lease:released', { taskId: 'a', requestId: 'r1', instanceId: 1, heldMs: 30, discarded: false }],
-      ['lease:acquired', { taskId: 'b', instanceId: 1, waitMs: 30, leased: 1, waiting: 0 }],
+      ['lease:acquired', { taskId: 'b', instanceId: 1, waitMs: 30, leased: 1, queued: 0 }],
       ['lease:released', { taskId: 'b', instanceId: 1, heldMs: 0, discarded: true, leased: 0 }],
       [
         'instance:destroyed',
@@ -46,21 +47,23 @@ describe('the events of a pool', () => {
     ]);
   });
 
-  it('tell why a request got no lease', async () => {
+  it('say why a request got no lease', async () => {
     const workshop = new HandMade();
-    const { pool, told } = toldPool({
+    const { pool, emitted } = listeningPool({
       ...workshop.callbacks,
       maxQueue: 1,
       prepare: () => Promise.reject(new Error('no')),
     });
     const reasons = (): unknown[] =>
-      told.filter(([event]) => event === 'lease:rejected').map(([, { reason, taskId }]) => [taskId, reason]);
+      emitted
+        .filter(([event]) => event === 'lease:rejected')
+        .map(([, { reason, taskId }]) => [taskId, reason]);
     const ask = (taskId: string, options = {}) => pool.acquire({ taskId, ...options }).catch(() => {});
 
     await ask('aborted', { signal: AbortSignal.abort() });
     await ask('gone', { instanceId: 7 });
     const failing = ask('create-failed');
-    await settled();
+    await endOfTurn();
     workshop.fail(new Error('no memory'));
     await failing;
     const waiting = [ask('prepare-failed'), ask('timeout', { timeoutMs: 20_000 })];
@@ -88,15 +91,15 @@ describe('the events of a pool', () => {
     ]);
   });
 
-  it('do not say that somebody queued who is served at once', async () => {
-    const { pool, names } = toldPool({ prepare: () => {} });
+  it('do not include lease:queued for a request that is served at once', async () => {
+    const { pool, names } = listeningPool({ prepare: () => {} });
     await (await pool.acquire()).release();
     const before = names().length;
     await pool.acquire();
     expect(names().slice(before)).toEqual(['lease:acquired']);
   });
 
-  it('may be answered with any call of the pool, in the same step', async () => {
+  it('allow any call of the pool in a listener', async () => {
     for (const event of LIFECYCLE_EVENTS) {
       if (event === 'hook:error') continue;
       for (const call of ['refresh', 'resize', 'acquire', 'close'] as const) {
@@ -125,12 +128,12 @@ describe('the events of a pool', () => {
         const work = async (discard: boolean): Promise<void> => {
           const lease = await pool.acquire();
           expect(lease.pipeline.alive).toBe(true);
-          await settled();
+          await endOfTurn();
           await lease.release({ discard });
         };
         await Promise.allSettled([work(false), work(true), work(false), work(false), work(false)]);
-        await settled();
-        expect(pool.stats(), `${call} on ${event}`).toMatchObject({ leased: 0, waiting: 0, readying: 0 });
+        await endOfTurn();
+        expect(pool.stats(), `${call} on ${event}`).toMatchObject({ leased: 0, queued: 0, readying: 0 });
         expect(workshop.peak).toBeLessThanOrEqual(2);
         await pool.close();
         expect(workshop.alive, `${call} on ${event}`).toBe(0);
@@ -155,7 +158,7 @@ describe('the events of a pool', () => {
     await lease.release({ discard: true });
     await (await next).release();
     await pool.close();
-    await settled();
+    await endOfTurn();
     expect(workshop.alive).toBe(0);
     expect(errors).toContain('lease:acquired');
   });
@@ -165,10 +168,10 @@ describe('the events of a pool', () => {
     ['lease:acquired', ['a', 'b']],
     ['lease:rejected', ['c']],
     ['lease:released', ['a', 'b']],
-  ] as const)('reach the diagnostics channel of %s, with nobody else listening', async (event, tasks) => {
+  ] as const)('reach the diagnostics channel of %s without any other listener', async (event, tasks) => {
     const pool = new PipelinePool({ size: 1, ...new Workshop().callbacks });
     await pool.warmUp();
-    await settled();
+    await endOfTurn();
     await (await pool.acquire()).release();
     const seen: (string | undefined)[] = [];
     const onMessage = (message: unknown) =>
@@ -186,7 +189,7 @@ describe('the events of a pool', () => {
     await pool.close();
   });
 
-  it('cost nothing that nobody hears: no promise more for a waiter', async () => {
+  it('add no promise to a waiter when nothing listens', async () => {
     const pool = new PipelinePool({ size: 1, ...new Workshop().callbacks });
     const emit = vi.spyOn(pool.hooks, 'emit');
     const lease = await pool.acquire();

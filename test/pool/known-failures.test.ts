@@ -1,7 +1,9 @@
 import { describe, expect, it, vi } from 'vitest';
 import { AcquireTimeoutError, CreateError, DrainTimeoutError } from '../../src/errors.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import { deferred, HandMade, inVirtualTime, outcome, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { HandMade, Workshop } from '../support/pools.js';
+import { deferred, endOfTurn, outcome } from '../support/promises.js';
 
 /**
  * What goes wrong in other pools, as it was reproduced on generic-pool, tarn, lightning-pool and Effect, or reported of
@@ -23,7 +25,7 @@ describe('where a creation fails, the pool', () => {
     await drained;
   });
 
-  it('gives the error to the waiter and not to the one who released', async () => {
+  it('gives the error to the waiter and not to the holder that released', async () => {
     let fails = false;
     const pool = new PipelinePool({
       size: 1,
@@ -38,10 +40,10 @@ describe('where a creation fails, the pool', () => {
     fails = true;
     await lease.release({ discard: true });
     await rejected;
-    expect(pool.stats()).toMatchObject({ live: 0, leased: 0, waiting: 0 });
+    expect(pool.stats()).toMatchObject({ live: 0, leased: 0, queued: 0 });
   });
 
-  it('serves those who need no creation, however long one hangs', async () => {
+  it('serves waiters that need no creation, however long one hangs', async () => {
     let calls = 0;
     const pool = new PipelinePool({
       size: 2,
@@ -50,14 +52,14 @@ describe('where a creation fails, the pool', () => {
     });
     const first = pool.acquire();
     const second = pool.acquire();
-    // Whoever came first takes what is there first; its own creation harms nobody.
+    // The first waiter takes what is available first; its own creation affects no other.
     await (await first).release();
     expect((await second).instanceId).toBe(2);
     await vi.advanceTimersByTimeAsync(1_000);
     expect(pool.stats()).toMatchObject({ live: 1, leased: 1, rejected: 0, createFailed: 1 });
   });
 
-  it('tears down what comes late also when that fails', async () => {
+  it('destroys what arrives late, also when that fails', async () => {
     const workshop = new HandMade();
     const pool = new PipelinePool({
       size: 1,
@@ -65,13 +67,13 @@ describe('where a creation fails, the pool', () => {
       destroy: () => Promise.reject(REASON),
       createTimeoutMs: 100,
     });
-    const told: unknown[] = [];
-    pool.hooks.on('instance:destroyFailed', ({ instanceId, reason }) => told.push([instanceId, reason]));
+    const emitted: unknown[] = [];
+    pool.hooks.on('instance:destroy-failed', ({ instanceId, reason }) => emitted.push([instanceId, reason]));
     pool.acquire().catch(() => {});
     await vi.advanceTimersByTimeAsync(100);
     workshop.finish();
-    await settled();
-    expect(told).toEqual([[1, 'late']]);
+    await endOfTurn();
+    expect(emitted).toEqual([[1, 'late']]);
     expect(pool.stats().live).toBe(0);
   });
 });
@@ -84,7 +86,7 @@ describe('where a teardown fails, the pool', () => {
     },
   ];
 
-  it.each(failures)('goes on letting idle instances go', async (destroy) => {
+  it.each(failures)('goes on evicting idle instances', async (destroy) => {
     const pool = new PipelinePool({ size: 3, create: () => ({}), destroy, idleTimeoutMs: 100 });
     for (let round = 0; round < 3; round++) {
       const leases = await Promise.all([pool.acquire(), pool.acquire(), pool.acquire()]);
@@ -94,7 +96,7 @@ describe('where a teardown fails, the pool', () => {
     }
   });
 
-  it.each(failures)('serves whoever waits for the successor of an unhealthy instance', async (destroy) => {
+  it.each(failures)('serves the waiter for the successor of an unhealthy instance', async (destroy) => {
     const pool = new PipelinePool({
       size: 1,
       create: () => ({}),
@@ -128,21 +130,22 @@ describe('where a teardown fails, the pool', () => {
   });
 });
 
-describe('where somebody gives up, the pool', () => {
-  it('wakes the next for an instance that is on its way from the inventory', async () => {
+describe('when a waiter is aborted, the pool', () => {
+  it('leases an instance from the inventory in the step of the acquire, before an abort can interfere', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
     await (await pool.acquire()).release();
     await vi.advanceTimersByTimeAsync(5_000);
     const controller = new AbortController();
     const first = pool.acquire({ signal: controller.signal });
+    expect(pool.stats()).toMatchObject({ leased: 1, idle: 0, queued: 0 });
     const second = pool.acquire();
     controller.abort(REASON);
-    await expect(first).rejects.toBe(REASON);
+    await (await first).release();
     expect((await second).instanceId).toBe(1);
   });
 
-  it('does not lose an instance that is released in the step in which its head waiter gives up', async () => {
+  it('does not lose an instance that is released in the step in which its first waiter is aborted', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({ size: 1, ...workshop.callbacks });
     const lease = await pool.acquire();
@@ -155,12 +158,12 @@ describe('where somebody gives up, the pool', () => {
     await rejected;
     await (await second).release();
     await (await third).release();
-    expect(pool.stats()).toMatchObject({ idle: 1, waiting: 0, rejected: 1 });
+    expect(pool.stats()).toMatchObject({ idle: 1, queued: 0, rejected: 1 });
   });
 });
 
 describe('where an instance is known to be dead, the pool', () => {
-  it('has it torn down by name, and serves another next', async () => {
+  it('destroys it by id, and serves another next', async () => {
     const workshop = new Workshop();
     const pool = new PipelinePool({ size: 2, ...workshop.callbacks });
     const leases = await Promise.all([pool.acquire(), pool.acquire()]);
@@ -173,7 +176,7 @@ describe('where an instance is known to be dead, the pool', () => {
 });
 
 describe('where a lease is released while its reset runs, the pool', () => {
-  it('never lets two share the instance', async () => {
+  it('never leases it twice', async () => {
     const resets = [deferred(), deferred()];
     let count = 0;
     const workshop = new Workshop();
@@ -195,7 +198,7 @@ describe('where a lease is released while its reset runs, the pool', () => {
 });
 
 describe('where something never ends, the pool', () => {
-  it('drains to its deadline, and says who or how many', async () => {
+  it('drains to its deadline, and names the holders or their number', async () => {
     const pool = new PipelinePool({ size: 1, create: () => new Promise<object>(() => {}) });
     const given = pool.acquire();
     given.catch(() => {});
@@ -206,7 +209,7 @@ describe('where something never ends, the pool', () => {
     const closed = pool.close({ timeoutMs: 10 });
     await vi.advanceTimersByTimeAsync(10);
     await closed;
-    expect(pool.stats()).toMatchObject({ live: 0, waiting: 0 });
+    expect(pool.stats()).toMatchObject({ live: 0, queued: 0 });
   });
 
   it('is not opened again by an acquire after close', async () => {

@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { LeaseReleasedError } from '../../src/errors.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import { HandMade, outcome, settled, Workshop } from './workshop.js';
+import { HandMade, Workshop } from '../support/pools.js';
+import { endOfTurn, outcome } from '../support/promises.js';
 
 const poolOf = (size: number, workshop = new Workshop()) => ({
   workshop,
@@ -9,7 +10,7 @@ const poolOf = (size: number, workshop = new Workshop()) => ({
 });
 
 describe('a lease', () => {
-  it('has an instance that counts from 1', async () => {
+  it('has an instanceId that starts at 1', async () => {
     const { pool } = poolOf(2);
     const first = await pool.acquire({ taskId: 'a' });
     const second = await pool.acquire({ taskId: 'b' });
@@ -19,7 +20,7 @@ describe('a lease', () => {
     expect(first.pipeline).not.toBe(second.pipeline);
   });
 
-  it('gives the instance back to the pool, which leases the one used last', async () => {
+  it('returns the instance to the pool, which leases the one used last', async () => {
     const { pool, workshop } = poolOf(2);
     const first = await pool.acquire();
     const second = await pool.acquire();
@@ -29,12 +30,12 @@ describe('a lease', () => {
     expect(workshop.pieces).toHaveLength(2);
   });
 
-  it('goes straight to the first who waits, in the step of the release', async () => {
+  it('is handed to the first waiter in the step of the release', async () => {
     const { pool } = poolOf(1);
     const first = await pool.acquire();
     const waiting = pool.acquire();
     void first.release();
-    expect(pool.stats()).toMatchObject({ leased: 1, idle: 0, waiting: 0 });
+    expect(pool.stats()).toMatchObject({ leased: 1, idle: 0, queued: 0 });
     expect((await waiting).instanceId).toBe(1);
   });
 
@@ -45,7 +46,7 @@ describe('a lease', () => {
     const tasks = [0, 1, 2, 3, 4, 5].map(async (task) => {
       const lease = await pool.acquire();
       order.push(task);
-      await settled();
+      await endOfTurn();
       await lease.release();
     });
     for (const lease of held) await lease.release();
@@ -53,7 +54,7 @@ describe('a lease', () => {
     expect(order).toEqual([0, 1, 2, 3, 4, 5]);
   });
 
-  it('changes nothing for the present holder when it is released twice', async () => {
+  it('does not affect the present holder when it is released twice', async () => {
     const { pool } = poolOf(1);
     const first = await pool.acquire();
     const waiting = pool.acquire();
@@ -64,13 +65,13 @@ describe('a lease', () => {
     await first.release({ discard: true });
     await first[Symbol.asyncDispose]();
     expect(second.pipeline.alive).toBe(true);
-    expect(pool.stats()).toMatchObject({ leased: 1, waiting: 1, released: 1 });
+    expect(pool.stats()).toMatchObject({ leased: 1, queued: 1, released: 1 });
     expect(await outcome(third)).toBe('pending');
     await second.release();
     expect((await third).instanceId).toBe(1);
   });
 
-  it('shows its instance to nobody after release', async () => {
+  it('does not show its instance after release', async () => {
     const { pool } = poolOf(1);
     const lease = await pool.acquire();
     expect(lease.isHeld).toBe(true);
@@ -90,7 +91,7 @@ describe('a lease', () => {
     expect(pool.stats()).toMatchObject({ leased: 0, idle: 1 });
   });
 
-  it('tears the instance down when it is discarded, and makes another for the next', async () => {
+  it('destroys the instance when it is discarded, and creates another for the next request', async () => {
     const { pool, workshop } = poolOf(1);
     const lease = await pool.acquire();
     await lease.release({ discard: true });
@@ -99,11 +100,11 @@ describe('a lease', () => {
     expect(workshop.peak).toBe(1);
   });
 
-  it('refuses a wrong option of release, and trusts the instance no longer', async () => {
+  it('rejects an invalid option of release, and discards the instance', async () => {
     const { pool, workshop } = poolOf(1);
     const lease = await pool.acquire();
     expect(() => lease.release({ dicard: true } as never)).toThrow(/Unknown option `dicard` in release/);
-    await settled();
+    await endOfTurn();
     expect(workshop.destroyed).toEqual([1]);
     expect(pool.stats().leased).toBe(0);
   });
@@ -119,7 +120,7 @@ describe('a lease', () => {
 });
 
 describe('use', () => {
-  it('gives the lease back when the work ends, however it ends', async () => {
+  it('releases the lease when the work ends, however it ends', async () => {
     const { pool, workshop } = poolOf(1);
     expect(await pool.use((pipeline) => pipeline.id)).toBe(1);
     await expect(pool.use(() => Promise.reject(new Error('business')))).rejects.toThrow('business');
@@ -138,7 +139,7 @@ describe('use', () => {
     expect(workshop.destroyed).toEqual([1]);
   });
 
-  it('refuses what is not a function before it takes a lease', async () => {
+  it('rejects what is not a function before it takes a lease', async () => {
     const { pool } = poolOf(1);
     await expect(pool.use(7 as never)).rejects.toThrow('Expected `fn` to be a function, got 7 (number)');
     expect(pool.stats().acquired).toBe(0);
@@ -152,7 +153,7 @@ describe('use', () => {
       reset: () => new Promise(() => {}),
     });
     const result = pool.use(() => 'done');
-    await settled();
+    await endOfTurn();
     workshop.finish();
     expect(await result).toBe('done');
     expect(pool.stats().resetting).toBe(1);

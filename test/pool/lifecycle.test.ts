@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { InstanceRegistry } from '../../src/pool/instances.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { Roster } from '../../src/pool/roster.js';
-import { inVirtualTime, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -17,16 +19,26 @@ function drawn(heading: string): (readonly [string, string])[] {
 const seen = new Set<string>();
 
 beforeEach(() => {
-  const { move, enter, leave } = Roster.prototype;
-  vi.spyOn(Roster.prototype, 'enter').mockImplementation(function (this: Roster<unknown>, callOf) {
+  const { move, enter, leave } = InstanceRegistry.prototype;
+  vi.spyOn(InstanceRegistry.prototype, 'enter').mockImplementation(function (
+    this: InstanceRegistry<unknown>,
+    callOf,
+  ) {
     seen.add('[*] → creating');
     return enter.call(this, callOf);
   });
-  vi.spyOn(Roster.prototype, 'move').mockImplementation(function (this: Roster<unknown>, instance, state) {
+  vi.spyOn(InstanceRegistry.prototype, 'move').mockImplementation(function (
+    this: InstanceRegistry<unknown>,
+    instance,
+    state,
+  ) {
     seen.add(`${instance.state.kind} → ${state.kind}`);
     move.call(this, instance, state);
   });
-  vi.spyOn(Roster.prototype, 'leave').mockImplementation(function (this: Roster<unknown>, instance) {
+  vi.spyOn(InstanceRegistry.prototype, 'leave').mockImplementation(function (
+    this: InstanceRegistry<unknown>,
+    instance,
+  ) {
     seen.add(`${instance.state.kind} → gone`);
     leave.call(this, instance);
   });
@@ -51,7 +63,7 @@ async function live(more: Partial<PipelinePoolOptions<Piece>>): Promise<void> {
   });
   const task = async (options = {}, discard = false): Promise<void> => {
     const lease = await pool.acquire(options);
-    await settled();
+    await endOfTurn();
     await lease.release({ discard });
   };
   const tasks = (count: number) => Array.from({ length: count }, () => task());
@@ -70,7 +82,7 @@ async function live(more: Partial<PipelinePoolOptions<Piece>>): Promise<void> {
   await run(tasks(1));
   pool.refresh();
   const begun = run(tasks(2));
-  await settled();
+  await endOfTurn();
   pool.refresh();
   await begun;
   const closed = pool.close();
@@ -79,7 +91,7 @@ async function live(more: Partial<PipelinePoolOptions<Piece>>): Promise<void> {
 }
 
 describe('the diagram of an instance’s life', () => {
-  it('shows every step that instances take, and no other', async () => {
+  it('shows every transition that instances make, and no other', async () => {
     let unhealthy = 0;
     const slow = { validate: () => later().then(() => true), prepare: later, reset: later };
     const often = { validateAfterIdleMs: 0, validateIdleEveryMs: 300 };
@@ -101,8 +113,8 @@ describe('the diagram of an instance’s life', () => {
 
 describe('the diagram of a request and its lease', () => {
   it('shows the states that the code knows', () => {
-    const code = readFileSync('src/pool/hold.ts', 'utf8');
-    const union = code.slice(code.indexOf('export type HoldState'), code.indexOf('export const DONE'));
+    const code = readFileSync('src/pool/instances.ts', 'utf8');
+    const union = code.slice(code.indexOf('export type LeaseRequestState'), code.indexOf('const WAITING'));
     const known = [...union.matchAll(/kind: '(\w+)'/g)].map(([, kind]) => kind);
     const shown = new Set(drawn('## A request and its lease').flat());
     shown.delete('[*]');

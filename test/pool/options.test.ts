@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
+import { nowMs, turnMs } from '../../src/internal/clock.js';
+import { poolSettings } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import { poolSettings } from '../../src/pool/pool-options.js';
 
 const create = (): object => ({});
 
@@ -17,6 +18,20 @@ describe('the options of a pool', () => {
       'Expected `min` to be a whole number from 0 to 2, got 3 (number)',
     ],
     [{ size: 2, create, min: -1 }, RangeError, '`min`'],
+    [
+      { size: 2, create, minIdle: 3 },
+      RangeError,
+      'Expected `minIdle` to be a whole number from 0 to 2, got 3 (number)',
+    ],
+    [{ size: 2, create, minIdle: 0.5 }, RangeError, '`minIdle`'],
+    [
+      { size: 2, create, onCreateFailure: 'ignore' },
+      TypeError,
+      'Expected `onCreateFailure` to be one of "reject", "retry", got "ignore" (string)',
+    ],
+    [{ size: 2, create, now: 5 }, TypeError, '`now`'],
+    [{ size: 2, create, now: (): number => Number.NaN }, RangeError, '`now()`'],
+    [{ size: 2, create, now: (): string => 'noon' }, TypeError, '`now()`'],
     [{ size: 2, create, destroy: 'x' }, TypeError, '`destroy`'],
     [{ size: 2, create, validate: null }, TypeError, '`validate`'],
     [{ size: 2, create, prepare: 1 }, TypeError, '`prepare`'],
@@ -66,7 +81,11 @@ describe('the options of a pool', () => {
       size: 3,
       create,
       min: 0,
+      minIdle: 0,
+      onCreateFailure: 'reject',
       name: 'pool',
+      now: nowMs,
+      turnNow: turnMs,
       createTimeoutMs: 60_000,
       validateTimeoutMs: 5_000,
       prepareTimeoutMs: 10_000,
@@ -82,7 +101,7 @@ describe('the options of a pool', () => {
     });
   });
 
-  it('may be left out as undefined, and raise the ceiling of the back-off with its base', () => {
+  it('may be undefined, and raise the ceiling of the backoff with its base', () => {
     const settings = poolSettings({
       size: 3,
       create,
@@ -94,7 +113,7 @@ describe('the options of a pool', () => {
     expect(settings.createRetry).toEqual({ baseMs: 60_000, maxMs: 60_000 });
   });
 
-  it('are read once: what the host does with the object afterwards changes nothing', async () => {
+  it('are read once: changing the object afterwards has no effect', async () => {
     const options = { size: 1, create };
     const pool = new PipelinePool(options);
     options.size = 9;
@@ -106,7 +125,7 @@ describe('the options of a pool', () => {
   });
 });
 
-describe('the figures of a pool', () => {
+describe('the stats of a pool', () => {
   it('are a frozen, plain snapshot', async () => {
     const pool = new PipelinePool({ size: 2, create });
     const before = pool.stats();
@@ -115,6 +134,7 @@ describe('the figures of a pool', () => {
     expect(before).toEqual({
       size: 2,
       min: 0,
+      minIdle: 0,
       live: 0,
       creating: 0,
       idle: 0,
@@ -122,7 +142,7 @@ describe('the figures of a pool', () => {
       leased: 0,
       resetting: 0,
       destroying: 0,
-      waiting: 0,
+      queued: 0,
       created: 0,
       createFailed: 0,
       destroyed: 0,
@@ -131,6 +151,7 @@ describe('the figures of a pool', () => {
       revoked: 0,
       rejected: 0,
       state: 'open',
+      paused: false,
     });
     expect(pool.stats()).toMatchObject({ live: 1, leased: 1, created: 1, acquired: 1 });
   });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import { settled, Workshop } from './workshop.js';
+import { Workshop } from '../support/pools.js';
+import { endOfTurn } from '../support/promises.js';
 
 /** Timers that keep the process alive. */
 const timers = (): number =>
@@ -36,13 +37,13 @@ describe('the process', () => {
       create: () => Promise.reject(new Error('no')),
       createRetry: { baseMs: 60_000 },
     });
-    await settled();
+    await endOfTurn();
     expect(pool.stats().createFailed).toBe(1);
     expect(timers()).toBe(before);
     await pool.close();
   });
 
-  it('is kept alive while somebody waits for the end of a back-off', async () => {
+  it('is kept alive while a waiter waits for the end of a backoff', async () => {
     const before = timers();
     const pool = new PipelinePool({
       size: 1,

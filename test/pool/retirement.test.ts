@@ -1,8 +1,10 @@
 import { describe, expect, it, vi } from 'vitest';
 import { LeaseRevokedError } from '../../src/errors.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { PipelinePoolOptions } from '../../src/pool/pool-options.js';
-import { deferred, inVirtualTime, outcome, type Piece, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { type Piece, Workshop } from '../support/pools.js';
+import { deferred, endOfTurn, outcome } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -24,7 +26,7 @@ async function fill(pool: PipelinePool<Piece>, count: number): Promise<void> {
 }
 
 describe('an instance', () => {
-  it('goes after `maxUses` leases', async () => {
+  it('is destroyed after `maxUses` leases', async () => {
     const { pool, gone, workshop } = poolOf({ maxUses: 2 });
     for (let i = 0; i < 5; i++) await (await pool.acquire()).release();
     expect(gone).toEqual([
@@ -34,7 +36,7 @@ describe('an instance', () => {
     expect(workshop.peak).toBe(1);
   });
 
-  it('goes at `maxLifetimeMs`, up to a tenth earlier, when it is idle', async () => {
+  it('is destroyed at `maxLifetimeMs`, up to a tenth earlier, when it is idle', async () => {
     const draw = vi.spyOn(Math, 'random').mockReturnValue(0.5);
     const { pool, gone } = poolOf({ maxLifetimeMs: 1_000 });
     await fill(pool, 1);
@@ -45,7 +47,7 @@ describe('an instance', () => {
     draw.mockRestore();
   });
 
-  it('goes at the end of its lease when it gets too old under a holder, who is left in peace', async () => {
+  it('is destroyed at the end of its lease when its lifetime ends during the lease', async () => {
     const { pool, gone } = poolOf({ maxLifetimeMs: 1_000 });
     const lease = await pool.acquire();
     await vi.advanceTimersByTimeAsync(5_000);
@@ -63,7 +65,7 @@ describe('an instance', () => {
     expect(pool.stats()).toMatchObject({ live: 0, idle: 0 });
   });
 
-  it('goes when it was idle for `idleTimeoutMs`, and soon after', async () => {
+  it('is destroyed soon after it was idle for `idleTimeoutMs`', async () => {
     const { pool, gone } = poolOf({ size: 3, idleTimeoutMs: 10_000 });
     await fill(pool, 3);
     await vi.advanceTimersByTimeAsync(9_900);
@@ -100,12 +102,12 @@ describe('an instance', () => {
 });
 
 describe('refresh', () => {
-  it('replaces idle instances now and leased ones when they come back', async () => {
+  it('replaces idle instances now and leased ones when they are released', async () => {
     const { pool, gone } = poolOf({ size: 2 });
     await fill(pool, 2);
     const lease = await pool.acquire();
     pool.refresh();
-    await settled();
+    await endOfTurn();
     expect(gone).toEqual([[1, 'refreshed']]);
     expect(lease.pipeline.alive).toBe(true);
     expect((await pool.acquire()).instanceId).toBe(3);
@@ -127,14 +129,14 @@ describe('refresh', () => {
       destroy: workshop.destroy,
     });
     const given = pool.acquire();
-    await settled();
+    await endOfTurn();
     pool.refresh();
     made.resolve();
     expect((await given).instanceId).toBe(2);
     expect(workshop.destroyed).toEqual([1]);
   });
 
-  it('never hands out what it has torn down, and destroys it once', async () => {
+  it('never leases what it has destroyed, and destroys it once', async () => {
     const { pool, workshop } = poolOf({ size: 2 });
     await fill(pool, 2);
     pool.refresh();
@@ -152,7 +154,7 @@ describe('refresh', () => {
     await fill(pool, 2);
     await vi.advanceTimersByTimeAsync(5_000);
     pool.refresh();
-    await settled();
+    await endOfTurn();
     expect(gone.map(([, reason]) => reason)).toEqual(['refreshed', 'refreshed']);
     expect(pool.stats()).toMatchObject({ idle: 2, live: 2 });
     expect((await pool.acquire()).instanceId).toBeGreaterThan(2);
@@ -160,7 +162,7 @@ describe('refresh', () => {
 });
 
 describe('resize', () => {
-  it('serves those who wait when it grows', async () => {
+  it('serves waiters when it grows', async () => {
     const { pool, workshop } = poolOf({ size: 1 });
     await pool.acquire();
     const waiting = [pool.acquire(), pool.acquire()];
@@ -170,18 +172,18 @@ describe('resize', () => {
     expect(workshop.peak).toBe(3);
   });
 
-  it('lets idle ones go when it shrinks, the longest unused first', async () => {
+  it('destroys idle instances when it shrinks, the longest unused first', async () => {
     const { pool, gone } = poolOf({ size: 4 });
     await fill(pool, 4);
     pool.resize(2);
-    await settled();
+    await endOfTurn();
     expect(gone).toEqual([
       [1, 'resized'],
       [2, 'resized'],
     ]);
   });
 
-  it('lets leased ones go when they come back, whoever waits', async () => {
+  it('destroys leased instances when they are released, whatever waits', async () => {
     const { pool, gone, workshop } = poolOf({ size: 3 });
     const leases = await Promise.all([pool.acquire(), pool.acquire(), pool.acquire()]);
     pool.resize(1);
@@ -199,7 +201,7 @@ describe('resize', () => {
     expect(workshop.peak).toBe(3);
   });
 
-  it('lets a creation go that has become too much', async () => {
+  it('destroys a created instance that is beyond the new size', async () => {
     const made = deferred();
     const workshop = new Workshop();
     const pool = new PipelinePool({
@@ -213,7 +215,7 @@ describe('resize', () => {
     const lease = await first;
     pool.resize(1);
     made.resolve();
-    await settled();
+    await endOfTurn();
     expect(workshop.destroyed).toEqual([2]);
     await lease.release();
     expect((await second).instanceId).toBe(1);
@@ -224,7 +226,7 @@ describe('resize', () => {
     await fill(pool, 3);
     await vi.advanceTimersByTimeAsync(5_000);
     pool.resize(1);
-    await settled();
+    await endOfTurn();
     expect(gone).toEqual([
       [1, 'resized'],
       [2, 'resized'],
@@ -232,7 +234,7 @@ describe('resize', () => {
     expect((await pool.acquire()).instanceId).toBe(3);
   });
 
-  it('refuses what is no size, or less than `min`', async () => {
+  it('rejects what is not a size, or less than `min`', async () => {
     const { pool } = poolOf({ size: 3, min: 2 });
     expect(() => pool.resize(0)).toThrow(RangeError);
     expect(() => pool.resize(1)).toThrow('Expected `size` to be a whole number from 2, got 1 (number)');
@@ -243,11 +245,11 @@ describe('resize', () => {
 });
 
 describe('`maxLeaseMs`', () => {
-  it('takes a lease back: signal aborted, instance torn down, slot free, told', async () => {
+  it('revokes a lease: signal aborted, instance destroyed, slot free, event emitted', async () => {
     const { pool, gone, workshop } = poolOf({ maxLeaseMs: 1_000 });
-    const told: unknown[] = [];
+    const emitted: unknown[] = [];
     pool.hooks.on('lease:revoked', ({ instanceId, taskId, heldMs, reason }) => {
-      told.push([instanceId, taskId, heldMs, reason]);
+      emitted.push([instanceId, taskId, heldMs, reason]);
     });
     const lease = await pool.acquire({ taskId: 'slow' });
     const { signal } = lease;
@@ -259,20 +261,20 @@ describe('`maxLeaseMs`', () => {
     expect(signal.reason).toMatchObject({ code: 'ERR_LEASE_REVOKED', instanceId: 1, reason: 'max-lease' });
     expect(() => lease.pipeline).toThrow(LeaseRevokedError);
     expect(lease.isHeld).toBe(false);
-    expect(told).toEqual([[1, 'slow', 1_000, 'max-lease']]);
+    expect(emitted).toEqual([[1, 'slow', 1_000, 'max-lease']]);
     expect(gone).toEqual([[1, 'revoked']]);
     const second = await next;
     expect(second.instanceId).toBe(2);
     expect(workshop.peak).toBe(1);
 
-    // What the late holder does now hurts nobody.
+    // What the late holder does now affects no other holder.
     await lease.release();
     await lease.release({ discard: true });
     expect(second.pipeline.alive).toBe(true);
     expect(pool.stats()).toMatchObject({ leased: 1, revoked: 1, released: 0 });
   });
 
-  it('aborts a signal that is looked at only afterwards', async () => {
+  it('aborts a signal that is read only afterwards', async () => {
     const { pool } = poolOf({ maxLeaseMs: 10 });
     const lease = await pool.acquire();
     await vi.advanceTimersByTimeAsync(10);
@@ -290,7 +292,7 @@ describe('`maxLeaseMs`', () => {
     expect(gone).toEqual([]);
   });
 
-  it('has the end of the lease told by `ended`', async () => {
+  it('settles `ended` at the end of the lease', async () => {
     const { pool } = poolOf({ maxLeaseMs: 1_000 });
     const first = await pool.acquire();
     const { ended } = first;

@@ -2,7 +2,9 @@ import { getEventListeners } from 'node:events';
 import { describe, expect, it, vi } from 'vitest';
 import { AcquireTimeoutError, QueueFullError } from '../../src/errors.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import { inVirtualTime, outcome, settled, Workshop } from './workshop.js';
+import { inVirtualTime } from '../support/fake-timers.js';
+import { Workshop } from '../support/pools.js';
+import { endOfTurn, outcome } from '../support/promises.js';
 
 inVirtualTime();
 
@@ -20,22 +22,22 @@ describe('waiting for a lease', () => {
     const behind = pool.acquire();
     const reason = new Error('no longer needed');
     controller.abort(reason);
-    expect(pool.stats()).toMatchObject({ waiting: 1, rejected: 1 });
+    expect(pool.stats()).toMatchObject({ queued: 1, rejected: 1 });
     await expect(given).rejects.toBe(reason);
     expect(getEventListeners(controller.signal, 'abort')).toHaveLength(0);
     await lease.release();
     expect((await behind).instanceId).toBe(1);
   });
 
-  it('is refused at once when the signal is aborted already', async () => {
+  it('is rejected at once when the signal is already aborted', async () => {
     const { pool, workshop } = poolOf(1);
     const reason = new Error('gone');
     await expect(pool.acquire({ signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
     expect(workshop.pieces).toHaveLength(0);
-    expect(pool.stats()).toMatchObject({ waiting: 0, rejected: 1 });
+    expect(pool.stats()).toMatchObject({ queued: 0, rejected: 1 });
   });
 
-  it('does not end a lease that was given before the abort', async () => {
+  it('does not end a lease that was granted before the abort', async () => {
     const { pool } = poolOf(1);
     const controller = new AbortController();
     const lease = await pool.acquire({ signal: controller.signal });
@@ -46,7 +48,7 @@ describe('waiting for a lease', () => {
     expect(lease.pipeline.alive).toBe(true);
   });
 
-  it('ends after `timeoutMs` with figures that explain it', async () => {
+  it('ends after `timeoutMs` with numbers that explain it', async () => {
     const { pool } = poolOf(1, { name: 'research' });
     await pool.acquire();
     const given = pool.acquire({ timeoutMs: 500 });
@@ -60,7 +62,7 @@ describe('waiting for a lease', () => {
       code: 'ERR_ACQUIRE_TIMEOUT',
       source: 'research',
       stage: 'wait',
-      waitedMs: 500,
+      waitMs: 500,
       active: 1,
       queued: 2,
       size: 1,
@@ -68,10 +70,10 @@ describe('waiting for a lease', () => {
       idle: 0,
     });
     expect(await outcome(behind)).toBe('pending');
-    expect(pool.stats().waiting).toBe(1);
+    expect(pool.stats().queued).toBe(1);
   });
 
-  it('ends after `acquireTimeoutMs` where the call does not say', async () => {
+  it('ends after `acquireTimeoutMs` if the call sets no timeout', async () => {
     const { pool } = poolOf(1, { acquireTimeoutMs: 50 });
     await pool.acquire();
     const given = pool.acquire();
@@ -80,15 +82,15 @@ describe('waiting for a lease', () => {
     const endedLater = expect(patient).rejects.toBeInstanceOf(AcquireTimeoutError);
     await vi.advanceTimersByTimeAsync(50);
     await ended;
-    expect(pool.stats().waiting).toBe(1);
+    expect(pool.stats().queued).toBe(1);
     await vi.advanceTimersByTimeAsync(50);
     await endedLater;
   });
 
-  it('with `timeoutMs` 0 takes an idle instance or none', async () => {
+  it('with `timeoutMs` 0 takes an idle instance or rejects', async () => {
     const { pool, workshop } = poolOf(1);
     await expect(pool.acquire({ timeoutMs: 0 })).rejects.toBeInstanceOf(AcquireTimeoutError);
-    await settled();
+    await endOfTurn();
     expect(workshop.pieces).toHaveLength(0);
     await (await pool.acquire()).release();
     const lease = await pool.acquire({ timeoutMs: 0 });
@@ -96,30 +98,30 @@ describe('waiting for a lease', () => {
     await expect(pool.acquire({ timeoutMs: 0 })).rejects.toBeInstanceOf(AcquireTimeoutError);
   });
 
-  it('serves the released instance to the next when the head gives up in the same step', async () => {
+  it('hands the released instance to the next waiter when the first is aborted in the same step', async () => {
     for (const abortFirst of [true, false]) {
       const { pool } = poolOf(1);
       const lease = await pool.acquire();
       const controller = new AbortController();
       const head = pool.acquire({ signal: controller.signal });
       const next = pool.acquire();
-      if (abortFirst) controller.abort(new Error('gave up'));
+      if (abortFirst) controller.abort(new Error('aborted'));
       void lease.release();
-      if (!abortFirst) controller.abort(new Error('gave up'));
-      if (abortFirst) await expect(head).rejects.toThrow('gave up');
+      if (!abortFirst) controller.abort(new Error('aborted'));
+      if (abortFirst) await expect(head).rejects.toThrow('aborted');
       else void (await head).release();
       expect((await next).instanceId).toBe(1);
     }
   });
 
-  it('goes by priority, and tenants of one priority take turns', async () => {
+  it('is served by priority, and tenants of one priority take turns', async () => {
     const { pool } = poolOf(1);
     const held = await pool.acquire();
     const order: string[] = [];
     const ask = async (who: string, priority: number, tenant?: string) => {
       const lease = await pool.acquire({ priority, ...(tenant === undefined ? {} : { tenant }) });
       order.push(who);
-      await settled();
+      await endOfTurn();
       await lease.release();
     };
     const all = [
@@ -135,7 +137,7 @@ describe('waiting for a lease', () => {
     expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3', 'later']);
   });
 
-  it('is overtaken by nobody who comes while an instance is on its way from the inventory', async () => {
+  it('is served in the order of arrival from the inventory', async () => {
     for (let k = 0; k < 12; k++) {
       const { pool } = poolOf(1);
       await (await pool.acquire()).release();
@@ -150,7 +152,7 @@ describe('waiting for a lease', () => {
     }
   });
 
-  it('turns away whoever finds the queue full, with an estimate', async () => {
+  it('rejects a request that finds the queue full, with an estimate', async () => {
     const { pool } = poolOf(1, { maxQueue: 1 });
     const lease = await pool.acquire();
     const queued = pool.acquire();
@@ -162,7 +164,7 @@ describe('waiting for a lease', () => {
     expect((await queued).instanceId).toBe(1);
   });
 
-  it('counts nobody as queued for whom an instance can be made or fetched', async () => {
+  it('does not count a request as queued for which an instance is idle or can be created', async () => {
     const { pool } = poolOf(2, { maxQueue: 0 });
     const both = [pool.acquire(), pool.acquire()];
     await expect(pool.acquire()).rejects.toBeInstanceOf(QueueFullError);
@@ -171,7 +173,7 @@ describe('waiting for a lease', () => {
     expect((await pool.acquire()).isHeld).toBe(true);
   });
 
-  it('does not count those who gave up against `maxQueue`, nor creates for them', async () => {
+  it('does not count aborted waiters against `maxQueue`, nor create for them', async () => {
     const { pool, workshop } = poolOf(1, { maxQueue: 1 });
     const lease = await pool.acquire();
     const controller = new AbortController();
@@ -182,12 +184,12 @@ describe('waiting for a lease', () => {
     queued.catch(() => {});
     await vi.advanceTimersByTimeAsync(10);
     await lease.release({ discard: true });
-    await settled();
+    await endOfTurn();
     expect(workshop.pieces).toHaveLength(1);
-    expect(pool.stats()).toMatchObject({ live: 0, waiting: 0 });
+    expect(pool.stats()).toMatchObject({ live: 0, queued: 0 });
   });
 
-  it('refuses wrong options by name and value', async () => {
+  it('rejects invalid options by name and value', async () => {
     const { pool } = poolOf(1);
     for (const [options, message] of [
       [{ timeoutMs: -1 }, '`timeoutMs`'],
@@ -203,10 +205,10 @@ describe('waiting for a lease', () => {
     ] as const) {
       await expect(pool.acquire(options as never)).rejects.toThrow(message);
     }
-    expect(pool.stats()).toMatchObject({ waiting: 0, live: 0 });
+    expect(pool.stats()).toMatchObject({ queued: 0, live: 0 });
   });
 
-  it('knows how long it took', async () => {
+  it('is measured in `waitMs`', async () => {
     const { pool } = poolOf(1);
     const first = await pool.acquire();
     expect(first.waitMs).toBe(0);

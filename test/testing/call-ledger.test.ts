@@ -27,11 +27,11 @@ const ledgerOf = (starts: readonly number[]): CallLedger => {
 };
 
 describe('CallLedger.peakStartsPer', () => {
-  it('sees a burst across the border of two windows', () => {
+  it('counts a burst across the border of two windows', () => {
     expect(ledgerOf([0, 900, 950, 1000, 1050, 2500]).peakStartsPer(1000, {})).toBe(4);
   });
 
-  it('leaves out a start exactly one window later', () => {
+  it('excludes a start exactly one window later', () => {
     expect(ledgerOf([0, 1000, 2000]).peakStartsPer(1000, {})).toBe(1);
     expect(ledgerOf([0, 999]).peakStartsPer(1000, {})).toBe(2);
   });

@@ -4,7 +4,7 @@ import type { StubCall, StubReply } from 'pipeline-pool/testing';
 import { describe, expect, it } from 'vitest';
 import { Conversation } from '../../src/testing/conversation.js';
 
-/** Serves one call with `reply`, and tells what had happened when the last byte was sent. */
+/** Serves one call with `reply`; returns what had happened when the last byte was sent. */
 async function endOf(reply: StubReply): Promise<{ departed: boolean; aborted: boolean; body: string }> {
   let departed = false;
   const atEnd = { departed: false, aborted: false };
@@ -49,7 +49,7 @@ async function* pieces(): AsyncGenerator<string> {
 }
 
 describe('Conversation', () => {
-  it('is over just before the last byte is sent, so that nobody counts it beside the next', async () => {
+  it('departs just before the last byte is sent, so that it is not counted together with the next call', async () => {
     expect(await endOf({ body: 'whole' })).toEqual({ departed: true, aborted: true, body: 'whole' });
     expect(await endOf({ body: pieces(), tail: '!' })).toEqual({
       departed: true,

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { goDuration } from '../../src/testing/fault.js';
 
 describe('goDuration', () => {
-  it('writes durations as Go prints them', () => {
+  it('formats durations like Go', () => {
     const written = [0, 0.2, 12, 999, 1000, 33_023, 60_000, 360_000, 3_600_000, 5_011_000, 86_400_000];
     expect(written.map(goDuration)).toEqual([
       '0s',
@@ -28,19 +28,19 @@ describe('randomFault', () => {
     return Array.from({ length: 1000 }, (_, i) => (draw() ? i : -1)).filter((i) => i >= 0);
   };
 
-  it('befalls about as many calls as the probability says', () => {
+  it('affects about the given share of calls', () => {
     expect(hits(0)).toHaveLength(0);
     expect(hits(1)).toHaveLength(1000);
     expect(hits(0.2).length).toBeGreaterThan(150);
     expect(hits(0.2).length).toBeLessThan(250);
   });
 
-  it('befalls the same calls with the same seed, others with another', () => {
+  it('affects the same calls with the same seed, others with another', () => {
     expect(hits(0.2, 7)).toEqual(hits(0.2, 7));
     expect(hits(0.2, 7)).not.toEqual(hits(0.2, 8));
   });
 
-  it('refuses a probability or a fault that makes no sense', () => {
+  it('rejects an invalid probability or fault', () => {
     expect(() => randomFault(1.5, fault)).toThrow('probability');
     expect(() => randomFault(0.5, { type: 'status', status: 1 })).toThrow('fault.status');
     expect(() => randomFault(0.5, fault, -1)).toThrow('seed');

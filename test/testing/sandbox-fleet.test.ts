@@ -1,12 +1,8 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { SandboxFleet } from '../../src/testing/sandbox-fleet.js';
+import { onFakeTimers } from '../support/fake-timers.js';
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-});
+onFakeTimers();
 
 const order = { templateId: 'base', metadata: {}, timeoutMs: 1000, pauseAtEnd: false };
 
@@ -23,7 +19,7 @@ describe('SandboxFleet', () => {
     expect(fleet.reserve()).toBe(true);
   });
 
-  it('lets a sandbox live on whose time was extended', async () => {
+  it('keeps a sandbox whose time was extended', async () => {
     const fleet = new SandboxFleet(1, 0);
     fleet.reserve();
     const sandbox = fleet.create(order);
@@ -36,7 +32,7 @@ describe('SandboxFleet', () => {
     expect(fleet.all).toEqual([]);
   });
 
-  it('runs the time of a paused sandbox no further', async () => {
+  it('stops the time of a paused sandbox', async () => {
     const fleet = new SandboxFleet(1, 0);
     fleet.reserve();
     const sandbox = fleet.create({ ...order, pauseAtEnd: true });

@@ -1,12 +1,8 @@
 import { ScriptedFactory } from 'pipeline-pool/testing';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { onFakeTimers } from '../support/fake-timers.js';
 
-beforeEach(() => {
-  vi.useFakeTimers();
-});
-afterEach(() => {
-  vi.useRealTimers();
-});
+onFakeTimers();
 
 const context = (instanceId: number, signal = new AbortController().signal) => ({ instanceId, signal });
 
@@ -21,7 +17,7 @@ async function stateOf(promise: Promise<unknown>): Promise<string> {
 }
 
 describe('ScriptedFactory', () => {
-  it('makes, checks, prepares, resets and destroys instances unless it is told otherwise', async () => {
+  it('creates, validates, prepares, resets and destroys instances by default', async () => {
     const factory = new ScriptedFactory();
     const { create, validate, prepare, reset, destroy } = factory.callbacks;
     const pipeline = await create(context(1));
@@ -44,12 +40,12 @@ describe('ScriptedFactory', () => {
     expect(factory.violations).toEqual([]);
   });
 
-  it('makes the instances that the test wants', async () => {
+  it('creates instances with make', async () => {
     const factory = new ScriptedFactory({ make: (instanceId) => `pipeline ${instanceId}` });
     expect(await factory.callbacks.create(context(3))).toBe('pipeline 3');
   });
 
-  it('rejects, throws at once, or fulfils with nonsense, one step a call', async () => {
+  it('rejects, throws, or resolves with any value, one step per call', async () => {
     const error = new Error('mine');
     const factory = new ScriptedFactory()
       .next('create', { does: 'rejects', error }, { does: 'throws' })
@@ -63,7 +59,7 @@ describe('ScriptedFactory', () => {
     expect(await validate(pipeline, context(3))).toBe(true);
   });
 
-  it('goes on as always says when next has nothing more', async () => {
+  it('falls back to always when next has no more steps', async () => {
     const factory = new ScriptedFactory()
       .always('create', { does: 'rejects' })
       .next('create', { does: 'ok' });
@@ -73,21 +69,21 @@ describe('ScriptedFactory', () => {
     await expect(create(context(3))).rejects.toThrow('create of instance 3 rejects');
   });
 
-  it('is slow, or takes for ever, with or without regard for the signal', async () => {
+  it('is slow or never settles, with or without honoring its signal', async () => {
     const factory = new ScriptedFactory().next(
       'create',
       { does: 'slow', ms: 100 },
-      { does: 'heeds' },
+      { does: 'until-abort' },
       { does: 'never' },
-      { does: 'heeds' },
+      { does: 'until-abort' },
     );
     const abort = new AbortController();
     const reason = new Error('too late');
     const { create } = factory.callbacks;
     const slow = create(context(1, abort.signal));
-    const heeds = create(context(2, abort.signal));
+    const aborted = create(context(2, abort.signal));
     const never = create(context(3, abort.signal));
-    const failure = expect(heeds).rejects.toBe(reason);
+    const failure = expect(aborted).rejects.toBe(reason);
     abort.abort(reason);
     await failure;
     await expect(create(context(4, abort.signal))).rejects.toBe(reason);
@@ -99,7 +95,7 @@ describe('ScriptedFactory', () => {
     expect(factory.peakLive).toBe(3);
   });
 
-  it('holds calls until the test lets them go or fails them', async () => {
+  it('holds calls until the test releases or fails them', async () => {
     const factory = new ScriptedFactory().always('create', { does: 'held' });
     const { create } = factory.callbacks;
     const [first, second] = [create(context(1)), create(context(2))];
@@ -131,7 +127,7 @@ describe('ScriptedFactory', () => {
     expect(factory.violations).toEqual([]);
   });
 
-  it('lists what a pool must not do', async () => {
+  it('lists violations by the pool', async () => {
     const factory = new ScriptedFactory().always('validate', { does: 'never' });
     const { create, validate, prepare, destroy } = factory.callbacks;
     const pipeline = await create(context(1));
@@ -143,12 +139,12 @@ describe('ScriptedFactory', () => {
     await create(context(2));
     expect(factory.violations).toEqual([
       'prepare of instance 1 during validate',
-      'destroy of instance 1, which is not there',
+      'destroy of instance 1, which does not exist',
       'create of instance 2 a second time',
     ]);
   });
 
-  it('lets a teardown overtake a callback that hangs, and nothing overtake a teardown', async () => {
+  it('permits destroy during a hanging callback, and no callback during destroy', async () => {
     const factory = new ScriptedFactory().next('reset', { does: 'never' }).next('destroy', { does: 'held' });
     const { create, reset, destroy, prepare } = factory.callbacks;
     const pipeline = await create(context(1));
@@ -159,7 +155,7 @@ describe('ScriptedFactory', () => {
     expect(factory.violations).toEqual(['prepare of instance 1 during reset and destroy']);
   });
 
-  it('refuses a stage or a step that makes no sense', () => {
+  it('rejects an invalid stage or step', () => {
     const factory = new ScriptedFactory();
     expect(() => factory.next('creat' as never, { does: 'ok' })).toThrow('stage');
     expect(() => factory.next('create', { does: 'sleeps' } as never)).toThrow('step.does');

@@ -25,13 +25,13 @@ describe('startStubServices', () => {
     }
   });
 
-  it('gives one time scale to all that have none of their own', async () => {
+  it('passes its time scale to services without their own', async () => {
     await using services = await startStubServices({ timeScale: 0.5, jina: { timeScale: 0.25 } });
     const { llm, serper, jina, e2b } = services;
     expect([llm, serper, jina, e2b].map(({ timeScale }) => timeScale)).toEqual([0.5, 0.5, 0.25, 0.5]);
   });
 
-  it('refuses wrong options of any of them before any is started', async () => {
+  it('rejects invalid options of any service before any is started', async () => {
     await expect(startStubServices({ lm: {} } as never)).rejects.toThrow('lm');
     await expect(startStubServices({ serper: { credits: -1 } })).rejects.toThrow('credits');
   });

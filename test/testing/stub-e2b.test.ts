@@ -9,7 +9,7 @@ import {
 } from '@e2b/code-interpreter';
 import { StubE2b, type StubE2bOptions, type StubExecution } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { until } from './until.js';
+import { until } from '../support/promises.js';
 
 const running: StubE2b[] = [];
 afterEach(async () => {
@@ -62,7 +62,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(await sandbox.kill()).toBe(false);
   });
 
-  it('is found through the environment, as a host that knows nothing of it would', async () => {
+  it('is found through environment variables, without a change of the host', async () => {
     const { e2b } = await start();
     vi.stubEnv('E2B_API_URL', e2b.connection.apiUrl);
     vi.stubEnv('E2B_SANDBOX_URL', e2b.connection.sandboxUrl);
@@ -73,7 +73,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(e2b.sandboxes).toEqual([]);
   });
 
-  it('gives what failing code gives', async () => {
+  it('returns the error of failing code', async () => {
     const { opts } = await start({
       execute: () => ({
         error: { name: 'ZeroDivisionError', value: 'division by zero', traceback: 'line 1' },
@@ -85,7 +85,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(results).toEqual([]);
   });
 
-  it('tells about a sandbox, lists those with some metadata, and sets their time', async () => {
+  it('returns a sandbox, lists sandboxes by metadata, and sets their timeout', async () => {
     const { opts } = await start();
     const sandbox = await Sandbox.create({ ...opts, metadata: { task: 'a b&c' }, timeoutMs: 60_000 });
     await Sandbox.create({ ...opts, metadata: { task: 'other' } });
@@ -134,7 +134,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(e2b.sandboxes[0]?.endAt).not.toEqual(before);
   });
 
-  it('kills a sandbox whose time is up, or pauses it where that was asked for', async () => {
+  it('kills a sandbox whose time is up, or pauses it with autoPause', async () => {
     const { e2b, opts } = await start();
     const killed = await Sandbox.create({ ...opts, timeoutMs: 60_000 });
     const paused = await Sandbox.create({
@@ -147,7 +147,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(e2b.sandboxes[0]?.sandboxId).toBe(paused.sandboxId);
   });
 
-  it('cuts off what runs in a sandbox that is killed', async () => {
+  it('interrupts the code of a killed sandbox', async () => {
     const { e2b, opts } = await start({ execute: () => new Promise<StubExecution>(() => {}) });
     const sandbox = await Sandbox.create(opts);
     const failure = failureOf(sandbox.runCode('while True: pass'));
@@ -158,7 +158,7 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(e2b.calls.find(({ route }) => route === 'POST /execute')?.end).toBe('cut');
   });
 
-  it('answers the older routes as well', async () => {
+  it('serves the older routes too', async () => {
     const { e2b } = await start();
     const headers = { 'X-API-KEY': 'e2b_1', 'content-type': 'application/json' };
     const created = await fetch(`${e2b.url}/sandboxes`, {
@@ -180,25 +180,25 @@ describe('StubE2b and the @e2b/code-interpreter SDK', () => {
     expect(removed.status).toBe(204);
   });
 
-  it('refuses what it does not know: keys, sandboxes, bodies', async () => {
+  it('rejects unknown keys, unknown sandboxes and invalid bodies', async () => {
     const { e2b, opts } = await start({ keys: [`e2b_${'0'.repeat(4)}`] });
     expect(await failureOf(Sandbox.create(opts))).toBeInstanceOf(AuthenticationError);
     const known = { ...opts, apiKey: 'e2b_0000' };
-    expect(await Sandbox.kill('nobody', known)).toBe(false);
-    expect(await failureOf(Sandbox.getInfo('nobody', known))).toBeInstanceOf(NotFoundError);
-    const refused = await fetch(`${e2b.url}/v2/sandboxes`, {
+    expect(await Sandbox.kill('unknown', known)).toBe(false);
+    expect(await failureOf(Sandbox.getInfo('unknown', known))).toBeInstanceOf(NotFoundError);
+    const rejected = await fetch(`${e2b.url}/v2/sandboxes`, {
       method: 'POST',
       headers: { 'X-API-KEY': 'e2b_0000' },
       body: JSON.stringify({ templateID: 'base', timeout: 'long' }),
     });
-    expect(refused.status).toBe(400);
+    expect(rejected.status).toBe(400);
     const unnamed = await fetch(`${e2b.url}/execute`, { method: 'POST', body: '{"code":"x"}' });
     expect(unnamed.status).toBe(502);
   });
 });
 
 describe('StubE2b: limits', () => {
-  it('refuses sandboxes beyond the cap, without saying when to come back', async () => {
+  it('rejects sandboxes beyond the limit, without a retry time', async () => {
     const { e2b, opts } = await start({ maxSandboxes: 2 });
     const first = await Sandbox.create(opts);
     await Sandbox.create(opts);
@@ -219,14 +219,14 @@ describe('StubE2b: limits', () => {
     expect(e2b.peakSandboxes).toBe(2);
   });
 
-  it('counts sandboxes that are being created against the cap', async () => {
+  it('counts sandboxes being created against the limit', async () => {
     const { e2b, opts } = await start({ maxSandboxes: 1, latencyMs: 50 });
     const outcomes = await Promise.allSettled([1, 2, 3].map(() => Sandbox.create(opts)));
     expect(outcomes.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
     expect(e2b.peakSandboxes).toBe(1);
   });
 
-  it('refuses creations beyond the rate, saying when to come back', async () => {
+  it('rejects creations beyond the rate, with a retry time', async () => {
     const { e2b, opts } = await start({ createRate: { limit: 1, perMs: 60_000 } });
     await Sandbox.create(opts);
     const failure = await failureOf(Sandbox.create(opts));
@@ -245,14 +245,14 @@ describe('StubE2b: limits', () => {
     expect(e2b.sandboxes).toHaveLength(1);
   });
 
-  it('is retried by the SDK itself where its retries are left on', async () => {
+  it('is retried by the SDK if its retries are enabled', async () => {
     const { e2b, opts } = await start();
     e2b.faultNext({ type: 'status', status: 429, retryAfter: { as: 'seconds', ms: 0 } });
     await Sandbox.create({ ...opts, retries: 1 });
     expect(e2b.stats().byRoute['POST /v2/sandboxes']?.statuses).toEqual({ 201: 1, 429: 1 });
   });
 
-  it('counts a deleted sandbox for as long as killLagMs says, and lists it no more', async () => {
+  it('counts a deleted sandbox for killLagMs, without listing it', async () => {
     const { e2b, opts } = await start({ maxSandboxes: 1, killLagMs: 60_000 });
     const sandbox = await Sandbox.create(opts);
     await sandbox.kill();
@@ -260,7 +260,7 @@ describe('StubE2b: limits', () => {
     expect(String(await failureOf(Sandbox.create(opts)))).toContain('maximum number of concurrent');
   });
 
-  it('gives a client that leaves during the creation no sandbox, and its place to the next', async () => {
+  it('creates no sandbox for a client that disconnects meanwhile, and frees its place', async () => {
     const { e2b, opts } = await start({ maxSandboxes: 1, latencyMs: ({ id }) => (id === 1 ? 600_000 : 0) });
     const abort = new AbortController();
     const failure = failureOf(Sandbox.create({ ...opts, signal: abort.signal }));
@@ -292,7 +292,7 @@ describe('StubE2b with faults', () => {
     expect(String(await failureOf(Sandbox.create(opts)))).toContain('maximum number of concurrent');
   });
 
-  it('refuses to run code, or gives an error as the first line', async () => {
+  it('refuses to run code, or returns an error as the first line', async () => {
     const { e2b, opts } = await start();
     const sandbox = await Sandbox.create(opts);
     e2b.faultNext([
@@ -304,7 +304,7 @@ describe('StubE2b with faults', () => {
     expect(error?.value).toContain('503');
   });
 
-  it('breaks off an execution: reset before it, in its middle, stalled', async () => {
+  it('interrupts an execution: reset before, reset in the middle, stalled', async () => {
     const { e2b, opts } = await start();
     const sandbox = await Sandbox.create(opts);
     e2b.faultNext([
@@ -323,7 +323,7 @@ describe('StubE2b with faults', () => {
     expect((await sandbox.runCode('x')).text).toBeDefined();
   });
 
-  it('sends nothing at all where the answer to be broken off has no body', async () => {
+  it('sends nothing if the interrupted response has no body', async () => {
     const { e2b, opts } = await start();
     const sandbox = await Sandbox.create(opts);
     e2b.faultNext({ type: 'reset', when: 'mid-body' }, 'DELETE /sandboxes/:id');
@@ -332,7 +332,7 @@ describe('StubE2b with faults', () => {
     expect(e2b.sandboxes).toEqual([]);
   });
 
-  it('spares the health of a sandbox from faults that are not staged for it', async () => {
+  it('excludes the health route from faults that are not queued for it', async () => {
     const { e2b, opts } = await start({ fault: () => ({ type: 'status', status: 503 }) });
     expect((await fetch(`${e2b.url}/health`)).status).toBe(204);
     e2b.faultNext({ type: 'status', status: 500 });

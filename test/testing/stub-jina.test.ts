@@ -53,29 +53,29 @@ describe('StubJina', () => {
     }
   });
 
-  it('refuses what is no URL with 400', async () => {
+  it('rejects an invalid URL with 400', async () => {
     const jina = await start();
     for (const target of ['', 'pools', 'https://', 'ftp://example.com', 'https%3A%2F%2F%']) {
-      const refused = await read(jina, target);
-      expect(refused.status, target).toBe(400);
-      expect(await refused.json()).toMatchObject({ code: 400, name: 'ParamValidationError', status: 40001 });
+      const rejected = await read(jina, target);
+      expect(rejected.status, target).toBe(400);
+      expect(await rejected.json()).toMatchObject({ code: 400, name: 'ParamValidationError', status: 40001 });
     }
   });
 
-  it('lets calls in without a key, and refuses an unknown one with 401', async () => {
+  it('accepts calls without a key, and rejects an unknown key with 401', async () => {
     const jina = await start({ keys: ['good'] });
     expect((await read(jina, 'https://example.com')).status).toBe(200);
     expect((await read(jina, 'https://example.com', bearer('good'))).status).toBe(200);
-    const refused = await read(jina, 'https://example.com', bearer('bad'));
-    expect(refused.status).toBe(401);
-    expect(await refused.json()).toMatchObject({
+    const rejected = await read(jina, 'https://example.com', bearer('bad'));
+    expect(rejected.status).toBe(401);
+    expect(await rejected.json()).toMatchObject({
       data: null,
       code: 401,
       name: 'AuthenticationRequiredError',
     });
   });
 
-  it('refuses calls beyond the rate with retryAfter in body and header, each key by itself', async () => {
+  it('rejects calls beyond the rate per key, with retryAfter in body and header', async () => {
     const jina = await start({
       rate: { limit: 2, perMs: 60_000 },
       keylessRate: { limit: 1, perMs: 60_000 },
@@ -87,9 +87,9 @@ describe('StubJina', () => {
     statuses.push((await read(jina, 'https://example.com')).status);
     expect(statuses).toEqual([200, 200, 200, 200]);
     expect((await read(jina, 'https://example.com')).status).toBe(429);
-    const refused = await read(jina, 'https://example.com', bearer('a'));
-    expect(refused.status).toBe(429);
-    const body = (await refused.json()) as { retryAfter: number };
+    const rejected = await read(jina, 'https://example.com', bearer('a'));
+    expect(rejected.status).toBe(429);
+    const body = (await rejected.json()) as { retryAfter: number };
     expect(body).toEqual({
       data: null,
       retryAfter: expect.any(Number),
@@ -101,10 +101,10 @@ describe('StubJina', () => {
       readableMessage: 'RateLimitTriggeredError: Rate limit exceeded.',
     });
     expect(body.retryAfter).toBeGreaterThan(50);
-    expect(refused.headers.get('retry-after')).toBe(String(body.retryAfter));
+    expect(rejected.headers.get('retry-after')).toBe(String(body.retryAfter));
   });
 
-  it('words each refusal as Jina does: the finer status tells the key from the page', async () => {
+  it('has the error format of Jina, whose detailed status distinguishes key from page', async () => {
     const jina = await start();
     const worded = [
       [402, 40203, 'InsufficientBalanceError'],
@@ -114,13 +114,13 @@ describe('StubJina', () => {
     ] as const;
     jina.faultNext(worded.map(([status]) => ({ type: 'status', status })));
     for (const [code, status, name] of worded) {
-      const refused = await read(jina, 'https://example.com');
-      expect(refused.status).toBe(code);
-      expect(await refused.json()).toMatchObject({ data: null, code, status, name });
+      const rejected = await read(jina, 'https://example.com');
+      expect(rejected.status).toBe(code);
+      expect(await rejected.json()).toMatchObject({ data: null, code, status, name });
     }
   });
 
-  it('sends an error envelope under 200', async () => {
+  it('sends an error envelope with status 200', async () => {
     const jina = await start();
     jina.faultNext({ type: 'envelope', status: 402 });
     const answer = await read(jina, 'https://example.com', asJson);
@@ -128,11 +128,11 @@ describe('StubJina', () => {
     expect(await answer.json()).toMatchObject({ code: 402, status: 40203 });
   });
 
-  it('says in the body too when to come back, where a staged 429 says so by date', async () => {
+  it('states the retry time in the body too, if an injected 429 states it as a date', async () => {
     const jina = await start();
     jina.faultNext({ type: 'status', status: 429, retryAfter: { as: 'date', ms: 5000 } });
-    const refused = await read(jina, 'https://example.com');
-    expect(refused.headers.get('retry-after')).toMatch(/GMT$/);
-    expect(await refused.json()).toMatchObject({ retryAfter: 5 });
+    const rejected = await read(jina, 'https://example.com');
+    expect(rejected.headers.get('retry-after')).toMatch(/GMT$/);
+    expect(await rejected.json()).toMatchObject({ retryAfter: 5 });
   });
 });

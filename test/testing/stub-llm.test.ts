@@ -11,7 +11,7 @@ import OpenAI, {
 } from 'openai';
 import { type LlmReply, StubLlm, type StubLlmOptions } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { until } from './until.js';
+import { until } from '../support/promises.js';
 
 const running: StubLlm[] = [];
 afterEach(async () => {
@@ -33,7 +33,7 @@ function heldReplies() {
 }
 
 /** What a promise was rejected with. */
-async function refusalOf(promise: PromiseLike<unknown>): Promise<APIError> {
+async function rejectionOf(promise: PromiseLike<unknown>): Promise<APIError> {
   const error = await promise.then(
     () => undefined,
     (reason: unknown) => reason,
@@ -61,7 +61,7 @@ describe('StubLlm and the openai SDK', () => {
     expect(completion._request_id).toBe('req_1');
   });
 
-  it('gives the same text to the same question without a script', async () => {
+  it('returns the same text for the same question by default', async () => {
     const { client } = await llmWith();
     const first = await client.chat.completions.create(ask('why pools?'));
     const second = await client.chat.completions.create(ask('why pools?'));
@@ -71,7 +71,7 @@ describe('StubLlm and the openai SDK', () => {
     expect(other.choices[0]?.message.content).not.toBe(first.choices[0]?.message.content);
   });
 
-  it('streams the same answer in tokens, and its usage when asked', async () => {
+  it('streams the same reply in tokens, and its usage if requested', async () => {
     const { client } = await llmWith({ reply: () => 'one two  three\n' });
     const stream = await client.chat.completions.create({
       ...ask('count'),
@@ -93,7 +93,7 @@ describe('StubLlm and the openai SDK', () => {
     expect(usage).toEqual({ prompt_tokens: 1, completion_tokens: 4, total_tokens: 5 });
   });
 
-  it('leaves the usage out of a stream that did not ask for it', async () => {
+  it('omits the usage of a stream unless requested', async () => {
     const { client } = await llmWith();
     const stream = await client.chat.completions.create({ ...ask('x'), stream: true });
     for await (const chunk of stream) {
@@ -117,7 +117,7 @@ describe('StubLlm and the openai SDK', () => {
     { id: 'call_1_1', type: 'function', function: { name: 'read', arguments: '{"broken": ' } },
   ];
 
-  it('calls tools in a whole answer', async () => {
+  it('calls tools in a completion', async () => {
     const { client } = await llmWith({ reply: callTools });
     const { choices } = await client.chat.completions.create(ask('find'));
     expect(choices[0]).toMatchObject({
@@ -141,7 +141,7 @@ describe('StubLlm and the openai SDK', () => {
     expect(pieces).toEqual(['{"q":"connection', ' pools","num":3}', '{"broken":', ' ']);
   });
 
-  it('gives the script the request and the call', async () => {
+  it('passes the request and the call to the script', async () => {
     const reply = vi.fn(() => 'ok');
     const { client } = await llmWith({ reply });
     await client.chat.completions.create({ ...ask('x'), temperature: 0.5 });
@@ -151,24 +151,24 @@ describe('StubLlm and the openai SDK', () => {
     );
   });
 
-  it('lists its models, and refuses others with 404', async () => {
+  it('lists its models, and rejects others with 404', async () => {
     const { client } = await llmWith({ models: ['small', 'large'] });
     const models = await client.models.list();
     expect(models.data.map(({ id }) => id)).toEqual(['small', 'large']);
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused).toBeInstanceOf(NotFoundError);
-    expect(refused).toMatchObject({ status: 404, code: 'model_not_found' });
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected).toBeInstanceOf(NotFoundError);
+    expect(rejected).toMatchObject({ status: 404, code: 'model_not_found' });
   });
 
-  it('refuses an unknown key with 401, and a body it cannot answer with 400', async () => {
+  it('rejects an unknown key with 401, and an invalid body with 400', async () => {
     const { llm, client } = await llmWith({ keys: ['key-1'] });
     const stranger = client.withOptions({ apiKey: 'other' });
-    const refused = await refusalOf(stranger.chat.completions.create(ask('x')));
-    expect(refused).toBeInstanceOf(AuthenticationError);
-    expect(refused).toMatchObject({ status: 401, code: 'invalid_api_key' });
+    const rejected = await rejectionOf(stranger.chat.completions.create(ask('x')));
+    expect(rejected).toBeInstanceOf(AuthenticationError);
+    expect(rejected).toMatchObject({ status: 401, code: 'invalid_api_key' });
     const keyless = await fetch(`${llm.baseUrl}/chat/completions`, { method: 'POST', body: '{}' });
     expect(keyless.status).toBe(401);
-    const several = await refusalOf(client.chat.completions.create({ ...ask('x'), n: 2 }));
+    const several = await rejectionOf(client.chat.completions.create({ ...ask('x'), n: 2 }));
     expect(several).toBeInstanceOf(BadRequestError);
     expect(llm.stats().statuses).toEqual({ 400: 1, 401: 2 });
   });
@@ -191,18 +191,18 @@ describe('StubLlm with faults', () => {
         { type: 'status', status },
         { type: 'status', status },
       ]);
-      const whole = await refusalOf(client.chat.completions.create(ask('x')));
-      const streamed = await refusalOf(client.chat.completions.create({ ...ask('x'), stream: true }));
-      for (const refused of [whole, streamed]) {
-        expect(refused).toBeInstanceOf(ErrorClass);
-        expect(refused.status).toBe(status);
-        expect(refused.message).not.toContain('no body');
+      const whole = await rejectionOf(client.chat.completions.create(ask('x')));
+      const streamed = await rejectionOf(client.chat.completions.create({ ...ask('x'), stream: true }));
+      for (const rejected of [whole, streamed]) {
+        expect(rejected).toBeInstanceOf(ErrorClass);
+        expect(rejected.status).toBe(status);
+        expect(rejected.message).not.toContain('no body');
       }
       await expect(client.chat.completions.create(ask('x'))).resolves.toBeDefined();
     });
   }
 
-  it('tells a rate limit and a spent account apart by code', async () => {
+  it('distinguishes a rate limit from an exhausted quota by code', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext([
       { type: 'status', status: 429 },
@@ -211,8 +211,8 @@ describe('StubLlm with faults', () => {
     ]);
     const codes = [];
     for (let i = 0; i < 3; i++) {
-      const refused = await refusalOf(client.chat.completions.create(ask('x')));
-      codes.push([refused.status, refused.code]);
+      const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+      codes.push([rejected.status, rejected.code]);
     }
     expect(codes).toEqual([
       [429, 'rate_limit_exceeded'],
@@ -221,27 +221,27 @@ describe('StubLlm with faults', () => {
     ]);
   });
 
-  it('words 503 as vLLM does, and says nothing of when to come back', async () => {
+  it('has the 503 format of vLLM, without a retry time', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'status', status: 503 });
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused.error).toEqual({
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected.error).toEqual({
       message: expect.stringContaining('try again'),
       type: 'Service Unavailable',
       param: null,
       code: 503,
     });
-    expect([...(refused.headers?.keys() ?? [])].filter((name) => /retry|ratelimit/.test(name))).toEqual([]);
+    expect([...(rejected.headers?.keys() ?? [])].filter((name) => /retry|ratelimit/.test(name))).toEqual([]);
   });
 
-  it('puts Retry-After in seconds on a refusal, which the SDK hands on', async () => {
+  it('sends Retry-After in seconds, which the SDK exposes', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'status', status: 429, retryAfter: { as: 'seconds', ms: 1500 } });
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused.headers?.get('retry-after')).toBe('2');
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected.headers?.get('retry-after')).toBe('2');
   });
 
-  it('sends an error envelope under 200, which the SDK takes for an answer', async () => {
+  it('sends an error envelope with status 200, which the SDK takes for a completion', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'envelope', status: 429 });
     const answer: unknown = await client.chat.completions.create(ask('x'));
@@ -253,23 +253,23 @@ describe('StubLlm with faults', () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'stream-error', status: 503 });
     const stream = await client.chat.completions.create({ ...ask('x'), stream: true });
-    const refused = await refusalOf(stream[Symbol.asyncIterator]().next());
-    expect(refused.error).toMatchObject({ code: 503 });
+    const rejected = await rejectionOf(stream[Symbol.asyncIterator]().next());
+    expect(rejected.error).toMatchObject({ code: 503 });
     expect(llm.stats().statuses).toEqual({ 200: 1 });
   });
 
-  it('refuses with the status itself where the call does not stream', async () => {
+  it('rejects with the status itself if the call does not stream', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'stream-error', status: 503 });
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused.status).toBe(503);
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected.status).toBe(503);
   });
 
-  it('never sends headers, and sees the client give up', async () => {
+  it('never sends headers, and detects that the client gives up', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'no-headers' });
     const abort = new AbortController();
-    const asked = refusalOf(client.chat.completions.create(ask('x'), { signal: abort.signal }));
+    const asked = rejectionOf(client.chat.completions.create(ask('x'), { signal: abort.signal }));
     await until(() => llm.calls[0]?.fault === 'no-headers');
     abort.abort();
     expect(await asked).toBeInstanceOf(APIUserAbortError);
@@ -296,9 +296,9 @@ describe('StubLlm with faults', () => {
   it('resets the connection before the headers', async () => {
     const { llm, client } = await llmWith();
     llm.faultNext({ type: 'reset', when: 'before-headers' });
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused).toBeInstanceOf(APIConnectionError);
-    expect(refused.status).toBeUndefined();
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected).toBeInstanceOf(APIConnectionError);
+    expect(rejected.status).toBeUndefined();
     expect(llm.calls[0]).toMatchObject({ end: 'cut', status: undefined });
   });
 
@@ -316,18 +316,18 @@ describe('StubLlm with faults', () => {
     expect(llm.calls[0]).toMatchObject({ end: 'cut', status: 200 });
   });
 
-  it('answers 500 where the script fails, and cuts the stream that has begun', async () => {
+  it('responds with 500 if the script fails, and cuts a started stream', async () => {
     const { llm, client } = await llmWith({
       reply: () => {
         throw new Error('broken script');
       },
     });
-    const refused = await fetch(`${llm.baseUrl}/chat/completions`, {
+    const rejected = await fetch(`${llm.baseUrl}/chat/completions`, {
       method: 'POST',
       body: JSON.stringify(ask('x')),
     });
-    expect(refused.status).toBe(500);
-    expect(await refused.text()).toContain('broken script');
+    expect(rejected.status).toBe(500);
+    expect(await rejected.text()).toContain('broken script');
     const stream = await client.chat.completions.create({ ...ask('x'), stream: true });
     await expect(stream[Symbol.asyncIterator]().next()).rejects.toThrow('terminated');
     expect(llm.batch().running).toBe(0);
@@ -335,35 +335,35 @@ describe('StubLlm with faults', () => {
 });
 
 describe('The batch of a StubLlm', () => {
-  it('runs maxNumSeqs calls at once, the others wait in the order they came', async () => {
+  it('runs maxNumSeqs calls at once, and queues the others in FIFO order', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 2, reply });
     const answered: number[] = [];
     const calls = [];
     for (let i = 0; i < 5; i++) {
       calls.push(client.chat.completions.create(ask(`${i}`)).then(() => answered.push(i)));
-      await until(() => llm.stats().calls === i + 1 && llm.batch().running + llm.batch().waiting === i + 1);
+      await until(() => llm.stats().calls === i + 1 && llm.batch().running + llm.batch().queued === i + 1);
     }
-    expect(llm.batch()).toEqual({ running: 2, waiting: 3, peakRunning: 2, peakWaiting: 3 });
+    expect(llm.batch()).toEqual({ running: 2, queued: 3, peakRunning: 2, peakQueued: 3 });
     expect(held).toHaveLength(2);
     for (let i = 0; i < 5; i++) {
       held[i]?.('ok');
       await until(() => answered.length === i + 1);
     }
     expect(answered).toEqual([0, 1, 2, 3, 4]);
-    expect(llm.batch()).toEqual({ running: 0, waiting: 0, peakRunning: 2, peakWaiting: 3 });
+    expect(llm.batch()).toEqual({ running: 0, queued: 0, peakRunning: 2, peakQueued: 3 });
     await Promise.all(calls);
   });
 
-  it('answers 503 at once when maxQueued calls wait', async () => {
+  it('responds with 503 at once when maxQueued calls are queued', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 1, maxQueued: 1, reply });
     const first = client.chat.completions.create(ask('1'));
     await until(() => llm.batch().running === 1);
     const second = client.chat.completions.create(ask('2'));
-    await until(() => llm.batch().waiting === 1);
-    const refused = await refusalOf(client.chat.completions.create({ ...ask('3'), stream: true }));
-    expect(refused).toMatchObject({ status: 503, type: 'Service Unavailable' });
+    await until(() => llm.batch().queued === 1);
+    const rejected = await rejectionOf(client.chat.completions.create({ ...ask('3'), stream: true }));
+    expect(rejected).toMatchObject({ status: 503, type: 'Service Unavailable' });
     held[0]?.('ok');
     await first;
     await until(() => held.length === 2);
@@ -371,44 +371,44 @@ describe('The batch of a StubLlm', () => {
     await second;
   });
 
-  it('takes no call beyond the running ones with maxQueued 0', async () => {
+  it('accepts no call beyond the running ones with maxQueued 0', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 1, maxQueued: 0, reply });
     const first = client.chat.completions.create(ask('1'));
     await until(() => llm.batch().running === 1);
-    expect((await refusalOf(client.chat.completions.create(ask('2')))).status).toBe(503);
+    expect((await rejectionOf(client.chat.completions.create(ask('2')))).status).toBe(503);
     held[0]?.('ok');
     await first;
   });
 
-  it('ends the work of a client that leaves, while it runs and while it waits', async () => {
+  it('ends the call of a client that disconnects, running or queued', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 1, reply });
     const [leaver, waiter] = [new AbortController(), new AbortController()];
-    const first = refusalOf(client.chat.completions.create(ask('1'), { signal: leaver.signal }));
+    const first = rejectionOf(client.chat.completions.create(ask('1'), { signal: leaver.signal }));
     await until(() => llm.batch().running === 1);
-    const second = refusalOf(client.chat.completions.create(ask('2'), { signal: waiter.signal }));
-    await until(() => llm.batch().waiting === 1);
+    const second = rejectionOf(client.chat.completions.create(ask('2'), { signal: waiter.signal }));
+    await until(() => llm.batch().queued === 1);
     const third = client.chat.completions.create(ask('3'));
-    await until(() => llm.batch().waiting === 2);
+    await until(() => llm.batch().queued === 2);
     waiter.abort();
-    await until(() => llm.batch().waiting === 1);
+    await until(() => llm.batch().queued === 1);
     leaver.abort();
     await until(() => held.length === 2);
     held[1]?.('the third has it');
     expect((await third).choices[0]?.message.content).toBe('the third has it');
     await Promise.all([first, second]);
-    expect(llm.batch()).toMatchObject({ running: 0, waiting: 0, peakRunning: 1 });
+    expect(llm.batch()).toMatchObject({ running: 0, queued: 0, peakRunning: 1 });
     expect(llm.stats()).toMatchObject({ inFlight: 0, disconnects: 2 });
   });
 
-  it('sends the headers of a stream that waits', async () => {
+  it('sends the headers of a queued stream', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 1, reply });
     const first = client.chat.completions.create(ask('1'));
     await until(() => llm.batch().running === 1);
     const stream = await client.chat.completions.create({ ...ask('2'), stream: true });
-    expect(llm.batch().waiting).toBe(1);
+    expect(llm.batch().queued).toBe(1);
     held[0]?.('ok');
     await first;
     await until(() => held.length === 2);
@@ -422,28 +422,28 @@ describe('The batch of a StubLlm', () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 1, reply });
     const calls = [1, 2, 3].map((i) => client.chat.completions.create(ask(`${i}`)));
-    await until(() => llm.batch().waiting === 2);
+    await until(() => llm.batch().queued === 2);
     llm.maxNumSeqs = 3;
     await until(() => held.length === 3);
-    expect(llm.batch()).toMatchObject({ running: 3, waiting: 0 });
+    expect(llm.batch()).toMatchObject({ running: 3, queued: 0 });
     llm.maxNumSeqs = 1;
-    expect(llm.batch()).toMatchObject({ running: 3, waiting: 0 });
+    expect(llm.batch()).toMatchObject({ running: 3, queued: 0 });
     const fourth = client.chat.completions.create(ask('4'));
-    await until(() => llm.batch().waiting === 1);
+    await until(() => llm.batch().queued === 1);
     held[0]?.('ok');
     await calls[0];
-    expect(llm.batch()).toMatchObject({ running: 2, waiting: 1 });
+    expect(llm.batch()).toMatchObject({ running: 2, queued: 1 });
     for (const release of held) release('ok');
     await until(() => held.length === 4);
     held[3]?.('ok');
     await Promise.all([...calls, fourth]);
   });
 
-  it('tells how busy it is as vLLM does, and that it is healthy', async () => {
+  it('exposes the load gauges and the health route of vLLM', async () => {
     const { held, reply } = heldReplies();
     const { llm, client } = await llmWith({ maxNumSeqs: 2, reply });
     const calls = [1, 2, 3].map((i) => client.chat.completions.create(ask(`${i}`)));
-    await until(() => llm.batch().waiting === 1);
+    await until(() => llm.batch().queued === 1);
     const metrics = await (await fetch(`${llm.url}/metrics`)).text();
     expect(metrics).toMatch(/^# TYPE vllm:num_requests_running gauge$/m);
     expect(metrics).toMatch(/^vllm:num_requests_running\{model_name="stub-model"\} 2$/m);
@@ -459,21 +459,21 @@ describe('The batch of a StubLlm', () => {
 });
 
 describe('StubLlm with a rate', () => {
-  it('refuses calls beyond it as OpenAI does, each key by itself', async () => {
+  it('rejects calls beyond it per key, like OpenAI', async () => {
     const { llm, client } = await llmWith({ rate: { limit: 2, perMs: 60_000 } });
     const { response } = await client.chat.completions.create(ask('x')).withResponse();
     expect(response.headers.get('x-ratelimit-limit-requests')).toBe('2');
     expect(response.headers.get('x-ratelimit-remaining-requests')).toBe('1');
     expect(response.headers.get('x-ratelimit-reset-requests')).toMatch(/^(59\.\d+s|1m0s)$/);
     await client.chat.completions.create(ask('x'));
-    const refused = await refusalOf(client.chat.completions.create(ask('x')));
-    expect(refused).toBeInstanceOf(RateLimitError);
-    expect(refused).toMatchObject({ code: 'rate_limit_exceeded', type: 'requests' });
-    expect(refused.message).toMatch(/Rate limit reached for m .*Limit 2, Used 2, Requested 1/);
-    expect(refused.headers?.get('x-ratelimit-remaining-requests')).toBe('0');
-    expect(refused.headers?.get('x-ratelimit-reset-requests')).toMatch(/^(5\d\.\d+s|1m0s)$/);
-    expect(refused.headers?.get('retry-after')).toMatch(/^(5\d|60)$/);
-    expect(Number(refused.headers?.get('retry-after-ms'))).toBeGreaterThan(50_000);
+    const rejected = await rejectionOf(client.chat.completions.create(ask('x')));
+    expect(rejected).toBeInstanceOf(RateLimitError);
+    expect(rejected).toMatchObject({ code: 'rate_limit_exceeded', type: 'requests' });
+    expect(rejected.message).toMatch(/Rate limit reached for m .*Limit 2, Used 2, Requested 1/);
+    expect(rejected.headers?.get('x-ratelimit-remaining-requests')).toBe('0');
+    expect(rejected.headers?.get('x-ratelimit-reset-requests')).toMatch(/^(5\d\.\d+s|1m0s)$/);
+    expect(rejected.headers?.get('retry-after')).toMatch(/^(5\d|60)$/);
+    expect(Number(rejected.headers?.get('retry-after-ms'))).toBeGreaterThan(50_000);
     const other = client.withOptions({ apiKey: 'key-2' });
     await expect(other.chat.completions.create(ask('x'))).resolves.toBeDefined();
     expect(llm.stats().byKey).toMatchObject({
@@ -482,7 +482,7 @@ describe('StubLlm with a rate', () => {
     });
   });
 
-  it('admits again when the window, scaled, has passed', async () => {
+  it('admits calls again after the scaled window', async () => {
     const { client } = await llmWith({ rate: { limit: 1, perMs: 20_000 }, timeScale: 0.001 });
     await client.chat.completions.create(ask('x'));
     await until(async () => {

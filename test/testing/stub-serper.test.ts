@@ -1,6 +1,6 @@
 import { StubSerper, type StubSerperOptions } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it } from 'vitest';
-import { until } from './until.js';
+import { until } from '../support/promises.js';
 
 const running: StubSerper[] = [];
 afterEach(async () => {
@@ -21,7 +21,7 @@ const search = (serper: StubSerper, key: string, body: unknown = { q: 'connectio
   });
 
 describe('StubSerper', () => {
-  it('finds as many results as are asked for, the same for the same query', async () => {
+  it('returns the requested number of results, the same for the same query', async () => {
     const serper = await start();
     const answer = await search(serper, 'k', { q: 'pools', num: 3, page: 2, gl: 'de' });
     const found = (await answer.json()) as { organic: { position: number }[] };
@@ -41,7 +41,7 @@ describe('StubSerper', () => {
     );
   });
 
-  it('finds what the script says', async () => {
+  it('returns the results of the script', async () => {
     const serper = await start({
       results: ({ q }, call) => [{ title: q, link: 'https://a.example/', snippet: `call ${call.id}` }],
     });
@@ -51,11 +51,11 @@ describe('StubSerper', () => {
     ]);
   });
 
-  it('refuses a bad key with 403 and its words, and a missing query with 400', async () => {
+  it('rejects an unknown key with 403, and a missing query with 400', async () => {
     const serper = await start({ keys: ['good'] });
-    const refused = await search(serper, 'bad');
-    expect(refused.status).toBe(403);
-    expect(await refused.json()).toEqual({
+    const rejected = await search(serper, 'bad');
+    expect(rejected.status).toBe(403);
+    expect(await rejected.json()).toEqual({
       message: 'Unauthorized. Sign up for a free account.',
       statusCode: 403,
     });
@@ -66,19 +66,19 @@ describe('StubSerper', () => {
     expect((await search(serper, 'good')).status).toBe(200);
   });
 
-  it('refuses calls beyond the rate with 429, each key by itself, and never says when to come back', async () => {
+  it('rejects calls beyond the rate per key with 429, without a retry time', async () => {
     const serper = await start({ rate: { limit: 2, perMs: 60_000 } });
     const answers = await Promise.all(['a', 'a', 'a', 'b'].map((key) => search(serper, key)));
-    const refused = answers.filter(({ status }) => status === 429);
-    expect(refused).toHaveLength(1);
-    expect(await refused[0]?.json()).toEqual({ message: 'Too many requests', statusCode: 429 });
-    expect([...(refused[0]?.headers.keys() ?? [])].filter((name) => /retry|ratelimit/.test(name))).toEqual(
+    const rejected = answers.filter(({ status }) => status === 429);
+    expect(rejected).toHaveLength(1);
+    expect(await rejected[0]?.json()).toEqual({ message: 'Too many requests', statusCode: 429 });
+    expect([...(rejected[0]?.headers.keys() ?? [])].filter((name) => /retry|ratelimit/.test(name))).toEqual(
       [],
     );
     expect(serper.stats().byKey.b?.statuses).toEqual({ 200: 1 });
   });
 
-  it('counts a refused call in no window', async () => {
+  it('does not count a rejected call in its window', async () => {
     const serper = await start({ rate: { limit: 1, perMs: 30_000 }, timeScale: 0.001 });
     await search(serper, 'a');
     // Asked all the time: were refusals counted, the window would never empty.
@@ -86,7 +86,7 @@ describe('StubSerper', () => {
     expect(serper.stats().statuses[200]).toBe(2);
   });
 
-  it('spends a credit on each success, and refuses with another 429 when there are none', async () => {
+  it('uses a credit per success, and responds with another 429 without credits', async () => {
     const serper = await start({ credits: 2 });
     serper.faultNext({ type: 'status', status: 503 });
     expect((await search(serper, 'a')).status).toBe(503);
@@ -94,13 +94,13 @@ describe('StubSerper', () => {
     await search(serper, 'a');
     await search(serper, 'a');
     expect(serper.creditsLeft('a')).toBe(0);
-    const refused = await search(serper, 'a');
-    expect(refused.status).toBe(429);
-    expect(await refused.json()).toEqual({ message: 'Not enough credits', statusCode: 429 });
+    const rejected = await search(serper, 'a');
+    expect(rejected.status).toBe(429);
+    expect(await rejected.json()).toEqual({ message: 'Not enough credits', statusCode: 429 });
     expect((await search(serper, 'b')).status).toBe(200);
   });
 
-  it('stages both kinds of 429, and an error under 200', async () => {
+  it('injects both kinds of 429, and an error with status 200', async () => {
     const serper = await start();
     serper.faultNext([
       { type: 'status', status: 429 },

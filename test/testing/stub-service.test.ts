@@ -1,7 +1,7 @@
 import { connect } from 'node:net';
 import { StubJina, StubSerper, type StubSerperOptions } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { until } from './until.js';
+import { until } from '../support/promises.js';
 
 const running: StubSerper[] = [];
 afterEach(async () => {
@@ -30,7 +30,7 @@ function heldSearches() {
 }
 
 describe('StubService: start and stop', () => {
-  it('has a URL while it runs, and says why it has none otherwise', async () => {
+  it('has a URL while it runs, and throws otherwise', async () => {
     const service = new StubSerper();
     expect(() => service.url).toThrow('StubSerper is stopped');
     await service.start();
@@ -39,7 +39,7 @@ describe('StubService: start and stop', () => {
     expect(() => service.url).toThrow('StubSerper is stopped');
   });
 
-  it('starts once however often it is started, and stops once', async () => {
+  it('starts once and stops once, however often called', async () => {
     const service = new StubSerper();
     await Promise.all([service.start(), service.start()]);
     const { url } = service;
@@ -49,7 +49,7 @@ describe('StubService: start and stop', () => {
     await service.stop();
   });
 
-  it('refuses connections while it is stopped, and comes back on the same port', async () => {
+  it('refuses connections while stopped, and restarts on the same port', async () => {
     const service = await start();
     const { url } = service;
     await service.stop();
@@ -59,7 +59,7 @@ describe('StubService: start and stop', () => {
     expect((await search(service)).status).toBe(200);
   });
 
-  it('ends calls under way and idle connections when it stops', async () => {
+  it('ends calls in flight and idle connections when stopped', async () => {
     const { held, results } = heldSearches();
     const service = await start({ results });
     const asked = search(service).catch((error: unknown) => error);
@@ -85,7 +85,7 @@ describe('StubService: start and stop', () => {
 });
 
 describe('StubService: counts', () => {
-  it('counts calls, statuses and peaks, of all and of each route and key', async () => {
+  it('counts calls, statuses and peaks, in total, by route and by key', async () => {
     const { held, results } = heldSearches();
     const service = await start({ results });
     const asked = [search(service, 'a'), search(service, 'a'), search(service, 'b')];
@@ -111,13 +111,13 @@ describe('StubService: counts', () => {
     });
   });
 
-  it('never counts two calls at once of a client that makes them in turn', async () => {
+  it('never counts two concurrent calls of a sequential client', async () => {
     const service = await start();
     for (let i = 0; i < 50; i++) await (await search(service)).text();
     expect(service.stats()).toMatchObject({ calls: 50, inFlight: 0, peakInFlight: 1 });
   });
 
-  it('counts afresh after resetStats, calls under way included', async () => {
+  it('resets its counts, keeping calls in flight', async () => {
     const { held, results } = heldSearches();
     const service = await start({ results });
     const first = search(service);
@@ -145,7 +145,7 @@ describe('StubService: counts', () => {
     expect(() => service.peakStartsPer(0)).toThrow(RangeError);
   });
 
-  it('remembers the last calls, no more than logSize', async () => {
+  it('keeps the latest calls, at most logSize', async () => {
     const service = await start({ logSize: 3 });
     for (let i = 0; i < 10; i++) await search(service);
     expect(service.calls.map(({ id }) => id)).toEqual([8, 9, 10]);
@@ -153,7 +153,7 @@ describe('StubService: counts', () => {
     expect(service.peakStartsPer(60_000)).toBe(10);
   });
 
-  it('shows of each call what it was and how it ended', async () => {
+  it('records each call and how it ended', async () => {
     const service = await start();
     await search(service, 'a');
     expect(service.calls[0]).toMatchObject({
@@ -171,7 +171,7 @@ describe('StubService: counts', () => {
 });
 
 describe('StubService: faults', () => {
-  it('stages queued faults one each, in order, and then none', async () => {
+  it('injects queued faults in order, one each', async () => {
     const service = await start();
     service.faultNext([
       { type: 'status', status: 503 },
@@ -183,7 +183,7 @@ describe('StubService: faults', () => {
     expect(service.calls.map(({ fault }) => fault)).toEqual(['status', 'status', undefined]);
   });
 
-  it('stages a fault for one route only, where it is named', async () => {
+  it('injects a fault for one route only, if named', async () => {
     const service = await start();
     service.faultNext({ type: 'status', status: 503 }, 'POST /search');
     expect((await fetch(`${service.url}/nothing`)).status).toBe(404);
@@ -193,7 +193,7 @@ describe('StubService: faults', () => {
     );
   });
 
-  it('asks the fault function for calls that no queued fault befalls', async () => {
+  it('calls the fault function for calls without a queued fault', async () => {
     const fault = vi.fn(({ key }) => (key === 'bad' ? { type: 'status' as const, status: 403 } : undefined));
     const service = await start({ fault });
     service.faultNext({ type: 'status', status: 503 });
@@ -203,7 +203,7 @@ describe('StubService: faults', () => {
     expect((await search(service, 'good')).status).toBe(200);
   });
 
-  it('sends the body and headers that a status fault carries', async () => {
+  it('sends the body and headers of a status fault', async () => {
     const service = await start();
     service.faultNext([
       { type: 'status', status: 418, body: { of: 'its own' }, headers: { 'x-extra': '1' } },
@@ -218,7 +218,7 @@ describe('StubService: faults', () => {
     expect(await (await search(service)).text()).toBe('<html>bad gateway</html>');
   });
 
-  it('says when to come back in each of the ways that services have', async () => {
+  it('states the retry time in each format', async () => {
     const service = await start();
     const ways = ['seconds', 'date', 'milliseconds', 'reset-requests', 'reset-tokens'] as const;
     service.faultNext(ways.map((as) => ({ type: 'status', status: 429, retryAfter: { as, ms: 90_500 } })));
@@ -235,7 +235,7 @@ describe('StubService: faults', () => {
     expect(headers[4]?.get('retry-after')).toBeNull();
   });
 
-  it('never sends headers, until the client leaves', async () => {
+  it('never sends headers, until the client disconnects', async () => {
     const service = await start();
     service.faultNext({ type: 'no-headers' });
     const abort = new AbortController();
@@ -257,10 +257,10 @@ describe('StubService: faults', () => {
     const { value } = await reader.read();
     const whole = Number(response.headers.get('content-length'));
     expect(value?.length).toBe(Math.ceil(whole / 2));
-    const rest = reader.read().catch((error: Error) => error.name);
+    const remaining = reader.read().catch((error: Error) => error.name);
     expect(service.stats().inFlight).toBe(1);
     abort.abort();
-    expect(await rest).toBe('AbortError');
+    expect(await remaining).toBe('AbortError');
     await until(() => service.stats().inFlight === 0);
   });
 
@@ -281,7 +281,7 @@ describe('StubService: faults', () => {
     expect((await search(service)).status).toBe(200);
   });
 
-  it('refuses a fault that it could not stage as written', () => {
+  it('rejects an invalid fault', () => {
     const service = new StubSerper();
     const wrong: [unknown, string][] = [
       [{ type: 'statsu', status: 429 }, 'fault.type'],
@@ -304,7 +304,7 @@ describe('StubService: faults', () => {
 });
 
 describe('StubService: scripts that fail', () => {
-  it('answers 500 with the error where a script throws, and goes on', async () => {
+  it('responds with 500 and the error if a script throws', async () => {
     let works = false;
     const service = await start({
       results: () => {
@@ -312,22 +312,22 @@ describe('StubService: scripts that fail', () => {
         throw new Error('no such luck');
       },
     });
-    const refused = await search(service);
-    expect(refused.status).toBe(500);
-    expect(await refused.json()).toEqual({ message: 'A script of StubSerper failed: no such luck' });
+    const rejected = await search(service);
+    expect(rejected.status).toBe(500);
+    expect(await rejected.json()).toEqual({ message: 'A script of StubSerper failed: no such luck' });
     works = true;
     expect((await search(service)).status).toBe(200);
     expect(service.stats()).toMatchObject({ inFlight: 0, statuses: { 200: 1, 500: 1 } });
   });
 
-  it('answers 500 where the latency or the fault of a call makes no sense', async () => {
+  it('responds with 500 for an invalid latency or fault of a call', async () => {
     const service = await start({ latencyMs: () => Number.NaN });
     expect(await (await search(service)).text()).toContain('latencyMs(call)');
     const other = await start({ fault: () => ({ type: 'status', status: 7 }) });
     expect(await (await search(other)).text()).toContain('fault.status');
   });
 
-  it('forgets a script that never ends when its client leaves', async () => {
+  it('drops a script that never settles when its client disconnects', async () => {
     const service = await start({ results: () => new Promise(() => {}) });
     const abort = new AbortController();
     const asked = search(service, 'a', { signal: abort.signal }).catch(() => 'left');
@@ -337,7 +337,7 @@ describe('StubService: scripts that fail', () => {
     await until(() => service.stats().inFlight === 0);
   });
 
-  it('sees a client leave in the middle of its request', async () => {
+  it('detects a client that disconnects during its request', async () => {
     const service = await start();
     const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
     socket.write('POST /search HTTP/1.1\r\nHost: stub\r\nContent-Length: 100\r\n\r\n{"q":');
@@ -349,7 +349,7 @@ describe('StubService: scripts that fail', () => {
 });
 
 describe('StubService: options', () => {
-  it('takes latencies by the call, scaled', async () => {
+  it('accepts a latency per call, and scales it', async () => {
     const service = await start({
       latencyMs: ({ key }) => (key === 'slow' ? 40_000 : 0),
       timeScale: 0.001,
@@ -360,7 +360,7 @@ describe('StubService: options', () => {
     expect(performance.now() - startedAtMs).toBeGreaterThan(38);
   });
 
-  it('refuses what makes no sense, naming the option', () => {
+  it('rejects invalid values, naming the option', () => {
     const wrong: [object, string][] = [
       [{ latencyMs: -1 }, 'latencyMs'],
       [{ latencyMs: '5' }, 'latencyMs'],

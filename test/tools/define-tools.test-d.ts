@@ -1,7 +1,8 @@
 import type OpenAI from 'openai';
 import { describe, expectTypeOf, it } from 'vitest';
-import type { ConnectContext } from '../../src/tools/connection.js';
+import type { ServiceGate } from '../../src/gate/service-gate.js';
 import {
+  type ConnectContext,
   defineTool,
   defineTools,
   type Tool,
@@ -18,6 +19,8 @@ class Browser {
   }
 }
 
+declare const gate: ServiceGate;
+
 const tools = defineTools({
   search: {
     scope: 'shared',
@@ -28,7 +31,9 @@ const tools = defineTools({
       expectTypeOf(attempt).toEqualTypeOf<number>();
       return [client.base + input.query];
     },
-    cacheKey: ({ query }: { query: string }) => query,
+    gate,
+    cacheKey: ({ query }) => query,
+    weight: ({ query }: { query: string }) => query.length,
   },
   browse: {
     scope: 'task',
@@ -52,12 +57,22 @@ const tools = defineTools({
       expectTypeOf(input).toEqualTypeOf<{ times: number }>();
       return client * input.times;
     },
-    weight: (input) => input.times,
+    weight: (input) => {
+      expectTypeOf(input).toEqualTypeOf<{ times: number }>();
+      return input.times;
+    },
+    gate,
   },
   clock: { connect: () => undefined, call: () => 'noon' as const },
   alone: defineTool({
     connect: async ({ signal }) => ({ aborted: signal.aborted }),
     call: (client, input: { flag?: boolean }) => client.aborted && input.flag,
+    gate,
+    cacheKey: (input) => {
+      expectTypeOf(input).toEqualTypeOf<{ flag?: boolean }>();
+      return String(input.flag);
+    },
+    weight: ({ flag }) => (flag ? 2 : 1),
   }),
 });
 type Tools = typeof tools;
@@ -75,7 +90,7 @@ describe('defineTools', () => {
     expectTypeOf<ToolClient<Tools['alone']>>().toEqualTypeOf<{ aborted: boolean }>();
   });
 
-  it('lets tools share what they have in common, and take in tools defined before', () => {
+  it('accepts spread options and tools that were defined before', () => {
     const browser = { connect: () => new Browser(), disconnect: (client: Browser) => void client.read('') };
     const more = defineTools({
       ...tools,
@@ -86,10 +101,48 @@ describe('defineTools', () => {
     expectTypeOf<ToolResult<(typeof more)['search']>>().toEqualTypeOf<string[]>();
   });
 
-  it('takes tools whose names are known only at run time', () => {
+  it('accepts tools whose names are known only at run time', () => {
     const dynamic: Record<string, Tool<Browser, Record<string, unknown>, string>> = {};
     const defined = defineTools(dynamic);
     expectTypeOf<ToolInput<(typeof defined)[string]>>().toEqualTypeOf<Record<string, unknown>>();
+  });
+
+  it('infers the input of cacheKey and weight from a call whose parameters are all annotated', () => {
+    const searchWeb = (_: unknown, input: { query: string }) => input.query;
+    defineTools({
+      search: {
+        connect: () => 1,
+        call: searchWeb,
+        gate,
+        cacheKey: (input) => input.query,
+        weight: (input) => input.query.length,
+      },
+    });
+  });
+
+  it('accepts undefined for an option that is not set', () => {
+    defineTools({
+      search: { connect: () => 1, call: () => 1, scope: undefined, timeoutMs: undefined, gate: undefined },
+    });
+    () => manager.call('clock', undefined, { signal: undefined, timeoutMs: undefined, priority: undefined });
+  });
+
+  it('rejects cacheKey and weight that take another input than call', () => {
+    type Input = { query: string };
+    const connect = () => 1;
+    const call = (_: number, input: Input) => input.query;
+    // @ts-expect-error the input has no such field
+    () => defineTools({ s: { connect, call, gate, cacheKey: ({ qeury }) => qeury } });
+    // @ts-expect-error the input has no such field
+    () => defineTools({ s: { connect, call, gate, weight: ({ n }) => n } });
+    // @ts-expect-error the input has no such field
+    () => defineTools({ s: { connect, call: (_, i: Input) => i, gate, cacheKey: ({ qeury }) => qeury } });
+    // @ts-expect-error the input has no such field
+    () => defineTools({ s: { connect, call: (_, i: Input) => i, gate, weight: ({ n }) => n } });
+    // @ts-expect-error the input has no such field
+    () => defineTool({ connect, call: (_, i: Input) => i, gate, cacheKey: ({ qeury }) => qeury });
+    // @ts-expect-error the field is a string
+    () => defineTool({ connect, call: (_, i: Input) => i, gate, weight: ({ query }) => query });
   });
 
   it('does not compile what is wrong', () => {
@@ -115,7 +168,7 @@ describe('defineTools', () => {
 });
 
 describe('ToolManager', () => {
-  it('takes the inputs and gives the results of its tools', () => {
+  it('has the inputs and results of its tools', () => {
     expectTypeOf(manager.call('search', { query: 'q' })).resolves.toEqualTypeOf<string[]>();
     expectTypeOf(manager.call('browse', { url: 'u' }, { timeoutMs: 5 })).resolves.toEqualTypeOf<{
       title: string;
@@ -126,7 +179,7 @@ describe('ToolManager', () => {
     expectTypeOf<Parameters<typeof manager.answer>[2]>().toEqualTypeOf<ToolCallOptions | undefined>();
   });
 
-  it('types the results of callAll by their place', () => {
+  it('types the results of callAll by their position', () => {
     const several = manager.callAll([
       { name: 'search', input: { query: 'q' } },
       { name: 'clock' },
@@ -156,7 +209,7 @@ describe('ToolManager', () => {
     () => manager.client('serach');
   });
 
-  it('gives definitions that the OpenAI SDK takes as they are', () => {
+  it('has definitions that the OpenAI SDK accepts as they are', () => {
     expectTypeOf(manager.definitions()).toExtend<OpenAI.ChatCompletionTool[]>();
     const body: OpenAI.ChatCompletionCreateParamsNonStreaming = {
       model: 'm',
@@ -182,7 +235,7 @@ describe('pipelineFactory', () => {
     pipeline.subAgentToolManagers.raeder;
   });
 
-  it('has neither sub-agents nor a formatter where none were given', async () => {
+  it('has neither sub-agents nor a formatter if none are given', async () => {
     const pipeline = await pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 });
     expectTypeOf(pipeline.outputFormatter).toEqualTypeOf<undefined>();
     expectTypeOf<keyof typeof pipeline.subAgentToolManagers>().toEqualTypeOf<never>();

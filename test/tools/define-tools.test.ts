@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { defineTool, defineTools } from '../../src/tools/define-tools.js';
-import { KeyedGate } from './doubles.js';
+import { KeyedGate } from '../support/gates.js';
 
 const good = { connect: () => 1, call: () => 1 };
 const define =
@@ -9,7 +9,7 @@ const define =
     defineTools({ [name]: tool } as never);
 
 describe('defineTools', () => {
-  it('gives the tools as they are, and takes no more afterwards', () => {
+  it('returns the tools as they are, frozen', () => {
     const tools = defineTools({ search: good });
     expect(tools.search).toBe(good);
     expect(Object.isFrozen(tools)).toBe(true);
@@ -34,28 +34,28 @@ describe('defineTools', () => {
     [{ ...good, inputSchema: [] }, TypeError, '`search.inputSchema` to be a JSON schema'],
     [{ ...good, gate: {} }, TypeError, '`search.gate.run`'],
     [{ ...good, gate: null }, TypeError, '`search.gate.run`'],
-    [{ ...good, cacheKey: () => 'x' }, TypeError, '`search.cacheKey` means something to a gate only'],
-    [{ ...good, weight: () => 1 }, TypeError, '`search.weight` means something to a gate only'],
+    [{ ...good, cacheKey: () => 'x' }, TypeError, '`search.cacheKey` needs a gate'],
+    [{ ...good, weight: () => 1 }, TypeError, '`search.weight` needs a gate'],
     [
       { ...good, scope: 'task', reset: () => {} },
       TypeError,
-      '`search.reset` needs a client that goes from task to task',
+      '`search.reset` needs a client that serves several tasks',
     ],
     [{ ...good, scope: 'shared', check: () => true }, TypeError, '`search.check` needs a client'],
     [null, TypeError, 'Expected `tool search` to be an options object, got null'],
-  ])('refuses %o', (tool, type, message) => {
+  ])('rejects %o', (tool, type, message) => {
     expect(define(tool as object)).toThrow(type);
     expect(define(tool as object)).toThrow(message);
   });
 
   it.each(['', 'web search', 'a'.repeat(65), 'suche_ö', 'a.b'])(
-    'refuses the name %o, which no model takes',
+    'rejects the name %o, which models do not accept',
     (name) => {
       expect(define(good, name)).toThrow(TypeError);
     },
   );
 
-  it('takes every option', () => {
+  it('accepts every option', () => {
     const gate = new KeyedGate([]);
     expect(
       define({
@@ -76,14 +76,14 @@ describe('defineTools', () => {
     ).not.toThrow();
   });
 
-  it('refuses what is no set of tools', () => {
+  it('rejects what is not a set of tools', () => {
     expect(() => defineTools([] as never)).toThrow(/Expected `tools` to be an object of tools by name/);
     expect(() => defineTools(undefined as never)).toThrow(TypeError);
   });
 });
 
 describe('defineTool', () => {
-  it('gives the tool as it is, and refuses a wrong one', () => {
+  it('returns the tool as it is, and rejects a wrong one', () => {
     expect(defineTool(good)).toBe(good);
     expect(() => defineTool({ ...good, timeoutMs: -1 })).toThrow('`tool.timeoutMs`');
   });

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { CreateError, LeaseReleasedError } from '../../src/errors.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { ConnectContext } from '../../src/tools/connection.js';
+import type { ConnectContext } from '../../src/tools/define-tools.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
-import { deferred, settled } from './doubles.js';
+import { deferred, microtasks } from '../support/promises.js';
 
 /** What a task has written down, on a client of its own or of its instance. */
 class Notebook {
@@ -42,7 +42,7 @@ const tools = defineTools({
 });
 
 describe('a pool of tool managers', () => {
-  it('gives every task clean tools, however many share how few instances', async () => {
+  it('gives every task clean tools, for any number of tasks and instances', async () => {
     const factory = pipelineFactory({ mainAgent: tools, outputFormatter: ({ taskId }) => taskId });
     const pool = new PipelinePool({ size: 3, ...factory });
     const tasks = Array.from({ length: 60 }, (_, i) => `task-${i}`);
@@ -67,7 +67,7 @@ describe('a pool of tool managers', () => {
     expect(Notebook.open).toBe(0);
   });
 
-  it('refuses what code of an earlier task does late', async () => {
+  it('rejects late calls by code of an earlier task', async () => {
     const factory = pipelineFactory({ mainAgent: tools });
     const pool = new PipelinePool({ size: 1, ...factory });
     const first = await pool.acquire({ taskId: 'a' });
@@ -84,7 +84,7 @@ describe('a pool of tool managers', () => {
     expect(Notebook.open).toBe(0);
   });
 
-  it('replaces an instance on which code of an earlier task goes on', async () => {
+  it('replaces an instance on which code of an earlier task keeps running', async () => {
     const stuck = deferred<string>();
     const factory = pipelineFactory({
       mainAgent: defineTools({
@@ -94,7 +94,7 @@ describe('a pool of tool managers', () => {
     const pool = new PipelinePool({ size: 1, resetTimeoutMs: 20, ...factory });
     const first = await pool.acquire();
     first.pipeline.mainAgentToolManager.call('slow').catch(() => {});
-    await settled();
+    await microtasks();
     const second = pool.acquire();
     await first.release();
     expect((await second).instanceId).not.toBe(first.instanceId);
@@ -103,7 +103,7 @@ describe('a pool of tool managers', () => {
     await pool.close();
   });
 
-  it('tells which tool it was when an instance cannot be made', async () => {
+  it('names the tool when an instance cannot be created', async () => {
     const factory = pipelineFactory({
       mainAgent: defineTools({
         browse: { connect: () => Promise.reject(new Error('no display')), call: () => 1 },

@@ -2,10 +2,10 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { LeaseReleasedError, ManagerClosedError } from '../../src/errors.js';
 import type { LifecycleEvents } from '../../src/hooks/events.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
-import type { ConnectContext } from '../../src/tools/connection.js';
+import type { ConnectContext } from '../../src/tools/define-tools.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
-import { deferred, settled } from './doubles.js';
+import { deferred, microtasks } from '../support/promises.js';
 
 const never = (): Promise<never> => new Promise(() => {});
 
@@ -48,7 +48,7 @@ describe('pipelineFactory', () => {
     expect(Object.keys(checked)).toContain('validate');
   });
 
-  it('gives a pipeline the tool managers of its agents, and an output formatter', async () => {
+  it('creates pipelines with the tool managers of its agents, and an output formatter', async () => {
     const tools = defineTools({ name: { connect: () => 1, call: () => 'main' } });
     const factory = pipelineFactory({
       mainAgent: tools,
@@ -66,7 +66,7 @@ describe('pipelineFactory', () => {
     expect(pipeline.outputFormatter('done')).toBe('3/a: done');
   });
 
-  it('makes an output formatter for each lease, when it is first asked for', async () => {
+  it('creates an output formatter for each lease, on first use', async () => {
     const outputFormatter = vi.fn(() => ({ citations: [] as string[] }));
     const factory = pipelineFactory({ mainAgent: {}, outputFormatter });
     const pipeline = await factory.create({ instanceId: 1 });
@@ -80,7 +80,7 @@ describe('pipelineFactory', () => {
     expect(outputFormatter).toHaveBeenCalledTimes(2);
   });
 
-  it('shows nothing of its inside in a pipeline', async () => {
+  it('exposes no internals in a pipeline', async () => {
     const factory = pipelineFactory({ mainAgent: {} });
     const pipeline = await factory.create({ instanceId: 1 });
     expect(Object.keys(pipeline)).toEqual([
@@ -105,22 +105,24 @@ describe('pipelineFactory', () => {
     expect(() => pipelineFactory(options as never)).toThrow(message);
   });
 
-  it('refuses a pipeline that is not its own', async () => {
+  it('rejects a pipeline that is not its own', async () => {
     const factory = pipelineFactory({ mainAgent: {} });
     const other = await pipelineFactory({ mainAgent: {} }).create({ instanceId: 1 });
     await expect(factory.prepare(other, { instanceId: 1 })).rejects.toThrow(TypeError);
     await expect(factory.destroy(other)).rejects.toThrow(TypeError);
   });
 
-  it('refuses tools that share a client but would treat it differently', () => {
+  it('rejects tools that share a client but would treat it differently', () => {
     const connect = () => 1;
     const open = { connect, disconnect: () => {}, call: () => 1 };
     const close = { connect, call: () => 1 };
     expect(() => pipelineFactory({ mainAgent: defineTools({ open, close }) })).toThrow(
-      'Tools open and close have the same `connect` and so the same client, but another `disconnect`',
+      'Tools open and close have the same `connect` and so share one client, but their `disconnect` differs',
     );
     const more = defineTools({ read: { ...open, reset: () => {} } });
-    expect(() => pipelineFactory({ mainAgent: { open }, subAgents: { more } })).toThrow('another `reset`');
+    expect(() => pipelineFactory({ mainAgent: { open }, subAgents: { more } })).toThrow(
+      'their `reset` differs',
+    );
     expect(() => pipelineFactory({ mainAgent: { open, close: { ...close, scope: 'task' } } })).not.toThrow();
   });
 });
@@ -163,7 +165,7 @@ describe('the scopes of clients', () => {
     expect(clients.alive).toEqual([]);
   });
 
-  it('hold for tools that share a client by sharing its connect', async () => {
+  it('apply to tools that share a client through the same connect', async () => {
     const clients = new Clients();
     const browser = { connect: clients.connect('browser'), disconnect: clients.disconnect };
     const tools = defineTools({
@@ -182,7 +184,7 @@ describe('the scopes of clients', () => {
     expect(clients.made).toHaveLength(2);
   });
 
-  it('make a shared client once however many instances ask at once, and again after it failed', async () => {
+  it('create a shared client once for any number of concurrent instances, and again after a failure', async () => {
     const making = [deferred<string>(), deferred<string>()];
     const connect = vi.fn(() => making[connect.mock.calls.length - 1]?.promise);
     const factory = pipelineFactory({
@@ -197,7 +199,7 @@ describe('the scopes of clients', () => {
     expect(connect).toHaveBeenCalledTimes(2);
   });
 
-  it('do not let one instance that gives up take the shared client from the others', async () => {
+  it('keep the shared client for the others when one instance aborts', async () => {
     const made = deferred<string>();
     const factory = pipelineFactory({
       mainAgent: defineTools({
@@ -215,7 +217,7 @@ describe('the scopes of clients', () => {
 });
 
 describe('PipelineFactory.create', () => {
-  it('makes all clients at the same time', async () => {
+  it('connects all clients concurrently', async () => {
     const started: string[] = [];
     const made = deferred();
     const connect = (name: string) => async () => {
@@ -233,15 +235,15 @@ describe('PipelineFactory.create', () => {
     await create;
   });
 
-  it('takes a half-made instance apart before it tells: what is made is let go, what is being made is aborted', async () => {
+  it('tears a partially created instance down before it rejects: open clients are disconnected, connecting ones aborted', async () => {
     const clients = new Clients();
     const ends = deferred<string>();
-    let told: AbortSignal | undefined;
+    let emitted: AbortSignal | undefined;
     const tools = defineTools({
       quick: { connect: clients.connect('quick'), disconnect: clients.disconnect, call: () => 1 },
       slow: {
         connect: ({ signal }) => {
-          told = signal;
+          emitted = signal;
           return ends.promise;
         },
         call: () => 1,
@@ -256,19 +258,19 @@ describe('PipelineFactory.create', () => {
     create.catch(() => {
       failed = true;
     });
-    await settled();
-    expect(told?.aborted).toBe(true);
+    await microtasks();
+    expect(emitted?.aborted).toBe(true);
     expect(clients.gone).toEqual(['quick of 1 (1)']);
     expect(failed).toBe(false);
-    ends.reject(new Error('was told'));
+    ends.reject(new Error('was aborted'));
     await expect(create).rejects.toMatchObject({ code: 'ERR_TOOL_FAILED', tool: 'broken', stage: 'connect' });
   });
 
-  it('does not wait for ever for a client that is still being made, and lets it go when it arrives', async () => {
+  it('does not wait forever for a client that is still connecting, and disconnects it when it arrives', async () => {
     vi.useFakeTimers();
     const hooks = new LifecycleHooks();
-    const told: unknown[] = [];
-    hooks.on('tool:disconnectFailed', (event) => told.push(event));
+    const emitted: unknown[] = [];
+    hooks.on('tool:disconnect-failed', (event) => emitted.push(event));
     const late = deferred<string>();
     const gone = vi.fn();
     const tools = defineTools({
@@ -280,27 +282,27 @@ describe('PipelineFactory.create', () => {
     ).rejects.toThrow('no browser');
     await vi.advanceTimersByTimeAsync(5_000);
     await create;
-    expect(told).toMatchObject([{ tool: 'deaf', instanceId: 1, error: { code: 'ERR_TOOL_TIMEOUT' } }]);
+    expect(emitted).toMatchObject([{ tool: 'deaf', instanceId: 1, error: { code: 'ERR_TOOL_TIMEOUT' } }]);
     expect(gone).not.toHaveBeenCalled();
     late.resolve('client');
-    await settled();
+    await microtasks();
     expect(gone.mock.calls.map(([client]) => client)).toEqual(['client']);
   });
 
-  it('ends with its signal, and takes apart what there is', async () => {
+  it('rejects when its signal aborts, and disconnects the clients it has', async () => {
     const clients = new Clients();
-    const heeds = ({ signal }: ConnectContext) =>
+    const honors = ({ signal }: ConnectContext) =>
       new Promise<string>((_, reject) => {
-        signal.addEventListener('abort', () => reject(new Error('was told')));
+        signal.addEventListener('abort', () => reject(new Error('was aborted')));
       });
     const tools = defineTools({
       quick: { connect: clients.connect('quick'), disconnect: clients.disconnect, call: () => 1 },
-      slow: { connect: heeds, call: () => 1 },
-      shared: { scope: 'shared', connect: heeds, call: () => 1 },
+      slow: { connect: honors, call: () => 1 },
+      shared: { scope: 'shared', connect: honors, call: () => 1 },
     });
     const deadline = new AbortController();
     const create = pipelineFactory({ mainAgent: tools }).create({ instanceId: 1, signal: deadline.signal });
-    await settled();
+    await microtasks();
     const reason = new Error('time is up');
     deadline.abort(reason);
     await expect(create).rejects.toBe(reason);
@@ -308,13 +310,13 @@ describe('PipelineFactory.create', () => {
     expect(clients.alive).toEqual([]);
   });
 
-  it('no longer waits for a shared client when another of its clients fails', async () => {
-    let told: AbortSignal | undefined;
+  it('stops waiting for a shared client when another of its clients fails', async () => {
+    let emitted: AbortSignal | undefined;
     const tools = defineTools({
       shared: {
         scope: 'shared',
         connect: ({ signal }) => {
-          told = signal;
+          emitted = signal;
           return never();
         },
         call: () => 1,
@@ -324,16 +326,16 @@ describe('PipelineFactory.create', () => {
     await expect(pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 })).rejects.toThrow(
       'no browser',
     );
-    await settled();
-    expect(told?.aborted).toBe(true);
+    await microtasks();
+    expect(emitted?.aborted).toBe(true);
   });
 
-  it('tells of its failure without keys', async () => {
+  it('rejects without keys in the emitted error', async () => {
     const tools = defineTools({
       broken: { connect: () => Promise.reject(new Error('403 for api_key=abcdef0123456789')), call: () => 1 },
     });
     await expect(pipelineFactory({ mainAgent: tools }).create({ instanceId: 1 })).rejects.toThrow(
-      'Tool broken could not connect: 403 for api_key=[masked]',
+      'Tool broken could not connect: 403 for api_key=[redacted]',
     );
   });
 });
@@ -364,11 +366,11 @@ describe('the end of a lease', () => {
     return { factory, pipeline, answer, signals, clients };
   };
 
-  it('aborts what is under way and refuses what comes late, in the step in which it ends', async () => {
+  it('aborts running calls and rejects later ones, in the step in which it ends', async () => {
     const { factory, pipeline, answer, signals } = await setUp();
     const ofA = pipeline.mainAgentToolManager;
     const underWay = ofA.call('each');
-    await settled();
+    await microtasks();
     const reset = factory.reset(pipeline, { instanceId: 1 });
     expect(signals[0]?.aborted).toBe(true);
     await expect(ofA.call('each')).rejects.toThrow(LeaseReleasedError);
@@ -379,7 +381,7 @@ describe('the end of a lease', () => {
     await reset;
   });
 
-  it("refuses the old task's manager for ever, also while the next task holds the instance", async () => {
+  it("rejects calls of the old task's manager forever, also while the next task holds the instance", async () => {
     const { factory, pipeline, answer, clients } = await setUp();
     const ofA = pipeline.mainAgentToolManager;
     answer.resolve('answer');
@@ -392,21 +394,21 @@ describe('the end of a lease', () => {
     expect(await pipeline.mainAgentToolManager.call('each')).toBe('answer each of 1 (1) b');
   });
 
-  it("waits until the old task's calls no longer run on the instance's clients", async () => {
+  it("waits until no call of the old task runs on the instance's clients", async () => {
     const { factory, pipeline, answer } = await setUp();
     pipeline.mainAgentToolManager.call('each').catch(() => {});
-    await settled();
+    await microtasks();
     let over = false;
     const reset = factory.reset(pipeline, { instanceId: 1 }).then(() => {
       over = true;
     });
-    await settled();
+    await microtasks();
     expect(over).toBe(false);
     answer.resolve('');
     await reset;
   });
 
-  it("does not wait for calls on clients that the next task will not use, or that are nobody's in particular", async () => {
+  it('does not wait for calls on clients of scope task or shared', async () => {
     const tools = defineTools({
       all: { scope: 'shared', connect: () => 1, call: never },
       own: { scope: 'task', connect: () => 1, call: never },
@@ -414,15 +416,15 @@ describe('the end of a lease', () => {
     const factory = pipelineFactory({ mainAgent: tools });
     const pipeline = await factory.create({ instanceId: 1 });
     const calls = pipeline.mainAgentToolManager.callAll([{ name: 'all' }, { name: 'own' }]);
-    await settled();
+    await microtasks();
     await factory.reset(pipeline, { instanceId: 1 });
     expect((await calls).map(({ status }) => status)).toEqual(['rejected', 'rejected']);
   });
 
-  it('fails, and so costs the instance, when such a call never ends', async () => {
+  it('fails when such a call never ends, so that the instance is replaced', async () => {
     const { factory, pipeline } = await setUp();
     pipeline.mainAgentToolManager.call('each').catch(() => {});
-    await settled();
+    await microtasks();
     const deadline = new AbortController();
     const reset = factory.reset(pipeline, { instanceId: 1, signal: deadline.signal });
     deadline.abort(new Error('time is up'));
@@ -430,7 +432,7 @@ describe('the end of a lease', () => {
     await factory.destroy(pipeline);
   });
 
-  it('lets a client go that a task asked for and that arrives after its lease', async () => {
+  it('disconnects a client that arrives after the lease of its task', async () => {
     const late = deferred<string>();
     const gone = vi.fn();
     const tools = defineTools({
@@ -447,7 +449,7 @@ describe('the end of a lease', () => {
     expect(gone.mock.calls.map(([client]) => client)).toEqual(['late browser']);
   });
 
-  it('ends the session before also where a pool was given no reset', async () => {
+  it('ends the previous session also if a pool has no reset', async () => {
     const { factory, pipeline, clients } = await setUp();
     const ofA = pipeline.mainAgentToolManager;
     await ofA.call('own');
@@ -456,7 +458,7 @@ describe('the end of a lease', () => {
     expect(clients.gone).toEqual(['own of a (2)']);
   });
 
-  it("clears a task's traces off the instance's clients, and fails when that fails", async () => {
+  it("clears a task's state from the instance's clients, and fails if that fails", async () => {
     const reset = vi.fn((_client: string, _context: unknown): unknown => undefined);
     const connect = () => 'browser';
     const tools = defineTools({
@@ -475,29 +477,29 @@ describe('the end of a lease', () => {
     reset.mockReturnValueOnce(never());
     const deadline = new AbortController();
     const hangs = factory.reset(pipeline, { instanceId: 1, signal: deadline.signal });
-    await settled();
+    await microtasks();
     deadline.abort(new Error('time is up'));
     await expect(hangs).rejects.toThrow('time is up');
   });
 
-  it('takes hooks of another copy of this package', async () => {
-    const told: unknown[] = [];
+  it('accepts hooks of another copy of this package', async () => {
+    const emitted: unknown[] = [];
     const hooks = {
-      hears: () => true,
-      emit: (event: string) => void told.push(event),
+      hasListeners: () => true,
+      emit: (event: string) => void emitted.push(event),
     } as unknown as LifecycleHooks;
     const tools = defineTools({ clock: { connect: () => 1, call: () => 1 } });
     const factory = pipelineFactory({ mainAgent: tools, hooks });
     expect(factory.hooks).toBe(hooks);
     const { mainAgentToolManager } = await factory.create({ instanceId: 1 });
     await mainAgentToolManager.call('clock');
-    expect(told).toEqual(['tool:started', 'tool:finished']);
+    expect(emitted).toEqual(['tool:started', 'tool:finished']);
   });
 
-  it('tells a task, its request and its tenant to the hooks', async () => {
+  it('includes task, request and tenant in event payloads', async () => {
     const hooks = new LifecycleHooks();
-    const told: unknown[] = [];
-    hooks.on('tool:started', (event) => told.push(event));
+    const emitted: unknown[] = [];
+    hooks.on('tool:started', (event) => emitted.push(event));
     const factory = pipelineFactory({
       mainAgent: defineTools({ clock: { connect: () => 1, call: () => 1 } }),
       hooks,
@@ -506,7 +508,7 @@ describe('the end of a lease', () => {
     const ids = { taskId: 'a', requestId: 'r-1', tenant: 'acme' };
     await factory.prepare(pipeline, { instanceId: 1, ...ids });
     await pipeline.mainAgentToolManager.call('clock');
-    expect(told).toEqual([{ source: 'mainAgent', tool: 'clock', instanceId: 1, toolCallId: 1, ...ids }]);
+    expect(emitted).toEqual([{ source: 'mainAgent', tool: 'clock', instanceId: 1, toolCallId: 1, ...ids }]);
   });
 });
 
@@ -541,14 +543,14 @@ describe('PipelineFactory.validate', () => {
 describe('letting clients go', () => {
   const failing = (disconnect: () => unknown) => {
     const hooks = new LifecycleHooks();
-    const told: LifecycleEvents['tool:disconnectFailed'][] = [];
-    hooks.on('tool:disconnectFailed', (event) => told.push(event));
+    const emitted: LifecycleEvents['tool:disconnect-failed'][] = [];
+    hooks.on('tool:disconnect-failed', (event) => emitted.push(event));
     const tools = defineTools({
       all: { scope: 'shared', connect: () => 1, disconnect, call: () => 1 },
       each: { connect: () => 1, disconnect, call: () => 1 },
       own: { scope: 'task', connect: () => 1, disconnect, call: () => 1 },
     });
-    return { factory: pipelineFactory({ mainAgent: tools, hooks }), told };
+    return { factory: pipelineFactory({ mainAgent: tools, hooks }), emitted };
   };
 
   it.each([
@@ -560,29 +562,28 @@ describe('letting clients go', () => {
       },
     ],
   ])('is reported and changes nothing when it %s', async (_, disconnect) => {
-    const { factory, told } = failing(disconnect);
+    const { factory, emitted } = failing(disconnect);
     const pipeline = await factory.create({ instanceId: 1 });
     await factory.prepare(pipeline, { instanceId: 1, taskId: 'a' });
     await pipeline.mainAgentToolManager.call('own');
     await factory.reset(pipeline, { instanceId: 1 });
     await factory.destroy(pipeline);
     await factory.close();
-    expect(told).toMatchObject([
+    expect(emitted).toMatchObject([
       { source: 'pipelineFactory', tool: 'own', instanceId: 1, taskId: 'a' },
       { source: 'pipelineFactory', tool: 'each', instanceId: 1 },
       { source: 'pipelineFactory', tool: 'all' },
     ]);
-    expect(told[0]?.error).toMatchObject({
+    expect(emitted[0]?.error).toMatchObject({
       code: 'ERR_TOOL_FAILED',
-      stage: 'disconnect',
-      message: 'Tool own could not disconnect: stuck on api_key=[masked]',
+      message: 'Tool own could not disconnect: stuck on api_key=[redacted]',
     });
-    expect(told[2]).not.toHaveProperty('instanceId');
+    expect(emitted[2]).not.toHaveProperty('instanceId');
   });
 
-  it('is given up, and reported, when it takes too long', async () => {
+  it('is abandoned and emitted when it exceeds its timeout', async () => {
     vi.useFakeTimers();
-    const { factory, told } = failing(never);
+    const { factory, emitted } = failing(never);
     const pipeline = await factory.create({ instanceId: 1 });
     let over = false;
     const destroy = factory.destroy(pipeline).then(() => {
@@ -592,7 +593,7 @@ describe('letting clients go', () => {
     expect(over).toBe(false);
     await vi.advanceTimersByTimeAsync(1);
     await destroy;
-    expect(told).toMatchObject([
+    expect(emitted).toMatchObject([
       {
         tool: 'each',
         error: { code: 'ERR_TOOL_TIMEOUT', message: 'Tool each took longer than 5000 ms to disconnect' },
@@ -602,7 +603,7 @@ describe('letting clients go', () => {
 });
 
 describe('PipelineFactory.close', () => {
-  it('lets the shared clients go once, and makes no further instances', async () => {
+  it('disconnects the shared clients once, and creates no further instances', async () => {
     const gone = vi.fn();
     const tools = defineTools({
       all: { scope: 'shared', connect: () => 1, disconnect: gone, call: () => 1 },
@@ -618,7 +619,7 @@ describe('PipelineFactory.close', () => {
     });
   });
 
-  it('turns away who still waits for a shared client, and lets it go when it arrives', async () => {
+  it('rejects waiters for a shared client, and disconnects it when it arrives', async () => {
     const made = deferred<string>();
     const gone = vi.fn();
     const tools = defineTools({
@@ -633,7 +634,7 @@ describe('PipelineFactory.close', () => {
     expect(gone).toHaveBeenCalledOnce();
   });
 
-  it('lets two factories of the same tools have clients of their own', async () => {
+  it('gives two factories of the same tools clients of their own', async () => {
     const clients = new Clients();
     const tools = defineTools({
       all: {

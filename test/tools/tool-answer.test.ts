@@ -1,15 +1,16 @@
 import { describe, expect, it } from 'vitest';
+import { redactError } from '../../src/internal/redaction.js';
 import { cutText, failureText, readInput, resultText } from '../../src/tools/tool-answer.js';
 
 describe('readInput', () => {
-  it('reads JSON text, takes no text for no arguments, and anything else as it is', () => {
+  it('parses JSON text, treats empty text as no arguments, and uses anything else as it is', () => {
     expect(readInput('{"q":1}')).toEqual({ q: 1 });
     expect(readInput(' ')).toEqual({});
     const value = { q: 1 };
     expect(readInput(value)).toBe(value);
   });
 
-  it('says what to do about text that is not JSON', () => {
+  it('explains what to do about text that is not JSON', () => {
     expect(() => readInput('{q:')).toThrow(/JSON.*Give the arguments as one JSON object/);
   });
 });
@@ -23,11 +24,11 @@ describe('resultText', () => {
     [{ a: [1, 2n] }, '{"a":[1,"2"]}'],
     [{ data: Buffer.from('abc') }, '{"data":"[3 bytes]"}'],
     [new Uint8Array(5), '"[5 bytes]"'],
-  ])('tells %o as %s', (result, text) => {
+  ])('shows %o as %s', (result, text) => {
     expect(resultText(result)).toBe(text);
   });
 
-  it('tells what JSON cannot', () => {
+  it('shows values that JSON cannot hold', () => {
     const cycle: { self?: unknown } = {};
     cycle.self = cycle;
     expect(resultText(cycle)).toContain('Circular');
@@ -43,31 +44,35 @@ describe('resultText', () => {
 });
 
 describe('failureText', () => {
-  it('tells the causes where they say more', () => {
+  it('includes the causes that add to the message', () => {
     const refused = Object.assign(new AggregateError([], ''), { code: 'ECONNREFUSED' });
-    expect(failureText(new TypeError('fetch failed', { cause: refused }))).toBe('fetch failed: ECONNREFUSED');
-    expect(failureText(new Error('outer: inner', { cause: new Error('inner') }))).toBe('outer: inner');
+    expect(failureText(redactError(new TypeError('fetch failed', { cause: refused })))).toBe(
+      'fetch failed: ECONNREFUSED',
+    );
+    expect(failureText(redactError(new Error('outer: inner', { cause: new Error('inner') })))).toBe(
+      'outer: inner',
+    );
   });
 
   it.each([
     ['a text', 'a text'],
-    [undefined, 'no reason given'],
-    [null, 'no reason given'],
+    [undefined, 'undefined'],
+    [null, 'null'],
     [0, '0'],
-    [{ reason: 'x' }, '{"reason":"x"}'],
-  ])('tells what is no error: %o', (thrown, text) => {
-    expect(failureText(thrown)).toBe(text);
+    [{ reason: 'x' }, 'no reason given'],
+  ])('shows thrown values that are not errors: %o', (thrown, text) => {
+    expect(failureText(redactError(thrown))).toBe(text);
   });
 
-  it('ends where causes go round', () => {
+  it('ends at a cycle of causes', () => {
     const error = new Error('round');
     error.cause = error;
-    expect(failureText(error)).toBe('round');
+    expect(failureText(redactError(error))).toBe('round');
   });
 });
 
 describe('cutText', () => {
-  it('keeps within the limit, and says how much there was', () => {
+  it('stays within the limit, and states the full length', () => {
     const cut = cutText('x'.repeat(1_000), 200);
     expect(cut).toHaveLength(200);
     expect(cut).toMatch(/x\n\[cut off here: 1000 characters in all\]$/);

@@ -1,0 +1,434 @@
+import { AsyncResource } from 'node:async_hooks';
+import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
+import { boundedCall, ignoreRejection } from '../internal/abort.js';
+import { nowMs } from '../internal/clock.js';
+import type { AcquireOptions, Permit } from '../limiter/limiter.js';
+import { Attempt, type AttemptContext, releasePermit } from './attempt.js';
+import { type CallBounds, isTimeout } from './call-context.js';
+import {
+  type Classification,
+  checkedClassification,
+  classificationOf,
+  classifyOutcome,
+  isOfService,
+  type Observed,
+} from './classify.js';
+import { type CallEventEmitter, FailureSummary } from './events.js';
+import { type GateState, GRACE_MS, type WaitingCall } from './gate-state.js';
+import type { KeyReservation } from './keys/api-key.js';
+import type { GateCallOptions } from './options.js';
+import { discardResponse, isResponse } from './response-content.js';
+import { backoffMs, sleep } from './retry.js';
+
+/** What the attempts of a call do, and how its results are treated. */
+export interface Work<T> {
+  run(context: AttemptContext): T | PromiseLike<T>;
+  /** What a classifier receives of a result. */
+  observe(value: T): Observed;
+  /** Frees what a result holds that no caller receives. Settles when that is done, in either way. */
+  discard(value: T): unknown;
+}
+
+/** What host code returned or threw. A `Response` has been classified already. */
+type Result<T> =
+  | { readonly value: T; readonly classification?: Classification | undefined }
+  | { readonly error: unknown };
+type Tried<T> = Result<T> & { readonly classification: Classification };
+
+const OK = /* @__PURE__ */ classificationOf({ class: 'ok' });
+const FATAL = /* @__PURE__ */ classificationOf({ class: 'fatal' });
+const TIMED_OUT = /* @__PURE__ */ classificationOf({ class: 'retryable' });
+
+const losesKey = (classification: Classification): boolean =>
+  classification.class === 'unauthorized' || classification.class === 'quota-exhausted';
+
+/**
+ * One call through the gate, attempt by attempt. `perform` is the whole flow; below it, in this order: the start of an
+ * attempt (permit, then key), the attempt itself, its classification, and the decision about the next one.
+ *
+ * Invariants:
+ * - Each attempt runs in the AsyncLocalStorage context of its caller.
+ * - Between attempts, and while all keys are in cooldown, the call holds neither a permit nor a place in front of others.
+ * - A permit that was granted and is not used is released in that step.
+ * - The caller receives what the last attempt returned or threw; its outcome is left in the call's bounds.
+ */
+export class GateCall<T> implements WaitingCall {
+  readonly options: GateCallOptions;
+  readonly events: CallEventEmitter;
+  readonly #gate: GateState;
+  readonly #bounds: CallBounds;
+  readonly #work: Work<T>;
+  /** When the call began, on the monotonic clock. */
+  readonly openedMs = nowMs();
+  #attemptWaitMs = 0;
+  attempts = 0;
+  /** Milliseconds spent waiting for permits, starts and backoffs. */
+  waitMs = 0;
+  /** The label of the last attempt's key. */
+  key: string | undefined;
+  /** The last failure of the service that this call met itself, and what was thrown. */
+  #met: { readonly failure: FailureSummary; readonly error: unknown } | undefined;
+
+  constructor(
+    gate: GateState,
+    events: CallEventEmitter,
+    options: GateCallOptions,
+    bounds: CallBounds,
+    work: Work<T>,
+  ) {
+    this.#gate = gate;
+    this.events = events;
+    this.options = options;
+    this.#bounds = bounds;
+    this.#work = work;
+  }
+
+  /** Makes attempts until one is the last. It still holds its permit: `end` it. */
+  async perform(): Promise<{ readonly value: T; readonly attempt: Attempt }> {
+    const bounds = this.#bounds;
+    const { retry, keys } = this.#gate.settings;
+    retry.budget?.noteCall(this.#gate.ring.now());
+    // An attempt that only finds its key unusable costs nothing; but keys come back, and each is lost for free only once.
+    let freeLosses = keys.length;
+    let counted = 0;
+    for (;;) {
+      let attempt = this.#startNow();
+      if (attempt === undefined) {
+        const turn = this.#gate.nextTurn();
+        const fromMs = nowMs();
+        do {
+          attempt?.end();
+          attempt = await this.#startInTurn(turn);
+        } while (attempt.isStale);
+        this.#attemptWaitMs = nowMs() - fromMs;
+      } else this.#attemptWaitMs = 0;
+      const tried = await this.#try(attempt);
+      const { classification } = tried;
+      const isFree = losesKey(classification) && freeLosses-- > 0;
+      if (!isFree) counted++;
+      const retryAfterMs = bounds.aborted ? undefined : this.#retryAfterMs(classification, counted, isFree);
+      const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
+      if ('value' in tried && retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost) {
+        bounds.outcome = classification.class;
+        return { value: tried.value, attempt };
+      }
+      if ('value' in tried) this.#discard(attempt, tried.value);
+      attempt.end();
+      bounds.throwIfAborted();
+      if (retryAfterMs !== undefined) await this.#backOff(classification, retryAfterMs);
+      else {
+        const error = 'error' in tried ? tried.error : undefined;
+        bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
+        throw isLastKeyLost ? this.#keysExhausted(this.#closedMs()) : error;
+      }
+    }
+  }
+
+  /** A stream failed after its first item: too late for another attempt, but not for its key. */
+  async failLater(attempt: Attempt, error: unknown): Promise<void> {
+    const { classification } = await this.#classified(attempt, { error });
+    if (!this.#bounds.aborted)
+      this.#bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
+  }
+
+  /** A stream was aborted after its first item. Only an exceeded deadline says anything about the service. */
+  abortLater(attempt: Attempt): void {
+    const classification = this.#classificationOfAbort(attempt);
+    if (classification === TIMED_OUT) attempt.report(classification);
+  }
+
+  /** Keys went into cooldown, or a caller joined that may have less time: can a waiting call still meet its deadline? */
+  recheck(): boolean {
+    if (this.#bounds.aborted || !this.#gate.waiting.has(this)) return false;
+    const closedMs = this.#closedMs();
+    if (closedMs > 0) this.#rejectUnmeetable(closedMs);
+    return this.#bounds.aborted;
+  }
+
+  // The start of an attempt: a permit, then a key with capacity in all its windows.
+
+  /** Starts at once, if no call waits ahead, and a permit and a key are free. */
+  #startNow(): Attempt | undefined {
+    const gate = this.#gate;
+    const { ownLimiter, ring } = gate;
+    this.#bounds.throwIfAborted();
+    if (gate.queued > 0 || gate.settings.limiter !== undefined) return undefined;
+    const permit = ownLimiter?.tryAcquire();
+    if (ownLimiter !== undefined && permit === undefined) return undefined;
+    const reservation = ring.take(this.#weight(), ring.now());
+    if ('key' in reservation) return new Attempt(gate, this.#bounds, permit, reservation);
+    releasePermit(permit, 'ignored');
+    return undefined;
+  }
+
+  /** Waits for a permit and a key, in the order of the calls. A call that is sent back keeps its turn. */
+  async #startInTurn(turn: number): Promise<Attempt> {
+    const gate = this.#gate;
+    const fromMs = nowMs();
+    gate.waiting.add(this);
+    gate.queued++;
+    try {
+      for (;;) {
+        const permit = await this.#permit(turn);
+        const reservation = await this.#reserve(permit);
+        if (reservation !== undefined) return new Attempt(gate, this.#bounds, permit, reservation);
+        releasePermit(permit, 'ignored');
+      }
+    } finally {
+      gate.queued--;
+      gate.waiting.delete(this);
+      this.waitMs += nowMs() - fromMs;
+    }
+  }
+
+  /** Waits for the end of a cooldown of all keys, if there is one, and for a permit. */
+  async #permit(turn: number): Promise<Permit | undefined> {
+    const { ring, cooldownQueue } = this.#gate;
+    const bounds = this.#bounds;
+    bounds.throwIfAborted();
+    const { priority = 0 } = this.options;
+    const weight = this.#weight();
+    const closedMs = ring.retryAfterMs(ring.now(), weight);
+    if (closedMs > 0) {
+      this.#rejectUnmeetable(closedMs);
+      bounds.throwIfAborted();
+      this.events.throttled('cooldown', closedMs);
+    }
+    if (closedMs === 0 && cooldownQueue.isEmpty) return this.#acquire();
+    return cooldownQueue.enter({ weight, priority, turn, bounds }, () => this.#acquire());
+  }
+
+  #weight(): number {
+    return this.options.weight ?? this.#gate.estimateWeight();
+  }
+
+  #acquire(): Promise<Permit> | undefined {
+    const { settings, ownLimiter } = this.#gate;
+    const { limiter } = settings;
+    if (limiter === undefined) return ownLimiter?.acquire(this.#acquireOptions(this.#bounds.watchable));
+    // A foreign limiter may ignore the signal, and grant a permit to a call that is over.
+    return boundedCall<Permit>((signal) => limiter.acquire(this.#acquireOptions(signal)), {
+      signal: this.#bounds.signal,
+      onLate: (late) => releasePermit(late, 'ignored'),
+    });
+  }
+
+  #acquireOptions(signal: AbortSignal): AcquireOptions {
+    const { priority, tenant, taskId, requestId } = this.options;
+    return {
+      signal,
+      ...(priority === undefined ? {} : { priority }),
+      ...(tenant === undefined ? {} : { tenant }),
+      ...(taskId === undefined ? {} : { taskId }),
+      ...(requestId === undefined ? {} : { requestId }),
+    };
+  }
+
+  /** Waits for a key with capacity in all its windows; `undefined` if all keys are in cooldown now. */
+  async #reserve(permit: Permit | undefined): Promise<KeyReservation | undefined> {
+    const { startQueue, ring, settings } = this.#gate;
+    const bounds = this.#bounds;
+    const { priority = 0 } = this.options;
+    const weight = this.#weight();
+    try {
+      bounds.throwIfAborted();
+      const reservation =
+        startQueue.tryEnter(weight) ??
+        (await startQueue.enter({
+          weight,
+          priority,
+          bounds,
+          onUnmeetable: (closedMs) => this.#rejectUnmeetable(closedMs),
+          // Runs in the step of the call that made room: the event belongs in the context of this caller.
+          onWait: settings.hooks.hasListeners('call:throttled')
+            ? AsyncResource.bind(({ retryAfterMs, reason }) => this.events.throttled(reason, retryAfterMs))
+            : undefined,
+        }));
+      if (!bounds.aborted) return reservation;
+      if (reservation !== undefined) ring.end(reservation);
+      throw bounds.reason;
+    } catch (error) {
+      releasePermit(permit, 'ignored');
+      throw error;
+    }
+  }
+
+  // The attempt.
+
+  /** Makes the attempt and classifies it. Never rejects. */
+  async #try(attempt: Attempt): Promise<Tried<T>> {
+    this.attempts++;
+    this.key = attempt.keyLabel;
+    this.events.started(this.attempts, this.key, this.#attemptWaitMs);
+    try {
+      const result = await attempt.step(
+        () => this.#run(attempt),
+        ({ value }) => this.#discard(attempt, value),
+      );
+      return await this.#classified(attempt, result);
+    } catch (error) {
+      return this.#classified(attempt, { error });
+    }
+  }
+
+  /**
+   * Runs the host code. What a `Response` means may stand in its body, and reading it is a part of the attempt: it is
+   * bounded by the attempt's timeout, and fails as the network does.
+   */
+  async #run(attempt: Attempt): Promise<{ value: T; classification?: Classification | undefined }> {
+    attempt.begin();
+    const value = await this.#work.run(attempt.context(this.attempts));
+    const observed = this.#work.observe(value);
+    if (!('value' in observed)) return { value };
+    if (Object(observed.value) !== observed.value || !isResponse(observed.value)) {
+      attempt.readUsage(observed.value);
+      return { value, classification: this.#gate.settings.classify === undefined ? OK : undefined };
+    }
+    try {
+      const classification = this.#classify(observed);
+      // The status is known before the body: a cooldown begins now, and not when a body has come to its end.
+      if (classification instanceof Promise) {
+        ignoreRejection(classification);
+        const byStatus = classificationOf(classifyOutcome(observed));
+        if (byStatus.class === 'rate-limited' || byStatus.retryAfterMs !== undefined)
+          attempt.reportEarly(byStatus);
+      }
+      return { value, classification: await classification };
+    } catch (error) {
+      discardResponse(observed.value);
+      if (observed.value !== value) attempt.watch(() => this.#work.discard(value)).catch(() => {});
+      throw error;
+    }
+  }
+
+  #discard(attempt: Attempt, value: T): void {
+    attempt.discard(() => this.#work.discard(value));
+  }
+
+  // What the attempt means.
+
+  async #classified(attempt: Attempt, result: Result<T>): Promise<Tried<T>> {
+    const bounds = this.#bounds;
+    let tried: Tried<T>;
+    try {
+      const classification = bounds.aborted
+        ? this.#classificationOfAbort(attempt)
+        : await this.#classificationOf(result);
+      tried = { ...result, classification };
+    } catch (error) {
+      // The host's classifier failed, or the call ended meanwhile: no caller receives this result.
+      if ('value' in result) this.#discard(attempt, result.value);
+      tried = { error, classification: FATAL };
+    }
+    if (!bounds.aborted) this.#note(tried);
+    attempt.report(tried.classification);
+    return tried;
+  }
+
+  #classificationOf(result: Result<T>): Classification | Promise<Classification> {
+    const { classify, name } = this.#gate.settings;
+    if ('value' in result && result.classification !== undefined) return result.classification;
+    const observed: Observed =
+      'error' in result ? { kind: 'error', error: result.error } : this.#work.observe(result.value);
+    if (classify === undefined) return this.#classify(observed);
+    // No body has to be read, so this cannot take long.
+    return boundedCall(() => this.#classify(observed), {
+      signal: this.#bounds.signal,
+      timeoutMs: GRACE_MS,
+      timeoutError: (ms) => new TypeError(`\`classify\` of ${name} took longer than ${ms} ms`),
+    });
+  }
+
+  /** Rejects where the host's classifier fails or returns something else than a class. */
+  #classify(observed: Observed): Classification | Promise<Classification> {
+    const { classify } = this.#gate.settings;
+    if (classify === undefined) return classificationOf(classifyOutcome(observed));
+    return (async () => {
+      const answer = await classify(observed);
+      return answer === undefined || answer === null
+        ? classificationOf(classifyOutcome(observed))
+        : checkedClassification(answer);
+    })();
+  }
+
+  /**
+   * A call whose deadline passed in an attempt that had most of the time shows a slow service; any other abort shows
+   * nothing. The time is that of the deadline itself: the last seconds of a request do not measure a service. Where the
+   * reason does not name it, it is the time since this call began, waiting included.
+   */
+  #classificationOfAbort(attempt: Attempt): Classification {
+    const { reason } = this.#bounds;
+    if (!isTimeout(reason)) return FATAL;
+    const { timeoutMs } = Object(reason) as { readonly timeoutMs?: unknown };
+    const allowedMs = typeof timeoutMs === 'number' ? timeoutMs : nowMs() - this.openedMs;
+    return attempt.ageMs > allowedMs / 2 ? TIMED_OUT : FATAL;
+  }
+
+  /** Keeps a failure: its error for this call alone, and a summary for all others. */
+  #note(tried: Tried<T>): void {
+    const { classification } = tried;
+    const error = 'error' in tried ? tried.error : undefined;
+    if (error !== undefined) this.#bounds.failedWith(error);
+    // A bug of the host, or a page that does not exist, is no reason why a key cannot serve.
+    if (!isOfService(classification)) return;
+    const failure = new FailureSummary(classification, error);
+    this.#gate.lastFailure = failure;
+    this.#met = { failure, error };
+  }
+
+  // The next attempt.
+
+  /** Milliseconds of the call's own backoff, to which a cooldown may be added; `undefined` if this attempt is the last. */
+  #retryAfterMs(classification: Classification, counted: number, isFree: boolean): number | undefined {
+    const { retry, keyed } = this.#gate.settings;
+    if (!classification.retry) return undefined;
+    if (counted >= retry.attempts || (losesKey(classification) && !keyed)) return undefined;
+    const ownMs = classification.class === 'retryable' ? backoffMs(retry, counted) : 0;
+    if (Math.max(ownMs, this.#closedMs()) >= this.#bounds.remainingMs) return undefined;
+    return isFree || (retry.budget?.tryTake(this.#gate.ring.now()) ?? true) ? ownMs : undefined;
+  }
+
+  /** Waits before the next attempt, holding nothing. A cooldown is waited for elsewhere: it may end early. */
+  async #backOff(classification: Classification, retryAfterMs: number): Promise<void> {
+    const gate = this.#gate;
+    gate.retries++;
+    const closedMs = this.#closedMs();
+    this.events.retried(this.attempts, this.key, classification, Math.max(retryAfterMs, closedMs));
+    if (retryAfterMs === 0) return;
+    const fromMs = nowMs();
+    if (closedMs > 0) this.#rejectUnmeetable(closedMs);
+    this.events.throttled('backoff', retryAfterMs);
+    gate.waiting.add(this);
+    gate.backingOff++;
+    try {
+      await sleep(retryAfterMs, this.#bounds);
+    } finally {
+      gate.backingOff--;
+      gate.waiting.delete(this);
+      this.waitMs += nowMs() - fromMs;
+    }
+  }
+
+  /** Whether this attempt lost the last key. Its caller gets the error of the calls that follow, also in place of a `Response`. */
+  #isLastKeyLost(classification: Classification): boolean {
+    return losesKey(classification) && this.#gate.settings.keyed && this.#closedMs() > 0;
+  }
+
+  /** For how long all keys are in cooldown that could serve this call. */
+  #closedMs(): number {
+    const { ring } = this.#gate;
+    return ring.retryAfterMs(ring.now(), this.#weight());
+  }
+
+  /** No key can serve for so long. A call that cannot wait until then is rejected now. */
+  #rejectUnmeetable(closedMs: number): void {
+    this.#bounds.rejectUnmeetable(closedMs, () => this.#keysExhausted(closedMs));
+  }
+
+  #keysExhausted(closedMs: number): KeysExhaustedError {
+    const { settings, lastFailure } = this.#gate;
+    const isOwn = this.#met !== undefined && this.#met.failure === lastFailure;
+    const cause = (isOwn ? this.#met?.error : undefined) ?? lastFailure?.toError();
+    return new KeysExhaustedError(settings.name, Number.isFinite(closedMs) ? closedMs : undefined, cause);
+  }
+}

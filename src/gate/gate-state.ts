@@ -1,0 +1,202 @@
+import { SILENT_HOOKS } from '../hooks/lifecycle-hooks.js';
+import { enableRedaction, registerKeys } from '../internal/redaction.js';
+import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
+import type { Limiter, LimiterStats } from '../limiter/limiter.js';
+import type { GateOutcome } from './call-context.js';
+import type { FailureSummary } from './events.js';
+import { CooldownQueue } from './keys/cooldown-queue.js';
+import { KeyRing, type KeyStats } from './keys/key-ring.js';
+import { StartQueue } from './keys/start-queue.js';
+import type { GateSettings } from './options.js';
+
+/** Milliseconds for which host code may continue after its signal aborted. */
+export const GRACE_MS = 5_000;
+
+/** What a call is taken to weigh until one has reported its usage: a short prompt with its response. */
+const FIRST_ESTIMATE = 500;
+/** The share of the last call in the average. */
+const USAGE_SMOOTHING = 0.2;
+
+/** How many calls end in one turn of the event loop because of a cooldown. */
+const BATCH_SIZE = 200;
+/** A cooldown that becomes longer by less than this changes no decision. */
+const MIN_EXTENSION_MS = 5;
+
+/** Counts of a gate, at one moment. */
+export interface GateStats {
+  readonly name: string;
+  readonly closed: boolean;
+  /** Calls so far, including those answered by the cache. */
+  readonly calls: number;
+  /** Calls that have ended, by outcome. */
+  readonly finished: Readonly<Partial<Record<GateOutcome, number>>>;
+  /** Attempts so far. */
+  readonly attempts: number;
+  /** Attempts so far that were not the first of their call. */
+  readonly retries: number;
+  /** Attempts in progress. */
+  readonly running: number;
+  /** Calls that hold a permit and wait for a key with capacity. */
+  readonly queuedForStart: number;
+  /** Calls in a backoff, or waiting for the end of a cooldown of all keys; they hold nothing. */
+  readonly backingOff: number;
+  /** The limiter of the attempts, with its queue; `undefined` if nothing limits them. */
+  readonly limiter: LimiterStats | undefined;
+  /** Retries left in the budget; `Infinity` without a budget. */
+  readonly retriesLeft: number;
+  /** Milliseconds until a key can serve; 0 if one can now, `Infinity` if none will. */
+  readonly retryAfterMs: number;
+  /** Each key by its label; one labelled `service` if the gate has no keys. */
+  readonly keys: readonly KeyStats[];
+  readonly cache: {
+    /** Cached results. */
+    readonly size: number;
+    /** In-flight calls that other callers can join. */
+    readonly inFlight: number;
+    /** Calls answered from the cache. */
+    readonly hits: number;
+    /** Calls that joined an in-flight call. */
+    readonly shared: number;
+    readonly misses: number;
+  };
+}
+
+/** A call that waits for a permit, a start or the end of a backoff. */
+export interface WaitingCall {
+  /** All keys went into cooldown: ends the call if it cannot meet its deadline. Returns whether it did. */
+  recheck(): boolean;
+}
+
+/** What all calls of one gate share. */
+export class GateState {
+  readonly settings: GateSettings;
+  readonly limiter: Limiter | undefined;
+  /** The limiter that closes with the gate. */
+  readonly ownLimiter: ConcurrencyLimiter | undefined;
+  /** Detaches the host's adaptive limit. */
+  readonly #detach: (() => void) | undefined;
+  readonly ring: KeyRing;
+  readonly cooldownQueue: CooldownQueue;
+  readonly startQueue: StartQueue;
+  readonly waiting = new Set<WaitingCall>();
+  /** Calls that wait for a permit or a start. While there is none, the next call starts without a queue. */
+  queued = 0;
+  /** The last failure of the service, for calls that are rejected because of it. */
+  lastFailure: FailureSummary | undefined;
+  attempts = 0;
+  retries = 0;
+  /** Attempts in progress. */
+  running = 0;
+  /** Attempts that hold a permit and a key, including those that were given up and have not settled. */
+  held = 0;
+  backingOff = 0;
+  isPaused = false;
+  /** The cooldowns for which the waiting calls were checked. */
+  #checkedUntilMs: ReadonlyMap<number, number> = new Map();
+  #nextRecheck: NodeJS.Immediate | undefined;
+  #turns = 0;
+  #idleWaiters: (() => void)[] = [];
+
+  constructor(settings: GateSettings) {
+    const { name, maxConcurrent, adaptive, keyed, keys } = settings;
+    this.settings = settings;
+    const limit = adaptive?.limit ?? maxConcurrent;
+    if (limit !== undefined) {
+      this.ownLimiter = new ConcurrencyLimiter({ maxConcurrent: limit, name, hooks: SILENT_HOOKS });
+      // Attached, and not the limiter's own: a permit whose holder waits for a window is no call to the service.
+      this.#detach = adaptive?.attach(this.ownLimiter);
+    }
+    this.limiter = settings.limiter ?? this.ownLimiter;
+    enableRedaction();
+    if (keyed) registerKeys(keys.map(({ key }) => key));
+    this.ring = new KeyRing(settings);
+    this.startQueue = new StartQueue(this.ring);
+    this.cooldownQueue = new CooldownQueue(this.ring);
+    this.ring.onCapacity = () => {
+      if (this.queued === 0) return;
+      this.startQueue.check();
+      this.cooldownQueue.check();
+    };
+    this.ring.onCooldown = () => this.#cooldownBegan();
+    if (adaptive !== undefined)
+      this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : adaptive.blockedForMs);
+    else this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : 0);
+    if (settings.limiter !== undefined) {
+      const { limiter } = settings;
+      this.startQueue.isLimiterPaused = () => limiter.stats().paused === true;
+    }
+  }
+
+  /** The average weight of the last calls, by what `usage` read from their results. */
+  #averageUsage: number | undefined;
+
+  /** What a call without a weight is taken to weigh. */
+  estimateWeight(): number {
+    if (this.settings.usage === undefined) return 1;
+    return Math.min(this.ring.maxWeight, Math.ceil(this.#averageUsage ?? FIRST_ESTIMATE));
+  }
+
+  /** Learns what a call weighed. */
+  noteUsage(actual: number): void {
+    const average = this.#averageUsage ?? actual;
+    this.#averageUsage = average + (actual - average) * USAGE_SMOOTHING;
+  }
+
+  /** Starts nothing until `resume`. */
+  pause(): void {
+    this.isPaused = true;
+  }
+
+  resume(): void {
+    this.isPaused = false;
+    this.startQueue.check();
+  }
+
+  /** Ends the calls that cannot wait for the end of a cooldown, if one has begun or became longer. */
+  #cooldownBegan(): void {
+    const until = this.ring.closedUntilMs(this.ring.now());
+    let isLonger = false;
+    for (const [weightClass, untilMs] of until)
+      if (untilMs > (this.#checkedUntilMs.get(weightClass) ?? 0) + MIN_EXTENSION_MS) isLonger = true;
+    if (!isLonger) return;
+    this.#checkedUntilMs = until;
+    this.#recheckWaiting();
+  }
+
+  #recheckWaiting(): void {
+    let ended = 0;
+    for (const call of this.waiting) {
+      if (!call.recheck() || ++ended < BATCH_SIZE) continue;
+      // Each has an error of its own to make: the others in the next turn of the event loop.
+      this.#nextRecheck ??= setImmediate(() => {
+        this.#nextRecheck = undefined;
+        this.#recheckWaiting();
+      });
+      return;
+    }
+  }
+
+  /** A position in the order in which attempts were requested. */
+  nextTurn(): number {
+    return ++this.#turns;
+  }
+
+  /** An attempt has released what it held. */
+  releaseHeld(): void {
+    if (--this.held > 0) return;
+    const waiters = this.#idleWaiters;
+    this.#idleWaiters = [];
+    for (const resolve of waiters) resolve();
+  }
+
+  /** Settles when no attempt holds anything. */
+  onIdle(): Promise<void> {
+    return this.held === 0 ? Promise.resolve() : new Promise((resolve) => this.#idleWaiters.push(resolve));
+  }
+
+  /** Closes the gate's own limiter, once no call can request a permit. */
+  closeLimiter(): void {
+    this.#detach?.();
+    this.ownLimiter?.close().catch(() => {});
+  }
+}

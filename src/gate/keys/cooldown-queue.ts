@@ -1,0 +1,177 @@
+import type { AbortListener } from '../../internal/abort.js';
+import { MAX_TIMER_MS } from '../../internal/validate.js';
+import type { CallBounds } from '../call-context.js';
+import type { KeyRing } from './key-ring.js';
+
+/** A call that waits for the end of a cooldown. */
+export interface CooldownRequest {
+  readonly weight: number;
+  /** Higher goes first; a whole number. */
+  readonly priority: number;
+  /** When the call first asked, as a number that grows: with the same priority, lower goes first. */
+  readonly turn: number;
+  readonly bounds: CallBounds;
+}
+
+interface Waiter extends CooldownRequest {
+  readonly release: () => void;
+}
+
+/** How many calls continue in one turn of the event loop. */
+const BATCH_SIZE = 100;
+
+/**
+ * Where calls wait while all keys that could serve them are in cooldown, holding nothing.
+ *
+ * Invariants:
+ * - When a cooldown ends, all calls that the key can serve go on, in the order of their priorities and turns, and no call
+ *   that arrives meanwhile goes before them.
+ * - A call that ends early leaves in that step.
+ * - It waits on one timer, and on none while it is empty.
+ * - An arrival, and a check that changes nothing, cost the same however many wait; a turn of the event loop releases no
+ *   more than `BATCH_SIZE`.
+ */
+export class CooldownQueue {
+  readonly #ring: KeyRing;
+  /** The waiters of each weight class, first to go first. */
+  readonly #classes = new Map<number, Waiter[]>();
+  #queued = 0;
+  /** Waiters that were released and have not continued yet: that takes a microtask. */
+  #leaving = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #timerAtMs = 0;
+  #nextBatch: NodeJS.Immediate | undefined;
+
+  constructor(ring: KeyRing) {
+    this.#ring = ring;
+  }
+
+  /** Calls that wait here. */
+  get queued(): number {
+    return this.#queued;
+  }
+
+  /** Whether no call is here that a new one could pass. */
+  get isEmpty(): boolean {
+    return this.#queued === 0 && this.#leaving === 0;
+  }
+
+  /**
+   * Waits until a key that could serve the call is out of its cooldown, and then runs `next` in its turn. Rejects with the
+   * call's reason.
+   */
+  async enter<R>(request: CooldownRequest, next: () => R | PromiseLike<R>): Promise<R> {
+    await this.#wait(request);
+    this.#leaving--;
+    return next();
+  }
+
+  /** Checks whether a key is out of its cooldown: something has changed. */
+  check(): void {
+    // A batch was released in this turn of the event loop.
+    if (this.#queued === 0 || this.#nextBatch !== undefined) return;
+    const now = this.#ring.now();
+    let soonestMs = Number.POSITIVE_INFINITY;
+    const open: Waiter[][] = [];
+    for (const [weightClass, waiters] of this.#classes) {
+      if (waiters.length === 0) continue;
+      const closedMs = this.#ring.retryAfterMs(now, weightClass);
+      if (closedMs > 0) soonestMs = Math.min(soonestMs, closedMs);
+      else open.push(waiters);
+    }
+    if (open.length > 0) this.#releaseBatch(open);
+    if (this.#queued === 0) this.#stopTimer();
+    else if (this.#nextBatch === undefined) this.#setTimer(now, soonestMs);
+  }
+
+  #releaseBatch(open: readonly Waiter[][]): void {
+    const batch = open.flatMap((waiters) => waiters.slice(0, BATCH_SIZE)).sort(inOrder);
+    batch.length = Math.min(batch.length, BATCH_SIZE);
+    for (const waiter of batch) this.#remove(waiter);
+    // Before a listener or an event of theirs can come back here.
+    if (open.some((waiters) => waiters.length > 0))
+      this.#nextBatch = setImmediate(() => {
+        this.#nextBatch = undefined;
+        this.check();
+      });
+    this.#leaving += batch.length;
+    for (const { release } of batch) release();
+  }
+
+  /** A timer that fires early checks again, so one that is set is kept unless the time became shorter. */
+  #setTimer(nowMs: number, ms: number): void {
+    if (this.#timer !== undefined && this.#timerAtMs <= nowMs + ms) return;
+    clearTimeout(this.#timer);
+    this.#timerAtMs = nowMs + ms;
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = undefined;
+        this.check();
+      },
+      Math.min(Math.ceil(ms), MAX_TIMER_MS),
+    );
+  }
+
+  #stopTimer(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  #wait(request: CooldownRequest): Promise<void> {
+    const { bounds } = request;
+    if (bounds.aborted) return Promise.reject(bounds.reason);
+    return new Promise((resolve, reject) => {
+      const listener: AbortListener = {
+        handleEvent: () => {
+          this.#remove(waiter);
+          if (this.#queued === 0) this.#stopTimer();
+          reject(bounds.reason);
+        },
+      };
+      const waiter: Waiter = {
+        ...request,
+        release: () => {
+          bounds.removeEventListener('abort', listener);
+          resolve();
+        },
+      };
+      bounds.addEventListener('abort', listener);
+      const waiters = this.#classOf(waiter);
+      waiters.splice(positionOf(waiter, waiters), 0, waiter);
+      this.#queued++;
+      this.check();
+    });
+  }
+
+  #remove(waiter: Waiter): void {
+    const waiters = this.#classOf(waiter);
+    const position = positionOf(waiter, waiters);
+    if (waiters[position] !== waiter) return;
+    waiters.splice(position, 1);
+    this.#queued--;
+  }
+
+  #classOf({ weight }: Waiter): Waiter[] {
+    const weightClass = this.#ring.weightClassOf(weight);
+    let waiters = this.#classes.get(weightClass);
+    if (waiters === undefined) {
+      waiters = [];
+      this.#classes.set(weightClass, waiters);
+    }
+    return waiters;
+  }
+}
+
+const inOrder = (a: Waiter, b: Waiter): number => b.priority - a.priority || a.turn - b.turn;
+
+/** Where a waiter is, or belongs, in sorted waiters. */
+function positionOf(waiter: Waiter, waiters: readonly Waiter[]): number {
+  let low = 0;
+  let high = waiters.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (inOrder(waiters[middle] as Waiter, waiter) < 0) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}

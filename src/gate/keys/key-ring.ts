@@ -1,0 +1,306 @@
+import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
+import type { Classification } from '../classify.js';
+import { ApiKey, type CooldownReason, type CooldownSettings, type KeyReservation } from './api-key.js';
+import {
+  maxWeightOf,
+  type RateWindow,
+  SlidingWindow,
+  type WindowEntry,
+  windowsOf,
+} from './sliding-window.js';
+
+/** One key and its own windows. */
+export interface KeySpec {
+  readonly key: string;
+  readonly rate: readonly RateWindow[];
+  /** Whether `rate` is that of this key alone, and not that of the gate. */
+  readonly hasOwnRate: boolean;
+}
+
+export interface KeyRingOptions {
+  readonly name: string;
+  readonly hooks: LifecycleHooks;
+  /** One with an empty key if the gate has none: its windows and its cooldown are those of the service. */
+  readonly keys: readonly KeySpec[];
+  readonly sharedRate: readonly RateWindow[];
+  readonly cooldown: CooldownSettings;
+  /** Whether the gate has keys, which can be taken out of use. */
+  readonly keyed: boolean;
+  /** Milliseconds on a monotonic clock. */
+  readonly now: () => number;
+}
+
+/** Why nothing can start now, and for how long; `Infinity` if nothing will change that. */
+export interface NoCapacity {
+  readonly retryAfterMs: number;
+  readonly reason: 'rate' | 'cooldown';
+}
+
+/** The statuses by which a service says that it is overloaded, with or without a time. */
+const OVERLOAD: readonly unknown[] = [429, 503, 529];
+
+/** The state of one key. */
+export interface KeyStats {
+  /** The label of the key, such as `#2…9f3a`. */
+  readonly key: string;
+  /** `cooldown`, `exhausted` and `quarantined`: not used now. `half-open`: on trial after a cooldown. */
+  readonly state: 'ready' | 'half-open' | CooldownReason;
+  /** Attempts that use it now. */
+  readonly inUse: number;
+  /** The free part of its fullest window, from 0 to 1. */
+  readonly free: number;
+  /** Milliseconds until its cooldown ends; `Infinity` if it does not end by itself. */
+  readonly cooldownMs: number;
+}
+
+/**
+ * The keys of a gate, and the windows that they share.
+ *
+ * Invariants:
+ * - A start has capacity in every window of its key and in every shared one, or takes nothing of any.
+ * - Of the keys that can serve, it takes the one with the largest free part; of equals the one least in use, and of those
+ *   the least recently used.
+ * - A call waits only if no key can serve it.
+ */
+export class KeyRing {
+  readonly #source: string;
+  readonly #hooks: LifecycleHooks;
+  readonly #keyed: boolean;
+  #shared: readonly SlidingWindow[];
+  #sharedMaxWeight: number;
+  /** The least recently used first. */
+  readonly #keys: ApiKey[];
+  readonly #all: readonly ApiKey[];
+  /** The clock of windows and cooldowns. */
+  readonly now: () => number;
+  /** Milliseconds for which nothing may start, whatever keys and windows allow. */
+  heldMs: () => number = () => 0;
+  /** Something changed that may let a start through earlier than was returned. */
+  onCapacity: () => void = () => {};
+  /** A key is in cooldown. */
+  onCooldown: () => void = () => {};
+
+  constructor({ name, hooks, keys, sharedRate, cooldown, keyed, now }: KeyRingOptions) {
+    this.now = now;
+    this.#source = name;
+    this.#hooks = hooks;
+    this.#keyed = keyed;
+    this.#shared = sharedRate.map((window) => new SlidingWindow(window));
+    this.#sharedMaxWeight = maxWeightOf(sharedRate);
+    const onReady = (key: ApiKey): void => this.#emitRestored(key);
+    this.#all = keys.map(
+      (spec, i) => new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', cooldown, onReady),
+    );
+    this.#keys = [...this.#all];
+  }
+
+  /** The heaviest call that some key can serve. */
+  get maxWeight(): number {
+    return Math.min(this.#sharedMaxWeight, Math.max(...this.#keys.map((key) => key.maxWeight)));
+  }
+
+  /** Replaces the windows of keys that have none of their own, or the shared ones. */
+  setRate(rate: readonly RateWindow[] | undefined, sharedRate: readonly RateWindow[] | undefined): void {
+    if (rate !== undefined) for (const key of this.#keys) if (!key.hasOwnRate) key.setRate(rate);
+    if (sharedRate !== undefined) {
+      this.#shared = windowsOf(sharedRate, this.#shared);
+      this.#sharedMaxWeight = maxWeightOf(sharedRate);
+    }
+    this.onCapacity();
+  }
+
+  /** Reserves a start of this weight on the best key, or returns how long there is none. */
+  take(weight: number, nowMs: number): KeyReservation | NoCapacity {
+    const heldMs = this.heldMs();
+    if (heldMs > 0) return { retryAfterMs: heldMs, reason: 'cooldown' };
+    const sharedMs = longestWaitMs(this.#shared, weight, nowMs);
+    let best: ApiKey | undefined;
+    let bestFree = -1;
+    let none: NoCapacity = { retryAfterMs: Number.POSITIVE_INFINITY, reason: 'cooldown' };
+    for (const key of this.#keys) {
+      const rateMs = Math.max(sharedMs, longestWaitMs(key.windows, weight, nowMs));
+      const stateMs = key.waitMs(nowMs);
+      const retryAfterMs = Math.max(rateMs, stateMs);
+      if (retryAfterMs > 0) {
+        if (retryAfterMs < none.retryAfterMs)
+          none = { retryAfterMs, reason: stateMs > rateMs ? 'cooldown' : 'rate' };
+        continue;
+      }
+      const free = smallestFree(key.windows, nowMs);
+      if (free > bestFree || (free === bestFree && key.inUse < (best as ApiKey).inUse)) {
+        best = key;
+        bestFree = free;
+      }
+    }
+    return best === undefined ? none : this.#reserve(best, weight);
+  }
+
+  /** The attempt begins. */
+  begin(reservation: KeyReservation, nowMs: number): void {
+    reservation.beganMs = nowMs;
+    for (const [window, entry] of reservation.entries) window.begin(entry, nowMs);
+  }
+
+  /** Corrects the weight that was estimated for a start. */
+  correct(reservation: KeyReservation, weight: number): void {
+    for (const [window, entry] of reservation.entries) window.correct(entry, weight);
+    this.onCapacity();
+  }
+
+  /** Takes the outcome of an attempt; may be called more than once until the attempt ends. */
+  report(reservation: KeyReservation, classification: Classification, nowMs: number): void {
+    const { key } = reservation;
+    const { status, retryAfterMs } = classification;
+    switch (classification.class) {
+      case 'ok':
+      case 'client-error':
+        key.succeeded(reservation);
+        break;
+      case 'fatal':
+        // With a status the service has responded; without one it is a bug of the host, and says nothing.
+        if (status !== undefined) key.succeeded(reservation);
+        break;
+      case 'retryable':
+        this.#emitCooldown(
+          key,
+          retryAfterMs === undefined && !OVERLOAD.includes(status)
+            ? key.failed(reservation, nowMs)
+            : key.throttled(reservation, retryAfterMs, nowMs),
+          status,
+        );
+        break;
+      case 'rate-limited':
+        this.#emitCooldown(key, key.throttled(reservation, retryAfterMs, nowMs), status);
+        break;
+      case 'quota-exhausted':
+      case 'unauthorized':
+        if (this.#keyed) this.#quarantine(key, classification, nowMs);
+        else key.succeeded(reservation);
+        break;
+    }
+    if (key.cooldownMs(nowMs) > 0) this.onCooldown();
+    this.onCapacity();
+  }
+
+  /** The attempt is over. One that never began returns what it had reserved. */
+  end(reservation: KeyReservation): void {
+    for (const [window, entry] of reservation.entries) {
+      if (reservation.beganMs === undefined) window.cancel(entry);
+      else window.finish(entry);
+    }
+    reservation.key.end(reservation);
+    this.onCapacity();
+  }
+
+  /**
+   * Milliseconds until the first key that could serve such a weight is out of its cooldown; 0 if one is, `Infinity` if none
+   * will be.
+   */
+  retryAfterMs(nowMs: number, weight = 0): number {
+    let soonest = Number.POSITIVE_INFINITY;
+    for (const key of this.#keys)
+      if (weight <= key.maxWeight) soonest = Math.min(soonest, key.cooldownMs(nowMs));
+    return soonest;
+  }
+
+  /** Calls of the same class can be served by the same keys: it is the weight of the heaviest of them. */
+  weightClassOf(weight: number): number {
+    let heaviest = Number.POSITIVE_INFINITY;
+    for (const { maxWeight } of this.#keys) if (weight <= maxWeight) heaviest = Math.min(heaviest, maxWeight);
+    return heaviest;
+  }
+
+  /** The times until which the keys of each weight class are in cooldown; 0 where one is not. */
+  closedUntilMs(nowMs: number): ReadonlyMap<number, number> {
+    const until = new Map<number, number>();
+    for (const { maxWeight } of this.#keys) {
+      const closedMs = this.retryAfterMs(nowMs, maxWeight);
+      until.set(maxWeight, closedMs === 0 ? 0 : nowMs + closedMs);
+    }
+    return until;
+  }
+
+  /** Milliseconds for which such a call certainly cannot start; probes and corrections decide any longer wait. */
+  certainlyClosedMs(weight: number, nowMs: number): number {
+    const keysMs = this.#keys.map((key) =>
+      Math.max(key.cooldownMs(nowMs), longestWaitMs(key.windows, weight, nowMs, true)),
+    );
+    return Math.max(longestWaitMs(this.#shared, weight, nowMs, true), Math.min(...keysMs));
+  }
+
+  /** Puts a key back into use. Returns whether there is such a key. */
+  restore(key: string): boolean {
+    const found = this.#keys.find((candidate) => candidate.key === key);
+    found?.restore();
+    this.onCapacity();
+    return found !== undefined;
+  }
+
+  stats(nowMs: number): readonly KeyStats[] {
+    return this.#all.map((key) => {
+      const cooldownMs = key.cooldownMs(nowMs);
+      return Object.freeze({
+        key: key.label,
+        state: key.state,
+        inUse: key.inUse,
+        free: Math.min(smallestFree(key.windows, nowMs), smallestFree(this.#shared, nowMs)),
+        cooldownMs,
+      });
+    });
+  }
+
+  #reserve(key: ApiKey, weight: number): KeyReservation {
+    const entries: [SlidingWindow, WindowEntry][] = [];
+    for (const window of key.windows) entries.push([window, window.reserve(weight)]);
+    for (const window of this.#shared) entries.push([window, window.reserve(weight)]);
+    const reservation: KeyReservation = { key, entries, beganMs: undefined };
+    key.reserve(reservation);
+    if (this.#keys.length > 1) this.#keys.push(...this.#keys.splice(this.#keys.indexOf(key), 1));
+    return reservation;
+  }
+
+  #quarantine(key: ApiKey, classification: Classification, nowMs: number): void {
+    const reason = classification.class === 'unauthorized' ? 'quarantined' : 'exhausted';
+    const cooldownMs = key.quarantine(reason, classification.retryAfterMs, nowMs);
+    if (cooldownMs === undefined || !this.#hooks.hasListeners('key:quarantined')) return;
+    const retryAfterMs = Number.isFinite(cooldownMs) ? { retryAfterMs: cooldownMs } : {};
+    this.#hooks.emit('key:quarantined', { source: this.#source, key: key.label, reason, ...retryAfterMs });
+  }
+
+  #emitCooldown(key: ApiKey, retryAfterMs: number | undefined, status: number | undefined): void {
+    if (retryAfterMs === undefined || !this.#hooks.hasListeners('key:cooldown')) return;
+    const known = status === undefined ? {} : { status };
+    this.#hooks.emit('key:cooldown', { source: this.#source, key: key.label, retryAfterMs, ...known });
+  }
+
+  #emitRestored(key: ApiKey): void {
+    if (this.#hooks.hasListeners('key:restored'))
+      this.#hooks.emit('key:restored', { source: this.#source, key: key.label });
+  }
+}
+
+/** From this length on, the last four characters of a key do not give it away. */
+const MIN_CHARS_FOR_SUFFIX = 16;
+
+/** How events name a key: by its position among the gate's keys and, if it is long enough, by its last four characters. */
+const labelOf = (key: string, index: number): string =>
+  `#${index + 1}${key.length < MIN_CHARS_FOR_SUFFIX ? '' : `…${key.slice(-4)}`}`;
+
+/** Milliseconds until all of the windows have capacity. */
+function longestWaitMs(
+  windows: readonly SlidingWindow[],
+  weight: number,
+  nowMs: number,
+  isCertain = false,
+): number {
+  let ms = 0;
+  for (const window of windows) ms = Math.max(ms, window.waitMs(weight, nowMs, isCertain));
+  return ms;
+}
+
+/** The free part of the fullest window. */
+function smallestFree(windows: readonly SlidingWindow[], nowMs: number): number {
+  let free = 1;
+  for (const window of windows) free = Math.min(free, window.free(nowMs));
+  return free;
+}

@@ -1,0 +1,294 @@
+import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { nowMs } from '../internal/clock.js';
+import {
+  abortSignal,
+  callable,
+  durationMs,
+  MAX_TIMER_MS,
+  optional,
+  options,
+  refusal,
+  text,
+  wholeNumber,
+} from '../internal/validate.js';
+import { AdaptiveLimit, type AdaptiveLimitOptions } from '../limiter/adaptive-limit.js';
+import type { Limiter } from '../limiter/limiter.js';
+import type { CacheOptions } from './cache.js';
+import { CALL_CONTEXT, type CallContext } from './call-context.js';
+import type { Classifier } from './classify.js';
+import type { CooldownSettings } from './keys/api-key.js';
+import type { KeySpec } from './keys/key-ring.js';
+import { checkWindows, type RateWindow } from './keys/sliding-window.js';
+import { type RetryOptions, type RetryPolicy, retryPolicy } from './retry.js';
+
+/** An API key, with windows of its own in place of the gate's `rate`. */
+export type GateKeyOption =
+  | string
+  | { readonly key: string; readonly rate?: readonly RateWindow[] | undefined };
+
+/** How long a key is not used where the service names no time. */
+export interface CooldownOptions {
+  /** Milliseconds after a 429; doubled after each further one in a row. @default 1_000 */
+  readonly baseMs?: number | undefined;
+  /** Maximum in milliseconds of the doubled time. @default 60_000 */
+  readonly maxMs?: number | undefined;
+  /** Milliseconds after the quota is exhausted (402, `insufficient_quota`). @default 3_600_000 (an hour) */
+  readonly exhaustedMs?: number | undefined;
+  /** Milliseconds after the service refused the key (401, 403). @default until `restoreKey` */
+  readonly quarantinedMs?: number | undefined;
+}
+
+/** What limits the attempts that run concurrently: one of these, or nothing. */
+export type GateConcurrency =
+  | {
+      /** Maximum number of concurrent attempts; a whole number from 1. @default unlimited */
+      readonly maxConcurrent?: number | undefined;
+      readonly adaptive?: undefined;
+      readonly limiter?: undefined;
+    }
+  | {
+      readonly maxConcurrent?: undefined;
+      /** Adjusts the maximum to the outcomes of the attempts. Pass an `AdaptiveLimit` to feed it a gauge as well. */
+      readonly adaptive: AdaptiveLimit | GateAdaptiveOptions;
+      readonly limiter?: undefined;
+    }
+  | {
+      readonly maxConcurrent?: undefined;
+      readonly adaptive?: undefined;
+      /** A limiter that this gate shares with others. It stays open when the gate closes. */
+      readonly limiter: Limiter;
+    };
+
+/** Options of an adaptive limit that the gate makes. It measures no latency per token, so it has no latency guard. */
+export type GateAdaptiveOptions = Omit<AdaptiveLimitOptions, 'latencyGuard'>;
+
+/** Options of a `ServiceGate`. */
+export type ServiceGateOptions = GateConcurrency & {
+  /** The `source` in events and errors. */
+  readonly name: string;
+  /** Rate limits of each key; all of them apply. @default none */
+  readonly rate?: readonly RateWindow[] | undefined;
+  /** Rate limits of all keys together. @default none */
+  readonly sharedRate?: readonly RateWindow[] | undefined;
+  /** The API keys of the service. Without them, the client uses its own. @default none */
+  readonly keys?: readonly GateKeyOption[] | undefined;
+  /** Attempts, backoff and retry budget. */
+  readonly retry?: RetryOptions | undefined;
+  /** How long a key is not used where the service names no time. */
+  readonly cooldown?: CooldownOptions | undefined;
+  /** Milliseconds that one attempt, or one item of a stream, may take. @default unlimited */
+  readonly attemptTimeoutMs?: number | undefined;
+  /** Milliseconds that a whole call may take, waiting and retries included. @default unlimited */
+  readonly timeoutMs?: number | undefined;
+  /** Caches the results of calls with a `cacheKey`. @default nothing cached; concurrent calls still share one flight */
+  readonly cache?: CacheOptions | undefined;
+  /** Classifies outcomes that the default does not know. @default classifyOutcome */
+  readonly classify?: Classifier | undefined;
+  /**
+   * Reads from a result, or from an item of a stream, what the call actually weighed: its tokens, for example. A call without
+   * a `weight` is then estimated at the average of the calls before it. @default none; such a call weighs 1
+   */
+  readonly usage?: ((result: unknown) => number | undefined) | undefined;
+  /** Milliseconds on a monotonic clock, for windows, cooldowns, the cache and the retry budget. @default performance.now */
+  readonly now?: (() => number) | undefined;
+  /** Where events are emitted. @default hooks of its own */
+  readonly hooks?: LifecycleHooks | undefined;
+};
+
+/** Options of one call. */
+export interface GateCallOptions {
+  /** Aborts the call at any stage; it rejects with `signal.reason`. @default that of the current request */
+  readonly signal?: AbortSignal | undefined;
+  /** Milliseconds that the whole call may take. @default the gate's `timeoutMs` */
+  readonly timeoutMs?: number | undefined;
+  /** Higher goes first; a whole number. @default that of the current request, or 0 */
+  readonly priority?: number | undefined;
+  /** The owner of the request: tenants with the same priority take turns at the permits. @default that of the current request */
+  readonly tenant?: string | undefined;
+  /** What the call counts in windows of that unit; a whole number from 0. @default 1 */
+  readonly weight?: number | undefined;
+  /** Included in event payloads. @default that of the current request */
+  readonly taskId?: string | undefined;
+  /** Included in event payloads. @default that of the current request */
+  readonly requestId?: string | undefined;
+  /** Included in event payloads: the tool call that this call serves. */
+  readonly toolCallId?: number | undefined;
+  /**
+   * Calls with the same key share a result, so it must include everything that the result depends on. The first call's
+   * function and options are used; it continues while any caller waits for it.
+   */
+  readonly cacheKey?: string | undefined;
+  /** @internal The signal and deadline of the tool call that makes this call, in place of `signal` and `timeoutMs`. */
+  readonly [CALL_CONTEXT]?: CallContext | undefined;
+}
+
+/** Checked options, with all defaults. */
+export interface GateSettings {
+  readonly name: string;
+  readonly hooks: LifecycleHooks;
+  readonly maxConcurrent: number | undefined;
+  readonly adaptive: AdaptiveLimit | undefined;
+  readonly limiter: Limiter | undefined;
+  readonly keyed: boolean;
+  readonly keys: readonly KeySpec[];
+  readonly sharedRate: readonly RateWindow[];
+  readonly cooldown: CooldownSettings;
+  readonly retry: RetryPolicy;
+  readonly attemptTimeoutMs: number | undefined;
+  readonly timeoutMs: number | undefined;
+  readonly cache: CacheOptions | undefined;
+  readonly classify: Classifier | undefined;
+  readonly usage: ((result: unknown) => number | undefined) | undefined;
+  readonly now: () => number;
+}
+
+const GATE_OPTIONS: readonly (keyof ServiceGateOptions)[] = [
+  'name',
+  'maxConcurrent',
+  'adaptive',
+  'limiter',
+  'rate',
+  'sharedRate',
+  'keys',
+  'retry',
+  'cooldown',
+  'attemptTimeoutMs',
+  'timeoutMs',
+  'cache',
+  'classify',
+  'usage',
+  'now',
+  'hooks',
+];
+
+/** Checks the options of a gate. */
+export function gateSettings(given: ServiceGateOptions): GateSettings {
+  options('ServiceGate', given, GATE_OPTIONS);
+  const { maxConcurrent, adaptive, limiter } = given;
+  if ([maxConcurrent, adaptive, limiter].filter((way) => way !== undefined).length > 1) {
+    throw new TypeError('A ServiceGate takes one of `maxConcurrent`, `adaptive` and `limiter`, got several');
+  }
+  if (limiter !== undefined && typeof limiter?.acquire !== 'function') {
+    throw new TypeError(refusal('limiter', 'a Limiter', limiter));
+  }
+  if (given.hooks !== undefined) checkHooks(given.hooks);
+  const rate = checkWindows('rate', given.rate ?? []);
+  const sharedRate = checkWindows('sharedRate', given.sharedRate ?? []);
+  const keys =
+    given.keys === undefined ? [{ key: '', rate, hasOwnRate: false }] : checkKeys(given.keys, rate);
+  return {
+    name: text('name', given.name),
+    hooks: given.hooks ?? new LifecycleHooks(),
+    maxConcurrent: optional('maxConcurrent', maxConcurrent, (option, value) => wholeNumber(option, value)),
+    adaptive: optional('adaptive', adaptive, (_, value) =>
+      isAdaptive(value) ? value : new AdaptiveLimit(options('adaptive', value, ADAPTIVE_OPTIONS)),
+    ),
+    limiter,
+    keyed: given.keys !== undefined,
+    keys,
+    sharedRate,
+    cooldown: checkCooldown(given.cooldown),
+    retry: retryPolicy(given.retry),
+    attemptTimeoutMs: optional('attemptTimeoutMs', given.attemptTimeoutMs, (o, v) => durationMs(o, v, 1)),
+    timeoutMs: optional('timeoutMs', given.timeoutMs, (o, v) => durationMs(o, v, 1)),
+    cache: optional('cache', given.cache, checkCache),
+    classify: optional('classify', given.classify, callable),
+    usage: optional('usage', given.usage, callable),
+    now: optional('now', given.now, callable) ?? nowMs,
+  };
+}
+
+const ADAPTIVE_OPTIONS: readonly (keyof GateAdaptiveOptions)[] = ['initial', 'min', 'max', 'now', 'random'];
+
+const isAdaptive = (value: AdaptiveLimit | GateAdaptiveOptions): value is AdaptiveLimit =>
+  typeof (value as AdaptiveLimit)?.onSample === 'function';
+
+/** Its errors do not show the value: it might be a key. */
+function checkKeys(given: readonly GateKeyOption[], rate: readonly RateWindow[]): readonly KeySpec[] {
+  if (!Array.isArray(given) || given.length === 0) {
+    throw new TypeError(
+      'Expected `keys` to be an array with at least one key; omit it for a gate without keys',
+    );
+  }
+  const seen = new Set<string>();
+  return given.map((entry: GateKeyOption, i) => {
+    if (typeof entry !== 'string' && (typeof entry !== 'object' || entry === null)) {
+      throw new TypeError(`Expected \`keys[${i}]\` to be a key or an object with one, got neither`);
+    }
+    const own = typeof entry === 'string' ? { key: entry } : options(`keys[${i}]`, entry, ['key', 'rate']);
+    if (typeof own.key !== 'string' || own.key === '') {
+      throw new TypeError(`Expected the key in \`keys[${i}]\` to be a non-empty string`);
+    }
+    const { key } = own;
+    if (seen.has(key)) throw new RangeError(`\`keys[${i}]\` is there twice`);
+    seen.add(key);
+    return own.rate === undefined
+      ? { key, rate, hasOwnRate: false }
+      : { key, rate: checkWindows(`keys[${i}].rate`, own.rate), hasOwnRate: true };
+  });
+}
+
+function checkCooldown(given: CooldownOptions = {}): CooldownSettings {
+  options('cooldown', given, ['baseMs', 'maxMs', 'exhaustedMs', 'quarantinedMs']);
+  const baseMs = durationMs('cooldown.baseMs', given.baseMs ?? 1_000, 1);
+  const maxMs = given.maxMs ?? Math.max(60_000, baseMs);
+  return {
+    baseMs,
+    maxMs: durationMs('cooldown.maxMs', maxMs, baseMs),
+    exhaustedMs: durationMs('cooldown.exhaustedMs', given.exhaustedMs ?? 3_600_000, 1),
+    quarantinedMs:
+      optional('cooldown.quarantinedMs', given.quarantinedMs, (o, v) => durationMs(o, v, 1)) ??
+      Number.POSITIVE_INFINITY,
+  };
+}
+
+function checkCache(option: string, given: CacheOptions): CacheOptions {
+  options(option, given, ['max', 'maxBytes', 'ttlMs', 'staleIfErrorMs', 'shouldCache']);
+  const { ttlMs } = given;
+  return {
+    max: wholeNumber('cache.max', given.max),
+    maxBytes: optional('cache.maxBytes', given.maxBytes, (o, v) => wholeNumber(o, v)),
+    ttlMs: typeof ttlMs === 'function' ? ttlMs : wholeNumber('cache.ttlMs', ttlMs, 1, MAX_TIMER_MS),
+    staleIfErrorMs: optional('cache.staleIfErrorMs', given.staleIfErrorMs, durationMs),
+    shouldCache: optional('cache.shouldCache', given.shouldCache, callable),
+  };
+}
+
+const CALL_OPTIONS: readonly (keyof GateCallOptions & string)[] = [
+  'signal',
+  'timeoutMs',
+  'priority',
+  'tenant',
+  'weight',
+  'taskId',
+  'requestId',
+  'toolCallId',
+  'cacheKey',
+];
+
+const STREAM_OPTIONS = /* @__PURE__ */ CALL_OPTIONS.slice(0, -1);
+
+/** The start queue needs room for half a step between two priorities. */
+const FARTHEST_PRIORITY = 2_147_483_648;
+
+/** The fields of a request's context that are no options of a call. */
+const REQUEST_FIELDS = ['pipeline', 'instanceId'] as readonly string[] as typeof CALL_OPTIONS;
+
+/** Checks the options of a call; the context of a request is accepted as it is. */
+export function checkCallOptions(method: 'run' | 'stream', given: GateCallOptions, maxWeight: number): void {
+  const known = method === 'stream' ? STREAM_OPTIONS : CALL_OPTIONS;
+  const isRequest =
+    typeof given === 'object' && given !== null && 'pipeline' in given && 'requestId' in given;
+  options(method, given, isRequest ? [...known, ...REQUEST_FIELDS] : known);
+  if (given[CALL_CONTEXT] === undefined) {
+    optional('signal', given.signal, abortSignal);
+    optional('timeoutMs', given.timeoutMs, durationMs);
+  }
+  optional('priority', given.priority, (o, v) => wholeNumber(o, v, -FARTHEST_PRIORITY, FARTHEST_PRIORITY));
+  optional('tenant', given.tenant, text);
+  optional('weight', given.weight, (o, v) => wholeNumber(o, v, 0, maxWeight));
+  optional('taskId', given.taskId, text);
+  optional('requestId', given.requestId, text);
+  optional('toolCallId', given.toolCallId, (o, v) => wholeNumber(o, v, 0));
+  optional('cacheKey', given.cacheKey, text);
+}

@@ -1,0 +1,242 @@
+import { type AbortListener, boundedCall } from '../internal/abort.js';
+import { CheckedIterator } from '../internal/iteration.js';
+import type { Attempt, AttemptContext } from './attempt.js';
+import type { GateCall, Work } from './call.js';
+import type { CallContext } from './call-context.js';
+import { GRACE_MS } from './gate-state.js';
+
+/** The host code behind a stream. */
+export type GateStreamSource<T> = (
+  context: AttemptContext,
+) => AsyncIterable<T> | PromiseLike<AsyncIterable<T>>;
+
+interface Opened<T> {
+  readonly iterator: CheckedIterator<T>;
+  readonly first: IteratorResult<T>;
+}
+
+/** A call that has begun, as the gate passes it to a stream. */
+export interface StreamCall<T> {
+  readonly context: CallContext;
+  readonly call: GateCall<Opened<T>>;
+  /** Counts and emits its end, and leaves nothing behind on the caller's signal. */
+  finish(error?: { readonly error: unknown }): void;
+}
+
+/**
+ *     new ──next──► opening ──first item──► open ──last item, error, return──► over
+ *      └──return──────────────────────────────┴──abort──► failed ──thrown once►┘
+ */
+type StreamState<T> =
+  | { readonly is: 'new' }
+  | { readonly is: 'opening'; readonly begun: StreamCall<T> }
+  | OpenState<T>
+  | { readonly is: 'failed'; readonly reason: unknown }
+  | { readonly is: 'over' };
+
+interface OpenState<T> {
+  readonly is: 'open';
+  readonly begun: StreamCall<T>;
+  readonly attempt: Attempt;
+  readonly iterator: CheckedIterator<T>;
+  /** Whether the reader waits for an item. */
+  pulling: boolean;
+}
+
+type Taken<T> = { readonly item: IteratorResult<T> } | { readonly error: unknown };
+
+const LEFT = 'The stream was left by its reader';
+
+/**
+ * A stream through a gate, which holds its permit until the last item.
+ *
+ * Invariants:
+ * - Nothing is held before the first `next`.
+ * - However it ends (last item, error, `break`, `return`, `throw`, abort, deadline), what it holds is released once.
+ * - An abort ends it in that step, whether the reader waits for an item or not. The reader gets the reason from the
+ *   pending `next`, or else from the following one.
+ */
+export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
+  readonly #begin: (work: Work<Opened<T>>) => StreamCall<T>;
+  readonly #source: GateStreamSource<T>;
+  #state: StreamState<T> = { is: 'new' };
+  /** Items are delivered in the order in which they were requested. */
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(begin: (work: Work<Opened<T>>) => StreamCall<T>, source: GateStreamSource<T>) {
+    this.#begin = begin;
+    this.#source = source;
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  next(): Promise<IteratorResult<T, undefined>> {
+    const answer = this.#turn.then(() => this.#next());
+    this.#turn = answer.catch(() => {});
+    return answer;
+  }
+
+  /** Ends the stream. Settles when the source has ended as well, or has been given up. */
+  async return(): Promise<IteratorResult<T, undefined>> {
+    await this.#leave();
+    return { done: true, value: undefined };
+  }
+
+  async throw(error?: unknown): Promise<IteratorResult<T, undefined>> {
+    await this.#leave();
+    throw error;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#leave();
+  }
+
+  /** The caller's signal or deadline, while the stream is open. */
+  handleEvent(): void {
+    const state = this.#state;
+    if (state.is !== 'open') return;
+    const { reason } = state.begun.context;
+    this.#state = { is: 'failed', reason };
+    // A reader that waits for no item has used the time itself.
+    if (state.pulling) state.begun.call.abortLater(state.attempt);
+    this.#drop(state, { error: reason });
+  }
+
+  async #next(): Promise<IteratorResult<T, undefined>> {
+    const state = this.#state;
+    switch (state.is) {
+      case 'new':
+        return this.#open();
+      case 'open':
+        return this.#pull(state);
+      case 'failed':
+        this.#state = { is: 'over' };
+        throw state.reason;
+      default:
+        return { done: true, value: undefined };
+    }
+  }
+
+  async #open(): Promise<IteratorResult<T, undefined>> {
+    this.#state = { is: 'over' };
+    const begun = this.#begin(this.#work());
+    const opening = { is: 'opening', begun } as const;
+    this.#state = opening;
+    let opened: Awaited<ReturnType<typeof begun.call.perform>>;
+    try {
+      opened = await begun.call.perform();
+    } catch (error) {
+      const left = this.#state !== opening;
+      this.#state = { is: 'over' };
+      begun.finish({ error });
+      if (left) return { done: true, value: undefined };
+      throw error;
+    }
+    const { attempt, value } = opened;
+    const { iterator, first } = value;
+    const open: OpenState<T> = { is: 'open', begun, attempt, iterator, pulling: false };
+    if (this.#state !== opening || begun.context.aborted) {
+      // Left, or aborted, in the step in which it opened.
+      const left = this.#state !== opening;
+      this.#state = { is: 'over' };
+      this.#drop(open, { error: begun.context.reason });
+      if (left) return { done: true, value: undefined };
+      throw begun.context.reason;
+    }
+    if (first.done) return this.#close(open);
+    this.#state = open;
+    begun.context.addEventListener('abort', this);
+    return first;
+  }
+
+  async #pull(state: OpenState<T>): Promise<IteratorResult<T, undefined>> {
+    const { attempt, begun } = state;
+    state.pulling = true;
+    const taken = await this.#take(state);
+    state.pulling = false;
+    if ('error' in taken && this.#state === state) await begun.call.failLater(attempt, taken.error);
+    // It may have been left or aborted meanwhile, even in the step in which the item arrived.
+    if (this.#state !== state) return this.#ended(begun);
+    if ('item' in taken) return taken.item.done ? this.#close(state) : taken.item;
+    this.#state = { is: 'over' };
+    this.#drop(state, taken);
+    throw taken.error;
+  }
+
+  async #take({ attempt, iterator }: OpenState<T>): Promise<Taken<T>> {
+    try {
+      const item = await attempt.step(() => iterator.next());
+      if (!item.done) attempt.readUsage(item.value);
+      return { item };
+    } catch (error) {
+      return { error };
+    }
+  }
+
+  /** What a waiting reader receives when the stream was aborted or left. An aborted one must never look complete. */
+  #ended({ context }: StreamCall<T>): IteratorResult<T, undefined> {
+    this.#state = { is: 'over' };
+    context.throwIfAborted();
+    return { done: true, value: undefined };
+  }
+
+  #close(state: OpenState<T>): IteratorResult<T, undefined> {
+    this.#state = { is: 'over' };
+    state.begun.context.removeEventListener('abort', this);
+    state.attempt.end();
+    state.begun.finish();
+    return { done: true, value: undefined };
+  }
+
+  async #leave(): Promise<void> {
+    const state = this.#state;
+    this.#state = { is: 'over' };
+    if (state.is === 'opening') state.begun.context.abort(new DOMException(LEFT, 'AbortError'), 'gate');
+    if (state.is !== 'open') return;
+    const { attempt, iterator, begun, pulling } = state;
+    begun.context.removeEventListener('abort', this);
+    const left = new DOMException(LEFT, 'AbortError');
+    // A source that works on an item is aborted; one that is idle may finish by itself.
+    if (pulling) attempt.cancel(left);
+    const ended = attempt.watch(() => iterator.return());
+    attempt.end();
+    begun.finish();
+    try {
+      const { signal } = begun.call.options;
+      await boundedCall(() => ended, {
+        timeoutMs: GRACE_MS,
+        timeoutError: () => left,
+        ...(signal === undefined ? {} : { signal }),
+      });
+    } catch (error) {
+      if (error !== left) throw error;
+    } finally {
+      // One without a `return` is aborted by this.
+      attempt.cancel(left);
+    }
+  }
+
+  /** Ends a stream whose source must not continue. */
+  #drop(state: OpenState<T>, error: { readonly error: unknown }): void {
+    const { attempt, iterator, begun } = state;
+    begun.context.removeEventListener('abort', this);
+    attempt.cancel(error.error);
+    attempt.watch(() => iterator.return()).catch(() => {});
+    attempt.end();
+    begun.finish(error);
+  }
+
+  #work(): Work<Opened<T>> {
+    return {
+      run: async (context) => {
+        const source = await this.#source(context);
+        const iterator = CheckedIterator.of(source, 'the result of `fn`', 'an async iterable');
+        return { iterator, first: await iterator.next() };
+      },
+      observe: ({ first }) => (first.done ? { kind: 'no-item' } : { kind: 'first-item', value: first.value }),
+      discard: ({ iterator }) => iterator.return(),
+    };
+  }
+}

@@ -1,0 +1,57 @@
+/**
+ * What `diagnose` can find. Minor versions may add codes; none is renamed or removed.
+ *
+ * - `event-loop-blocked`: long-running JavaScript, or too little CPU.
+ * - `memory-short`: the heap or the process is close to its limit.
+ * - `no-keys`: every API key of a service is unauthorized or exhausted.
+ * - `creation-failing`: instances cannot be created.
+ * - `service-failing`: a service responds with errors, or not in time.
+ * - `cooldown`: a service rejects calls as too many, and its keys are in cooldown.
+ * - `rate-window`: calls wait for capacity in a rate window.
+ * - `service-at-limit`: a service gets more concurrent calls than it can serve.
+ * - `service-slower`: a service takes longer than before at the same concurrency.
+ * - `creation-slow`: requests wait for instances being created.
+ * - `preparation-slow`: requests wait for instances being validated, prepared or reset.
+ * - `admission-paused`, `admission-too-small`: requests wait to be admitted while instances are free.
+ * - `pool-too-small`: requests wait because every instance is in use.
+ */
+export type FindingCode =
+  | 'event-loop-blocked'
+  | 'memory-short'
+  | 'no-keys'
+  | 'creation-failing'
+  | 'service-failing'
+  | 'cooldown'
+  | 'rate-window'
+  | 'service-at-limit'
+  | 'service-slower'
+  | 'creation-slow'
+  | 'preparation-slow'
+  | 'admission-paused'
+  | 'admission-too-small'
+  | 'pool-too-small';
+
+/** One cause of delay or failure. */
+export interface Finding {
+  readonly code: FindingCode;
+  /** Where: the name of the pool, the limiter or a gate, or `process`. */
+  readonly source: string;
+  /** The share of the requests' time that it costs, from 0 to 1; 0 for what makes calls fail at once. */
+  readonly share: number;
+  /** The finding in one sentence. */
+  readonly message: string;
+  /** The numbers behind it; durations in milliseconds. */
+  readonly evidence: Readonly<Record<string, number>>;
+  /** What to change. */
+  readonly remedy: string;
+}
+
+/** A cause that costs a smaller share of the requests' time is not reported. */
+export const MIN_SHARE = 0.1;
+
+export const percent = (share: number): string => `${Math.round(100 * share)} %`;
+export const rounded = (value: number, digits = 1): number => Number(value.toFixed(digits));
+export const shownMs = (ms: number): string =>
+  ms < 10_000 ? `${Math.round(ms)} ms` : `${rounded(ms / 1000)} s`;
+export const counted = (n: number, one: string, several = `${one}s`): string =>
+  `${n} ${n === 1 ? one : several}`;

@@ -1,0 +1,308 @@
+import type { GateStats } from '../../gate/service-gate.js';
+import { Attachment } from '../../hooks/attachment.js';
+import type { LifecycleEvents } from '../../hooks/events.js';
+import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
+import { NEUTRAL_CONTEXT } from '../../internal/async-context.js';
+import { nowMs } from '../../internal/clock.js';
+import { refusal } from '../../internal/validate.js';
+import type { Limiter, LimiterStats } from '../../limiter/limiter.js';
+import { gateStatsOf, isCoolingDown } from '../../manager/health.js';
+import type { PoolStats } from '../../pool/options.js';
+import { History } from './history.js';
+import { type Machine, type MachineFigures, ProcessMachine } from './machine.js';
+import { Pace, type PaceFinding } from './pace.js';
+
+/** What `diagnose` needs of a manager. A `PipelineManager` has it. */
+export interface DiagnosedManager {
+  readonly hooks: LifecycleHooks;
+  readonly limiter: Pick<Limiter, 'name' | 'stats'>;
+  readonly pool: { readonly name: string; readonly hooks: LifecycleHooks; stats(): PoolStats };
+  readonly gates: readonly { readonly name: string; readonly hooks?: LifecycleHooks; stats(): unknown }[];
+}
+
+/** For tests. */
+export interface RecorderParts {
+  readonly now?: () => number;
+  readonly machine?: Machine;
+}
+
+/** A number that is integrated over time. The levels of a gate start with its name and a colon. */
+export type Level =
+  | 'requests' // accepted and not finished
+  | 'leased'
+  | 'pool-short'
+  | 'admission-short'
+  | 'admission-paused'
+  | 'creating' // requests that wait for a creation
+  | 'readying'
+  | `${string}:${'running' | 'at-bound' | 'in-window' | 'in-cooldown' | 'in-backoff'}`;
+
+/** A number of events. The counts of a gate start with its name and a colon. */
+export type Count =
+  | 'created'
+  | 'create.ms'
+  | 'create-failed'
+  | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed'}`;
+
+/** The window that ends now. */
+export interface Report {
+  readonly windowMs: number;
+  /** The average over the window; the present value if the recording has just started. */
+  average(level: Level): number;
+  count(count: Count): number;
+  pace(gate: string): PaceFinding | undefined;
+  readonly machine: MachineFigures;
+  readonly limiter: LimiterStats & { readonly name: string };
+  readonly pool: PoolStats & { readonly name: string };
+  readonly gates: readonly GateStats[];
+}
+
+/** Milliseconds between two samples of a burst. Shorter changes are missed, which does not matter. */
+const SAMPLE_EVERY_MS = 5;
+/** Calls in flight whose concurrency at their start is kept; further calls are not compared. */
+const MAX_CALLS = 10_000;
+
+/**
+ * Records what a diagnosis is made from. It listens to requests, calls and creations. After an event it samples the stats
+ * of limiter, pool and gates, at most twice per `SAMPLE_EVERY_MS`, and integrates them over time.
+ *
+ * Invariants:
+ * - A request counts from its start, not from its end: one of half an hour is visible while it runs.
+ * - Without events it does nothing; there is no periodic timer.
+ * - Memory is bounded: sums by name and about sixty copies of them, whatever the traffic.
+ * - Once the pool is closed it holds no listener.
+ */
+export class Recorder {
+  readonly #manager: DiagnosedManager;
+  readonly #windowMs: number;
+  readonly #now: () => number;
+  readonly #history: History;
+  readonly #machine: Machine;
+  readonly #paces = new Map<string, Pace>();
+  /** Calls in flight when each call started, by gate and call id. */
+  readonly #calls = new Map<string, Map<number, number>>();
+  readonly #attachments: Attachment[] = [];
+  #levels: readonly (readonly [Level, number])[] = [];
+  #counters = new Map<Count, number>();
+  #sampledMs: number;
+  #timer: NodeJS.Timeout | undefined;
+  #stopped = false;
+
+  constructor(manager: DiagnosedManager, windowMs: number, { now = nowMs, machine }: RecorderParts = {}) {
+    this.#manager = manager;
+    this.#windowMs = windowMs;
+    this.#now = now;
+    this.#sampledMs = now();
+    this.#history = new History(windowMs, this.#sampledMs);
+    this.#machine = machine ?? new ProcessMachine(windowMs, this.#history.sliceMs);
+    for (const { name } of manager.gates) {
+      this.#paces.set(name, new Pace(name, this.#sampledMs));
+      this.#calls.set(name, new Map());
+    }
+    this.#listen();
+    this.#sample();
+  }
+
+  /** The window that ends now. */
+  report(): Report {
+    this.#sample();
+    const now = this.#now();
+    this.#machine.read(this.#history, now);
+    const span = this.#history.span(now);
+    const levels = new Map(this.#levels);
+    const { limiter, pool, gates } = this.#manager;
+    return {
+      windowMs: Math.min(span.ms, this.#windowMs),
+      average: (level) => (span.ms > 0 ? span.sum(level) / span.ms : (levels.get(level) ?? 0)),
+      count: (count) => Math.round(span.sum(count)),
+      pace: (gate) => this.#paces.get(gate)?.judge(span),
+      machine: this.#machine.figures(span),
+      limiter: { ...limiter.stats(), name: limiter.name },
+      pool: { ...pool.stats(), name: pool.name },
+      gates: gateStatsOf(gates),
+    };
+  }
+
+  get isStopped(): boolean {
+    return this.#stopped;
+  }
+
+  /** Stops listening; what was recorded remains. */
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    for (const attachment of this.#attachments) attachment.detach();
+    this.#machine.stop();
+  }
+
+  #listen(): void {
+    const { hooks, pool, gates } = this.#manager;
+    const onActivity = (): void => this.#onActivity();
+    this.#attach(hooks)
+      .on('request:queued', onActivity)
+      .on('request:started', onActivity)
+      .on('request:finished', onActivity)
+      .on('request:rejected', onActivity);
+    this.#attach(pool.hooks)
+      .on('instance:created', ({ source, createMs }) => {
+        if (source !== pool.name) return;
+        this.#count('created');
+        this.#count('create.ms', createMs);
+      })
+      .on('instance:create-failed', ({ source }) => {
+        if (source === pool.name) this.#count('create-failed');
+      })
+      // The last instance is destroyed after the pool was closed.
+      .on('instance:destroyed', ({ source }) => {
+        if (source === pool.name && pool.stats().state === 'closed') this.stop();
+      });
+    for (const gateHooks of new Set(gates.map((gate) => gate.hooks ?? hooks))) {
+      this.#attach(gateHooks)
+        .on('call:started', (payload) => this.#callStarted(payload))
+        .on('call:retried', (payload) => this.#callRetried(payload))
+        .on('call:throttled', onActivity)
+        .on('call:finished', (payload) => this.#callFinished(payload));
+    }
+  }
+
+  #attach(hooks: LifecycleHooks): Attachment {
+    const attachment = new Attachment(hooks);
+    this.#attachments.push(attachment);
+    return attachment;
+  }
+
+  #count(name: Count, amount = 1): void {
+    this.#onActivity();
+    this.#history.add(name, amount);
+  }
+
+  #callStarted({ source, callId, attempt }: LifecycleEvents['call:started']): void {
+    this.#onActivity();
+    const calls = this.#calls.get(source);
+    if (calls === undefined || attempt > 1 || calls.size >= MAX_CALLS) return;
+    calls.set(callId, calls.size + 1);
+  }
+
+  #callRetried(payload: LifecycleEvents['call:retried']): void {
+    if (payload.status === 429 || payload.class === 'rate-limited') this.#count(`${payload.source}:rejected`);
+    else if (payload.class === 'retryable') this.#count(`${payload.source}:failed`);
+  }
+
+  #callFinished(payload: LifecycleEvents['call:finished']): void {
+    this.#onActivity();
+    const { source, outcome } = payload;
+    const inFlight = this.#calls.get(source)?.get(payload.callId);
+    this.#calls.get(source)?.delete(payload.callId);
+    if (outcome === 'rate-limited') this.#count(`${source}:rejected`);
+    else if (outcome === 'retryable' || outcome === 'timeout') this.#count(`${source}:failed`);
+    // Only calls with a single attempt show how long the service takes.
+    else if (outcome === 'ok' && payload.attempts === 1 && inFlight !== undefined) {
+      this.#paces
+        .get(source)
+        ?.note(this.#history, payload.durationMs - payload.waitMs, inFlight, this.#now());
+    }
+  }
+
+  /** Samples now, and once more after the burst that this event may belong to. */
+  #onActivity(): void {
+    if (this.#timer !== undefined) return;
+    this.#sample();
+    if (this.#stopped) return;
+    NEUTRAL_CONTEXT.run(() => {
+      this.#timer = setTimeout(() => {
+        this.#timer = undefined;
+        this.#sample();
+      }, SAMPLE_EVERY_MS);
+    });
+  }
+
+  /** Integrates the levels since the last sample, and reads the present ones. */
+  #sample(): void {
+    const now = this.#now();
+    const history = this.#history;
+    // A pause lies between two marks, so that its start is not interpolated into it.
+    if (now - this.#sampledMs > history.sliceMs) history.mark(this.#sampledMs);
+    for (const [level, value] of this.#levels) history.add(level, value * (now - this.#sampledMs));
+    this.#sampledMs = now;
+    this.#readStats();
+    if (!history.isDue(now)) return;
+    this.#machine.read(history, now);
+    history.mark(now);
+  }
+
+  #readStats(): void {
+    const gates = gateStatsOf(this.#manager.gates);
+    const pool = this.#manager.pool.stats();
+    if (pool.state === 'closed') this.stop();
+    this.#levels = [...requestLevels(this.#manager.limiter.stats(), pool), ...gates.flatMap(gateLevels)];
+    for (const { name, attempts, calls, cache } of gates) {
+      this.#countTo(`${name}:attempts`, attempts);
+      this.#countTo(`${name}:calls`, calls);
+      this.#countTo(`${name}:cached`, cache.hits + cache.shared);
+    }
+  }
+
+  /** Counts by how much a running total has grown. */
+  #countTo(name: Count, total: number): void {
+    this.#history.add(name, total - (this.#counters.get(name) ?? total));
+    this.#counters.set(name, total);
+  }
+}
+
+/**
+ * What the queued requests wait for. A request that waits for an instance while slots are free waits for its creation or
+ * preparation. Requests that wait for admission wait for the limiter if a slot is free that no request waits for; if none
+ * is, they too wait for an instance, and a higher limit would not help them.
+ */
+function requestLevels(limiter: LimiterStats, pool: PoolStats): readonly (readonly [Level, number])[] {
+  const free = Math.max(0, pool.size - pool.leased);
+  const beingMade = Math.min(pool.queued, free);
+  const beingReadied = pool.readying + pool.resetting;
+  const readying = beingReadied === 0 ? 0 : (beingMade * beingReadied) / (beingReadied + pool.creating);
+  const unadmitted = limiter.paused || free > beingMade ? limiter.queued : 0;
+  return [
+    ['requests', limiter.queued + pool.queued + pool.leased],
+    ['leased', pool.leased],
+    ['creating', beingMade - readying],
+    ['readying', readying],
+    ['admission-paused', limiter.paused ? unadmitted : 0],
+    ['admission-short', limiter.paused ? 0 : unadmitted],
+    ['pool-short', limiter.queued + pool.queued - beingMade - unadmitted],
+  ];
+}
+
+/** What the calls of a gate are doing or waiting for. */
+function gateLevels(gate: GateStats): readonly (readonly [Level, number])[] {
+  const { name, limiter, queuedForStart, backingOff } = gate;
+  const queued = limiter?.queued ?? 0;
+  const coolingDown = isCoolingDown(gate) || limiter?.paused === true;
+  // While calls with a permit wait in the start queue, the calls behind them wait for the same.
+  const startBlocked = queuedForStart > 0 || coolingDown;
+  const atStart = queuedForStart + (startBlocked ? queued : 0);
+  const halfOpen = gate.keys.every(({ state }) => state !== 'ready');
+  return [
+    [`${name}:running`, gate.running],
+    [`${name}:at-bound`, startBlocked ? 0 : queued],
+    [`${name}:in-window`, coolingDown || halfOpen ? 0 : atStart],
+    [`${name}:in-cooldown`, (coolingDown || halfOpen ? atStart : 0) + (coolingDown ? backingOff : 0)],
+    [`${name}:in-backoff`, coolingDown ? 0 : backingOff],
+  ];
+}
+
+const recorders = /* @__PURE__ */ new WeakMap<DiagnosedManager, Recorder>();
+
+/** Whether the manager is being recorded for `diagnose`. */
+export const hasRecording = (manager: DiagnosedManager): boolean =>
+  recorders.get(manager)?.isStopped === false;
+
+/** The recorder of a manager, created with the first call. */
+export function recorderOf(manager: DiagnosedManager, windowMs: number): Recorder {
+  let recorder = recorders.get(manager);
+  if (recorder !== undefined) return recorder;
+  if (typeof manager?.pool?.stats !== 'function' || typeof manager.limiter?.stats !== 'function') {
+    throw new TypeError(refusal('manager', 'a PipelineManager', manager));
+  }
+  recorder = new Recorder(manager, windowMs);
+  recorders.set(manager, recorder);
+  return recorder;
+}

@@ -1,0 +1,227 @@
+import type { Attachment } from '../../hooks/attachment.js';
+import { readError } from '../../internal/redaction.js';
+import { BoundedLabels, WAIT_BUCKETS, WORK_BUCKETS } from './prometheus-metrics.js';
+
+/** The methods of an OpenTelemetry `Meter` that `traceTo` calls. */
+export interface MeterLike {
+  createHistogram(name: string, options?: object): object;
+  createCounter(name: string, options?: object): object;
+  createObservableUpDownCounter(name: string, options?: object): object;
+}
+
+type Attributes = Readonly<Record<string, string>>;
+interface Histogram {
+  record(value: number, attributes: Attributes): void;
+}
+interface Counter {
+  add(value: number, attributes: Attributes): void;
+}
+type Observe = (value: number, attributes: Attributes) => void;
+type ObservableCallback = (result: { observe: Observe }) => void;
+interface Observable {
+  addCallback(callback: ObservableCallback): void;
+  removeCallback(callback: ObservableCallback): void;
+}
+
+interface PoolFigures {
+  readonly source: string;
+  readonly size: number;
+  readonly live: number;
+  readonly leased: number;
+  readonly queued: number;
+}
+
+const POOL = 'pipeline_pool.pool.name';
+const LIMITER = 'pipeline_pool.limiter.name';
+const GATE = 'pipeline_pool.gate.name';
+const OUTCOME = 'pipeline_pool.outcome';
+const REASON = 'pipeline_pool.reason';
+const STATE = 'pipeline_pool.instance.state';
+
+/**
+ * Records lifecycle events as OpenTelemetry metrics. Tool calls follow the semantic convention
+ * `gen_ai.execute_tool.duration`. For pools only database connections have one; its shape and terms (`wait_time`,
+ * `use_time`, `create_time`, `pending_requests`, `count`, `max`) are kept in our own namespace. Durations are in seconds.
+ *
+ * @returns a function that removes the observable instruments' callbacks
+ */
+export function recordMetrics(meter: MeterLike, attachment: Attachment): () => void {
+  const instruments = new Instruments(meter);
+  recordRequests(instruments, attachment);
+  recordPools(instruments, attachment);
+  recordGates(instruments, attachment);
+  recordTools(instruments, attachment);
+  return () => instruments.stop();
+}
+
+/** The value of `error.type` in spans and metrics: the error's code, else its class, else the outcome. */
+export function errorType(error: unknown, outcome: string): string {
+  if (error === undefined) return outcome;
+  const { code, name } = readError(error);
+  if (typeof code === 'string') return code;
+  return name === 'Error' ? outcome : name;
+}
+
+/** Whether an operation failed. An abort is the caller's decision, not an error. */
+export const isFailure = (outcome: string): boolean => outcome !== 'ok' && outcome !== 'aborted';
+
+/** Tool calls have a name by convention; all other instruments are in our own namespace. */
+const full = (name: string): string => (name.startsWith('gen_ai.') ? name : `pipeline_pool.${name}`);
+
+class Instruments {
+  readonly #meter: MeterLike;
+  readonly #errorTypes = new BoundedLabels();
+  readonly #callbacks: (() => void)[] = [];
+
+  constructor(meter: MeterLike) {
+    this.#meter = meter;
+  }
+
+  /** Takes milliseconds, records seconds. */
+  time(name: string, description: string, buckets: readonly number[]): Observe {
+    const options = { description, unit: 's', advice: { explicitBucketBoundaries: [...buckets] } };
+    const histogram = this.#meter.createHistogram(full(name), options) as Histogram;
+    return (ms, attributes) => histogram.record(ms / 1_000, attributes);
+  }
+
+  count(name: string, unit: string, description: string): (attributes: Attributes) => void {
+    const counter = this.#meter.createCounter(full(name), { description, unit }) as Counter;
+    return (attributes) => counter.add(1, attributes);
+  }
+
+  /** An up-down counter that is read at each collection. */
+  level(name: string, unit: string, description: string, read: (observe: Observe) => void): void {
+    const counter = this.#meter.createObservableUpDownCounter(full(name), {
+      description,
+      unit,
+    }) as Observable;
+    const callback: ObservableCallback = (result) =>
+      read((value, attributes) => result.observe(value, attributes));
+    counter.addCallback(callback);
+    this.#callbacks.push(() => counter.removeCallback(callback));
+  }
+
+  failure({ outcome, error }: { readonly outcome: string; readonly error?: unknown }): Attributes {
+    return isFailure(outcome) ? { 'error.type': this.#errorTypes.name(errorType(error, outcome)) } : {};
+  }
+
+  stop(): void {
+    for (const remove of this.#callbacks.splice(0)) remove();
+  }
+}
+
+function recordRequests(instruments: Instruments, attachment: Attachment): void {
+  const duration = instruments.time('request.duration', 'Run time of requests', WORK_BUCKETS);
+  const wait = instruments.time('request.wait_time', 'Wait before the start', WAIT_BUCKETS);
+  const rejected = instruments.count('request.rejections', '{request}', 'Requests that did not start');
+  const admission = instruments.time('permit.wait_time', 'Wait for a permit', WAIT_BUCKETS);
+  const notAdmitted = instruments.count('permit.rejections', '{request}', 'Rejected requests');
+  const limiters = new BoundedLabels();
+  // By id, so that a request which started before the recording cannot make the number negative.
+  const running = new Set<string>();
+  instruments.level('request.active', '{request}', 'Running requests', (observe) =>
+    observe(running.size, {}),
+  );
+  attachment
+    .on('request:started', ({ requestId, waitMs }) => {
+      running.add(requestId);
+      wait(waitMs, {});
+    })
+    .on('request:finished', (p) => {
+      running.delete(p.requestId);
+      duration(p.durationMs, { [OUTCOME]: p.outcome, ...instruments.failure(p) });
+    })
+    .on('request:rejected', (p) => rejected({ [OUTCOME]: p.outcome, ...instruments.failure(p) }))
+    .on('permit:acquired', (p) => admission(p.waitMs, { [LIMITER]: limiters.name(p.source) }))
+    .on('permit:rejected', (p) => notAdmitted({ [LIMITER]: limiters.name(p.source), [REASON]: p.reason }));
+}
+
+function recordPools(instruments: Instruments, attachment: Attachment): void {
+  const wait = instruments.time('lease.wait_time', 'Wait for an instance', WAIT_BUCKETS);
+  const use = instruments.time('lease.use_time', 'Time that instances were leased', WORK_BUCKETS);
+  const create = instruments.time('instance.create_time', 'Creation time', WORK_BUCKETS);
+  const rejected = instruments.count('lease.rejections', '{request}', 'Rejected requests');
+  const revoked = instruments.count('lease.revocations', '{lease}', 'Revoked leases');
+  const leaked = instruments.count('lease.leaks', '{lease}', 'Leases that may be leaked');
+  const failed = instruments.count('instance.create_failures', '{failure}', 'Failed creations');
+  const destroyed = instruments.count('instance.destroyed', '{instance}', 'Destroyed instances');
+
+  const pools = new BoundedLabels();
+  /** By name, the figures of the last event. */
+  const figures = new Map<string, PoolFigures>();
+  const label = (p: PoolFigures): Attributes => {
+    const name = pools.name(p.source);
+    figures.set(name, p);
+    return { [POOL]: name };
+  };
+  const level = (
+    name: string,
+    unit: string,
+    description: string,
+    read: (observe: Observe, pool: PoolFigures, attributes: Attributes) => void,
+  ): void =>
+    instruments.level(name, unit, description, (observe) => {
+      for (const [pool, values] of figures) read(observe, values, { [POOL]: pool });
+    });
+  level('instance.count', '{instance}', 'Live instances, by state', (observe, p, attributes) => {
+    observe(p.leased, { ...attributes, [STATE]: 'used' });
+    observe(p.live - p.leased, { ...attributes, [STATE]: 'unused' });
+  });
+  level('instance.max', '{instance}', 'Maximum instances', (observe, p, attributes) =>
+    observe(p.size, attributes),
+  );
+  level('lease.pending_requests', '{request}', 'Queued requests', (observe, p, attributes) =>
+    observe(p.queued, attributes),
+  );
+
+  attachment
+    .on('lease:queued', label)
+    .on('lease:acquired', (p) => wait(p.waitMs, label(p)))
+    .on('lease:released', (p) => use(p.heldMs, label(p)))
+    .on('lease:rejected', (p) => rejected({ ...label(p), [REASON]: p.reason }))
+    .on('lease:revoked', (p) => revoked({ ...label(p), [REASON]: p.reason }))
+    .on('lease:leaked', (p) => {
+      if (p.kind !== 'returned') leaked({ ...label(p), [REASON]: p.kind });
+    })
+    .on('instance:creating', label)
+    .on('instance:created', (p) => create(p.createMs, label(p)))
+    .on('instance:create-failed', (p) => failed(label(p)))
+    .on('instance:destroyed', (p) => destroyed({ ...label(p), [REASON]: p.reason }))
+    .on('instance:destroy-failed', label);
+}
+
+function recordGates(instruments: Instruments, attachment: Attachment): void {
+  const duration = instruments.time('call.duration', 'Duration of calls, waits included', WORK_BUCKETS);
+  const wait = instruments.time('call.wait_time', 'Total wait of calls', WAIT_BUCKETS);
+  const retries = instruments.count('call.retries', '{attempt}', 'Retried attempts');
+  const throttles = instruments.count('call.throttles', '{call}', 'Waits of calls, by reason');
+  const lookups = instruments.count('cache.lookups', '{lookup}', 'Cache lookups, by result');
+  const quarantines = instruments.count('key.quarantines', '{key}', 'Quarantined API keys');
+  const gates = new BoundedLabels();
+  const gate = ({ source }: { readonly source: string }): Attributes => ({ [GATE]: gates.name(source) });
+  attachment
+    .on('call:finished', (p) => {
+      duration(p.durationMs, { ...gate(p), [OUTCOME]: p.outcome, ...instruments.failure(p) });
+      wait(p.waitMs, gate(p));
+    })
+    .on('call:retried', (p) => retries({ ...gate(p), [OUTCOME]: p.class }))
+    .on('call:throttled', (p) => throttles({ ...gate(p), [REASON]: p.reason }))
+    .on('cache:hit', (p) => lookups({ ...gate(p), 'pipeline_pool.cache': p.shared ? 'shared' : 'hit' }))
+    .on('cache:miss', (p) => lookups({ ...gate(p), 'pipeline_pool.cache': 'miss' }))
+    .on('key:quarantined', (p) => quarantines({ ...gate(p), [REASON]: p.reason }));
+}
+
+function recordTools(instruments: Instruments, attachment: Attachment): void {
+  const duration = instruments.time('gen_ai.execute_tool.duration', 'Duration of tool calls', WORK_BUCKETS);
+  const errors = instruments.count('hook.errors', '{error}', 'Errors of listeners');
+  const tools = new BoundedLabels();
+  attachment
+    .on('tool:finished', (p) =>
+      duration(p.durationMs, {
+        'gen_ai.operation.name': 'execute_tool',
+        'gen_ai.tool.name': tools.name(p.tool),
+        ...instruments.failure(p),
+      }),
+    )
+    .on('hook:error', ({ event }) => errors({ 'pipeline_pool.event': event }));
+}

@@ -1,0 +1,61 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+
+/**
+ * The request that the running code works for.
+ *
+ * A manager runs the code of each request with its context in an AsyncLocalStorage; gates and tools take from there what
+ * a call does not set. All copies of this package in one process share the storage.
+ */
+
+/** What the code of a request receives. */
+export interface RequestContext<T = unknown> {
+  /** The instance that this request alone uses until it ends. */
+  readonly pipeline: T;
+  /**
+   * Aborts on the caller's abort, the deadline, revocation and shutdown, and when the request ends for any reason. Code
+   * that ignores it has `abortGraceMs` to settle; then its instance is destroyed.
+   */
+  readonly signal: AbortSignal;
+  /** The host's name for the work. */
+  readonly taskId: string;
+  readonly instanceId: number;
+  /** One pass through the manager; a task that is tried again gets another. */
+  readonly requestId: string;
+  /** As in the request's options; absent where none was given. */
+  readonly tenant?: string;
+  /** As in the request's options; absent where none was given. */
+  readonly priority?: number;
+}
+
+const STORAGE = Symbol.for('pipeline-pool.current-request');
+
+/** Created when first needed: Node makes every promise dearer once an AsyncLocalStorage is in use. */
+function storage(create: boolean): AsyncLocalStorage<RequestContext> | undefined {
+  const shared = globalThis as { [STORAGE]?: AsyncLocalStorage<RequestContext> };
+  if (shared[STORAGE] === undefined && create) shared[STORAGE] = new AsyncLocalStorage();
+  return shared[STORAGE];
+}
+
+/**
+ * The context of the request that the calling code works for, `undefined` outside of one. It follows `await`, timers and
+ * callbacks, also through code that knows nothing of this library.
+ *
+ * @example
+ * const log = (text: string) => console.log(`[${currentRequest()?.taskId ?? 'no task'}] ${text}`);
+ */
+export function currentRequest(): RequestContext | undefined {
+  return storage(false)?.getStore();
+}
+
+/** Calls `work` as the code of a request. */
+export function runInRequest<T, R>(context: RequestContext<T>, work: (context: RequestContext<T>) => R): R {
+  return (storage(true) as AsyncLocalStorage<RequestContext>).run(context, work, context);
+}
+
+/** The farthest priority of a gate, whose start queue takes no farther one. */
+const FARTHEST = 2_147_483_648;
+
+/** The priority that calls inherit from a request: that of the request, within what gates accept. */
+export function inheritedPriority({ priority }: RequestContext): number | undefined {
+  return priority === undefined ? undefined : Math.max(-FARTHEST, Math.min(FARTHEST, priority));
+}

@@ -1,0 +1,253 @@
+/** The process that measures: one scenario, all its rounds. Prints the longest step of each round as one line of JSON. */
+import { ConcurrencyLimiter, createPipelineManager, PipelinePool, ServiceGate } from '../../src/index.js';
+
+const WAITERS = Number(process.argv[3] ?? 10_000);
+const REASON = new Error('left');
+
+/** Queues the waiters; the result triggers the operation, and `settled` fulfills when all of them have settled. */
+interface Scenario {
+  readonly name: string;
+  prepare(): Promise<{ readonly settled: Promise<unknown>; trigger(): unknown }>;
+}
+
+const each = <T>(make: (i: number) => Promise<T>): Promise<PromiseSettledResult<T>[]> =>
+  Promise.allSettled(Array.from({ length: WAITERS }, (_, i) => make(i)));
+const noWork = async (): Promise<void> => {};
+
+const limiterOf = (
+  act: (limiter: ConcurrencyLimiter) => unknown,
+  arrange: (limiter: ConcurrencyLimiter) => void,
+) =>
+  async function prepare() {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    arrange(limiter);
+    return { settled: each(() => limiter.run(noWork)), trigger: () => act(limiter) };
+  };
+const hold = (limiter: ConcurrencyLimiter) => void limiter.tryAcquire();
+
+async function aborted(
+  run: (signal: AbortSignal) => Promise<unknown>,
+): Promise<{ settled: Promise<unknown>; trigger(): void }> {
+  const controller = new AbortController();
+  return {
+    settled: each(() => run(controller.signal)),
+    trigger: () => controller.abort(REASON),
+  };
+}
+
+const heldLimiter = () => {
+  const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+  hold(limiter);
+  return limiter;
+};
+const heldPool = async () => {
+  const pool = new PipelinePool({ size: 1, create: () => ({}) });
+  return { pool, lease: await pool.acquire() };
+};
+/** Ends when its signal aborts. */
+const untilAborted = ({ signal }: { readonly signal: AbortSignal }): Promise<never> =>
+  new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+const tooManyRequests = (seconds: number): Error =>
+  Object.assign(new Error('too many requests'), { status: 429, headers: { 'retry-after': String(seconds) } });
+const heldGate = (): ServiceGate => {
+  const gate = new ServiceGate({ name: 'bench', maxConcurrent: 1 });
+  gate.run(untilAborted).catch(() => {});
+  return gate;
+};
+const heldManager = () => {
+  const manager = createPipelineManager({
+    config: { poolSize: 1, maxConcurrentRequests: 1, maxQueue: WAITERS, acquireTimeoutMs: 600_000 },
+    create: () => ({}),
+  });
+  manager.run('holder', untilAborted).catch(() => {});
+  return manager;
+};
+
+const SCENARIOS: readonly Scenario[] = [
+  { name: 'limiter: close', prepare: limiterOf((limiter) => void limiter.close(), hold) },
+  {
+    name: 'limiter: abort of one signal',
+    prepare: () => {
+      const limiter = heldLimiter();
+      return aborted((signal) => limiter.run(noWork, { signal }));
+    },
+  },
+
+  { name: 'limiter: resize', prepare: limiterOf((limiter) => (limiter.maxConcurrent = WAITERS + 1), hold) },
+  {
+    name: 'limiter: resume',
+    prepare: limiterOf(
+      (limiter) => {
+        limiter.maxConcurrent = WAITERS;
+        limiter.resume();
+      },
+      (limiter) => limiter.pause(),
+    ),
+  },
+  {
+    name: 'limiter: resume, one at a time',
+    prepare: limiterOf(
+      (limiter) => limiter.resume(),
+      (limiter) => limiter.pause(),
+    ),
+  },
+  {
+    name: 'limiter: timeout of all',
+    prepare: async () => {
+      const limiter = heldLimiter();
+      return {
+        settled: each(() => limiter.run(noWork, { timeoutMs: 200 })),
+        trigger: () => {},
+      };
+    },
+  },
+  {
+    name: 'pool: close',
+    prepare: async () => {
+      const { pool, lease } = await heldPool();
+      return {
+        settled: each(() => pool.acquire()),
+        trigger: () => {
+          void pool.close();
+          void lease.release();
+        },
+      };
+    },
+  },
+  {
+    name: 'pool: abort of one signal',
+    prepare: async () => {
+      const { pool } = await heldPool();
+      return aborted((signal) => pool.acquire({ signal }));
+    },
+  },
+
+  {
+    name: 'pool: resize to 100',
+    prepare: async () => {
+      const { pool, lease } = await heldPool();
+      const settled = each(async () => (await pool.acquire()).release());
+      return {
+        settled,
+        trigger: () => {
+          pool.resize(100);
+          void lease.release();
+        },
+      };
+    },
+  },
+  {
+    name: 'gate: close',
+    prepare: async () => {
+      const gate = heldGate();
+      return { settled: each(() => gate.run(noWork)), trigger: () => void gate.close() };
+    },
+  },
+  {
+    name: 'gate: abort of one signal',
+    prepare: () => {
+      const gate = heldGate();
+      return aborted((signal) => gate.run(noWork, { signal }));
+    },
+  },
+  {
+    name: 'gate: a full window opens',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', rate: [{ limit: 1, perMs: 60_000 }] });
+      await gate.run(noWork);
+      return {
+        settled: each(() => gate.run(noWork)),
+        trigger: () => gate.setRate({ rate: [{ limit: WAITERS + 1, perMs: 60_000 }] }),
+      };
+    },
+  },
+  {
+    name: 'gate: a cooldown begins, with deadlines before its end',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', maxConcurrent: 1, retry: { attempts: 1 } });
+      let fail: () => void = noWork;
+      gate.run(() => new Promise((_, reject) => (fail = () => reject(tooManyRequests(600))))).catch(() => {});
+      return { settled: each(() => gate.run(noWork, { timeoutMs: 60_000 })), trigger: () => fail() };
+    },
+  },
+  {
+    name: 'gate: a cooldown begins, and ends',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', maxConcurrent: 10, retry: { attempts: 1 } });
+      const failures: (() => void)[] = [];
+      for (let i = 0; i < 10; i++)
+        gate
+          .run(() => new Promise((_, reject) => failures.push(() => reject(tooManyRequests(1)))))
+          .catch(() => {});
+      return {
+        settled: each(() => gate.run(noWork)),
+        trigger: () => {
+          for (const fail of failures) fail();
+        },
+      };
+    },
+  },
+  {
+    name: 'gate: resume',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench' });
+      gate.pause();
+      return { settled: each(() => gate.run(noWork)), trigger: () => gate.resume() };
+    },
+  },
+  {
+    name: 'manager: shutdown',
+    prepare: async () => {
+      const manager = heldManager();
+      return {
+        settled: each((i) => manager.run(`task-${i}`, noWork)),
+        trigger: () => void manager.shutdown({ timeoutMs: 0 }),
+      };
+    },
+  },
+  {
+    name: 'manager: abort of one signal',
+    prepare: () => {
+      const manager = heldManager();
+      return aborted((signal) => manager.run('task', noWork, { signal }));
+    },
+  },
+];
+
+const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+const cpuMs = (): number => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1_000;
+};
+
+/** The longest gap between two turns of the event loop, from the trigger until everything has settled. */
+async function longestStep({ prepare }: Scenario): Promise<{ wallMs: number; cpuMs: number }> {
+  const { settled, trigger } = await prepare();
+  for (let i = 0; i < 3; i++) await endOfTurn();
+  const longest = { wallMs: 0, cpuMs: 0 };
+  let last = { wallMs: performance.now(), cpuMs: cpuMs() };
+  let isWatching = true;
+  const watch = (): void => {
+    const now = { wallMs: performance.now(), cpuMs: cpuMs() };
+    longest.wallMs = Math.max(longest.wallMs, now.wallMs - last.wallMs);
+    longest.cpuMs = Math.max(longest.cpuMs, now.cpuMs - last.cpuMs);
+    last = now;
+    if (isWatching) setImmediate(watch);
+  };
+  setImmediate(watch);
+  trigger();
+  await settled;
+  await endOfTurn();
+  isWatching = false;
+  await endOfTurn();
+  return longest;
+}
+
+const scenario = SCENARIOS.find(({ name }) => name === process.argv[2]);
+if (scenario === undefined) {
+  process.stdout.write(`${JSON.stringify(SCENARIOS.map(({ name }) => name))}\n`, () => process.exit(0));
+} else {
+  const steps: Awaited<ReturnType<typeof longestStep>>[] = [];
+  for (let round = 0; round < Number(process.argv[4] ?? 5); round++) steps.push(await longestStep(scenario));
+  process.stdout.write(`${JSON.stringify(steps)}\n`, () => process.exit(0));
+}

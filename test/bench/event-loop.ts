@@ -1,0 +1,48 @@
+/**
+ * The longest step of the event loop with many waiters: how long other code of the process has to wait.
+ *
+ *     tsx test/bench/event-loop.ts [--waiters 10000] [--rounds 5] [--only limiter,gate]
+ *
+ * Each scenario queues the waiters, lets the event loop turn, and triggers one operation that affects all of them. A
+ * callback in every turn records the longest step until all promises have settled, in real time and in CPU time: other
+ * processes lengthen the former, the collector's threads the latter. A scenario passes if the smaller median is at most 50 ms.
+ */
+import { parseArgs } from 'node:util';
+import { buildWorker, machine, markdownTable, median, runWorker } from './harness.js';
+
+const { values: args } = parseArgs({
+  options: {
+    waiters: { type: 'string', default: '10000' },
+    rounds: { type: 'string', default: '5' },
+    only: { type: 'string' },
+  },
+});
+const ALLOWED_MS = 50;
+
+async function ask<T>(worker: string, ...words: string[]): Promise<T> {
+  const outcome = await runWorker<T>(worker, words, { timeoutMs: 120_000 });
+  if (outcome.kind !== 'done') throw new Error(`${words[0]}: ${JSON.stringify(outcome)}`);
+  return outcome.answer;
+}
+
+const before = machine();
+const { worker, remove } = await buildWorker('test/bench/event-loop-worker.ts');
+const rows: string[][] = [];
+try {
+  for (const name of await ask<string[]>(worker)) {
+    if (args.only?.split(',').some((prefix) => name.startsWith(prefix)) === false) continue;
+    const steps = await ask<{ wallMs: number; cpuMs: number }[]>(worker, name, args.waiters, args.rounds);
+    const wallMs = median(steps.map((step) => step.wallMs));
+    const cpuMs = median(steps.map((step) => step.cpuMs));
+    const passes = Math.min(wallMs, cpuMs) <= ALLOWED_MS;
+    if (!passes) process.exitCode = 1;
+    rows.push([name, wallMs.toFixed(1), cpuMs.toFixed(1), passes ? 'passes' : '**fails**']);
+    process.stderr.write(`${rows.at(-1)?.join(' | ')}\n`);
+  }
+} finally {
+  await remove();
+}
+console.log(
+  `${before}; at the end: ${machine()}; ${args.waiters} waiters, median of ${args.rounds} rounds\n`,
+);
+console.log(markdownTable(['longest step', 'ms', 'CPU ms', `at most ${ALLOWED_MS} ms`], rows));

@@ -1,0 +1,162 @@
+import { execFile } from 'node:child_process';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import FakeTimers from '@sinonjs/fake-timers';
+import { createPipelineManager, PipelinePool, ServiceGate } from 'pipeline-pool';
+import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
+
+// Taken before anything is faked.
+const realImmediate = setImmediate;
+const settled = (): Promise<void> => new Promise((resolve) => realImmediate(resolve));
+
+interface Clock {
+  readonly advance: (ms: number) => Promise<unknown>;
+  readonly stop: () => void;
+}
+
+const WITHOUT_CLOCK = ['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'Date'] as const;
+/**
+ * What `jest.useFakeTimers()` fakes by default, with the same library, except `nextTick` and `queueMicrotask`: Jest fakes
+ * them in the realm of its tests, here the test runner itself would stall.
+ */
+const JEST = [...WITHOUT_CLOCK, ...(['setImmediate', 'clearImmediate', 'hrtime', 'performance'] as const)];
+
+const vitest = (toFake?: Parameters<typeof vi.useFakeTimers>[0]): Clock => {
+  vi.useFakeTimers(toFake);
+  return { advance: (ms) => vi.advanceTimersByTimeAsync(ms), stop: () => vi.useRealTimers() };
+};
+const sinon = (config?: Parameters<typeof FakeTimers.install>[0]): Clock => {
+  const clock = FakeTimers.install(config);
+  return { advance: (ms) => clock.tickAsync(ms), stop: () => clock.uninstall() };
+};
+
+let clock: Clock | undefined;
+afterEach(() => clock?.stop());
+
+describe.each<[string, () => Clock]>([
+  ['vitest', () => vitest()],
+  ['vitest with toFake', () => vitest({ toFake: [...WITHOUT_CLOCK, 'performance'] })],
+  ['Jest', () => sinon({ toFake: JEST as never })],
+  ['Sinon', () => sinon()],
+])('Under the fake timers of %s', (_, install) => {
+  it('a rate window ends', async () => {
+    clock = install();
+    const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 60_000 }] });
+    let calls = 0;
+    const all = Promise.all([1, 2].map(() => gate.run(async () => ++calls)));
+    await clock.advance(59_999);
+    await settled();
+    expect(calls).toBe(1);
+    await clock.advance(1);
+    await all;
+    expect(calls).toBe(2);
+  });
+
+  it('a cooldown ends', async () => {
+    clock = install();
+    const gate = new ServiceGate({ name: 'search', keys: ['the-only-key'] });
+    const answers = [
+      new Response('', { status: 429, headers: { 'retry-after': '30' } }),
+      new Response('found'),
+    ];
+    let calls = 0;
+    const result = gate.run(async () => answers[calls++]);
+    await clock.advance(29_999);
+    await settled();
+    expect(calls).toBe(1);
+    await clock.advance(1);
+    expect((await result)?.status).toBe(200);
+  });
+
+  it('an idle instance is destroyed', async () => {
+    clock = install();
+    const pool = new PipelinePool({ size: 1, create: () => ({}), idleTimeoutMs: 60_000 });
+    await (await pool.acquire()).release();
+    expect(pool.stats().live).toBe(1);
+    await clock.advance(70_000);
+    await settled();
+    expect(pool.stats().live).toBe(0);
+    await pool.close();
+  });
+
+  it('a request times out', async () => {
+    clock = install();
+    const manager = createPipelineManager({
+      config: { poolSize: 1, maxConcurrentRequests: 1, abortGraceMs: 0 },
+      create: () => ({}),
+    });
+    const result = manager.run('task', () => new Promise(() => {}), { timeoutMs: 60_000 });
+    const failed = expect(result).rejects.toMatchObject({ code: 'ERR_REQUEST_TIMEOUT' });
+    await settled();
+    await clock.advance(60_000);
+    await failed;
+  });
+});
+
+describe('Without a fake performance.now', () => {
+  it('a rate window does not end', async () => {
+    clock = vitest({ toFake: [...WITHOUT_CLOCK] });
+    const gate = new ServiceGate({ name: 'search', rate: [{ limit: 1, perMs: 60_000 }] });
+    let calls = 0;
+    for (let i = 0; i < 2; i++) void gate.run(async () => ++calls).catch(() => {});
+    await clock.advance(120_000);
+    await settled();
+    expect(calls).toBe(1);
+    await gate.close();
+  });
+
+  it('a rate window of a gate with its own clock ends', async () => {
+    clock = vitest({ toFake: [...WITHOUT_CLOCK] });
+    const gate = new ServiceGate({
+      name: 'search',
+      rate: [{ limit: 1, perMs: 60_000 }],
+      now: () => Date.now(),
+    });
+    let calls = 0;
+    const all = Promise.all([1, 2].map(() => gate.run(async () => ++calls)));
+    await clock.advance(59_999);
+    await settled();
+    expect(calls).toBe(1);
+    await clock.advance(1);
+    await all;
+    expect(calls).toBe(2);
+  });
+
+  it('a pool with a clock of its own destroys idle instances', async () => {
+    clock = vitest({ toFake: [...WITHOUT_CLOCK] });
+    const pool = new PipelinePool({
+      size: 1,
+      create: () => ({}),
+      idleTimeoutMs: 60_000,
+      now: () => Date.now(),
+    });
+    await (await pool.acquire()).release();
+    await clock.advance(70_000);
+    await settled();
+    expect(pool.stats().live).toBe(0);
+    await pool.close();
+  });
+});
+
+describe('Under the fake timers of node:test', () => {
+  // Inside the package, where tsx finds the names of its entry points.
+  const folder = resolve('test/docs/.node-test');
+  afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+  it('the snippet of the guide runs as a test file, and a rate window ends', async () => {
+    const guide = readFileSync('docs/testing.md', 'utf8');
+    const [, snippet = ''] = /^### node:test\n.*?^```ts\n(.*?)^```$/ms.exec(guide) ?? [];
+    expect(snippet).toContain('mock.timers.enable');
+    mkdirSync(folder, { recursive: true });
+    const file = join(folder, 'snippet.test.ts');
+    writeFileSync(file, `${snippet}\nexport {};\n`);
+    const args = ['--import', 'tsx', '--test', '--test-reporter=tap', file];
+    // A file that awaits what never settles ends with an exit code, which rejects here.
+    const { stdout } = await promisify(execFile)(process.execPath, args);
+    const promised = [...snippet.matchAll(/\/\/ => (.*)$/gm)].map(([, value = '']) => value);
+    expect(promised).toEqual(['1', '2']);
+    expect([...stdout.matchAll(/^# (\d+)$/gm)].map(([, value]) => value)).toEqual(promised);
+    expect(stdout).toMatch(/^# pass 1$/m);
+  });
+});

@@ -1,0 +1,57 @@
+// What a bundler emits for a host, minified and compressed with brotli, without the code of dependencies.
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { brotliCompressSync } from 'node:zlib';
+import { build } from 'esbuild';
+
+const KB = 1024;
+
+// Each step up has its reason in docs/decisions/0007.
+const BUDGETS = [
+  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 48 * KB },
+  {
+    host: 'ConcurrencyLimiter',
+    code: "export { ConcurrencyLimiter } from 'pipeline-pool'",
+    limit: 8 * KB,
+  },
+  {
+    host: 'ConcurrencyLimiter and PipelinePool',
+    code: "export { ConcurrencyLimiter, PipelinePool } from 'pipeline-pool'",
+    limit: 18 * KB,
+  },
+];
+
+/** Leaves out what is not ours, also where dist contains it. */
+const dependenciesAreExternal = (dependencies) => ({
+  name: 'dependencies-are-external',
+  setup({ onResolve }) {
+    onResolve({ filter: /^[^./]/ }, ({ path }) =>
+      dependencies.includes(path) ? { path, external: true } : undefined,
+    );
+    onResolve({ filter: /^\.\/chunk-/ }, async ({ path, resolveDir }) => {
+      const code = await readFile(join(resolveDir, path), 'utf8');
+      return /^\/\/ (.*\/)?node_modules\//m.test(code) ? { path, external: true } : undefined;
+    });
+  },
+});
+
+export async function checkSizes({ root, installed }) {
+  const { dependencies } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'));
+  const exceeded = [];
+  for (const { host, code, limit } of BUDGETS) {
+    const { outputFiles } = await build({
+      stdin: { contents: code, resolveDir: installed },
+      bundle: true,
+      format: 'esm',
+      platform: 'node',
+      minify: true,
+      legalComments: 'none',
+      write: false,
+      plugins: [dependenciesAreExternal(Object.keys(dependencies))],
+    });
+    const bytes = brotliCompressSync(outputFiles[0].contents).length;
+    console.log(`  ${host}: ${(bytes / KB).toFixed(2)} kB of ${limit / KB} kB`);
+    if (bytes > limit) exceeded.push(host);
+  }
+  if (exceeded.length > 0) throw new Error(`Over budget: ${exceeded.join(', ')}`);
+}

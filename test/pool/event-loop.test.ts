@@ -1,0 +1,151 @@
+import { describe, expect, it, vi } from 'vitest';
+import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
+import type { PipelinePoolOptions } from '../../src/pool/options.js';
+import { PipelinePool } from '../../src/pool/pipeline-pool.js';
+import { FairQueue } from '../../src/queue/fair-queue.js';
+import { type Piece, Workshop } from '../support/pools.js';
+import { endOfTurn } from '../support/promises.js';
+
+const poolOf = (more: Partial<PipelinePoolOptions<Piece>> = {}) => {
+  const workshop = new Workshop();
+  return { workshop, pool: new PipelinePool({ size: 2, ...workshop.callbacks, ...more }) };
+};
+
+describe('the event loop', () => {
+  it.each(['instance:creating', 'instance:created', 'instance:destroyed'] as const)(
+    'turns between two generations when a listener of %s refreshes the pool',
+    async (event) => {
+      const { pool, workshop } = poolOf({ min: 2 });
+      let refreshes = 0;
+      pool.hooks.on(event, () => {
+        // Bounded, so that a pool that starves the event loop fails the test instead of ending it.
+        if (++refreshes < 1_000) pool.refresh();
+      });
+      if (event === 'instance:destroyed') await pool.warmUp().then(() => pool.refresh());
+      for (let turn = 1; turn <= 5; turn++) {
+        const before = workshop.pieces.length;
+        await endOfTurn();
+        expect(workshop.pieces.length - before).toBeLessThanOrEqual(2);
+      }
+      expect(refreshes).toBeGreaterThan(1);
+      expect(refreshes).toBeLessThan(100);
+      await pool.close();
+    },
+  );
+
+  it('turns between two instances that a failing prepare discards', async () => {
+    const { pool, workshop } = poolOf({
+      size: 1,
+      prepare: () => {
+        throw new Error('not today');
+      },
+    });
+    let rejections = 0;
+    const loop = async (): Promise<void> => {
+      while (rejections < 1_000) await pool.acquire().catch(() => rejections++);
+    };
+    const looping = loop();
+    for (let turn = 0; turn < 5; turn++) await endOfTurn();
+    expect(workshop.pieces.length).toBeLessThanOrEqual(6);
+    rejections = 1_000;
+    await looping;
+    await pool.close();
+  });
+});
+
+describe('many waiters', () => {
+  const WAITERS = 1_000;
+
+  it.each(['close', 'refresh', 'abort'] as const)(
+    'are rejected by one %s with one error, redacted once',
+    async (how) => {
+      let redactions = 0;
+      const redact = (text: string): string => {
+        redactions++;
+        return text;
+      };
+      const hooks = new LifecycleHooks({ redact });
+      let rejections = 0;
+      hooks.on('lease:rejected', () => rejections++);
+      const { pool } = poolOf({ size: 1, hooks });
+      const lease = await pool.acquire();
+      const controller = new AbortController();
+      // A refreshed instance rejects the waiters that accept no other.
+      const options = { signal: controller.signal, ...(how === 'refresh' ? { instanceId: 1 } : {}) };
+      const all = Promise.allSettled(Array.from({ length: WAITERS }, () => pool.acquire(options)));
+      if (how === 'close') void pool.close();
+      else if (how === 'refresh') pool.refresh();
+      else controller.abort(new Error('no longer needed'));
+      expect(pool.stats()).toMatchObject({ queued: 0, rejected: WAITERS });
+      const errors = new Set((await all).map((result) => (result as PromiseRejectedResult).reason));
+      expect(errors.size).toBe(1);
+      expect(rejections).toBe(WAITERS);
+      // Its name, code and message.
+      expect(redactions).toBeLessThanOrEqual(3);
+      await lease.release();
+      await pool.close();
+    },
+  );
+
+  it.each(['close', 'abort', 'timeout'] as const)(
+    'of one %s are rejected in batches, a turn of the event loop each',
+    async (how) => {
+      const { pool } = poolOf({ size: 1 });
+      const lease = await pool.acquire();
+      const controller = new AbortController();
+      let rejections = 0;
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+      for (let i = 0; i < 3 * WAITERS; i++) {
+        pool.acquire({ signal: controller.signal, timeoutMs: 10 }).catch(() => rejections++);
+      }
+      if (how === 'close') void pool.close();
+      else if (how === 'abort') controller.abort(new Error('no longer needed'));
+      else vi.advanceTimersByTime(10);
+      vi.useRealTimers();
+      // They leave the queue at once; timeouts are looked at when their turn comes.
+      expect(pool.stats().queued).toBe(how === 'timeout' ? 2 * WAITERS : 0);
+      let turns = 0;
+      for (let before = 0; rejections < 3 * WAITERS; before = rejections) {
+        await endOfTurn();
+        turns++;
+        expect(rejections - before).toBeLessThanOrEqual(2 * WAITERS);
+      }
+      expect(turns).toBeGreaterThan(1);
+      expect(pool.stats()).toMatchObject({ queued: 0, rejected: 3 * WAITERS });
+      await lease.release();
+      await pool.close();
+    },
+  );
+
+  it('that are served before their timeout is looked at keep their lease', async () => {
+    const { pool } = poolOf({ size: 1 });
+    const lease = await pool.acquire();
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    const all = Array.from({ length: WAITERS + 1 }, () => pool.acquire({ timeoutMs: 10 }));
+    for (const waiting of all) waiting.catch(() => {});
+    vi.advanceTimersByTime(10);
+    vi.useRealTimers();
+    void lease.release();
+    const last = await all[WAITERS];
+    await endOfTurn();
+    await endOfTurn();
+    expect(last?.isHeld).toBe(true);
+    expect(pool.stats()).toMatchObject({ leased: 1, queued: 0, rejected: WAITERS });
+    await last?.release();
+    await pool.close();
+  });
+
+  it('are not searched for the one that a creation starts for', async () => {
+    const search = vi.spyOn(FairQueue.prototype, Symbol.iterator);
+    const locate = vi.spyOn(FairQueue.prototype, 'locate');
+    const pool = new PipelinePool({ size: 100, create: () => Promise.reject(new Error('none')) });
+    const all = Promise.allSettled(Array.from({ length: 100 }, () => pool.acquire()));
+    expect(pool.stats()).toMatchObject({ creating: 100, queued: 100 });
+    expect(search).not.toHaveBeenCalled();
+    expect(locate).not.toHaveBeenCalled();
+    vi.restoreAllMocks();
+    const codes = (await all).map((result) => (result as PromiseRejectedResult).reason.code);
+    expect(new Set(codes)).toEqual(new Set(['ERR_CREATE_FAILED']));
+    await pool.close();
+  });
+});
