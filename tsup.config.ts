@@ -53,13 +53,22 @@ export default defineConfig([
   {
     ...common,
     format: ['esm'],
-    entry: { ...entry, ...PARTS },
+    // The program of the isolated stubs is an ES module, whichever format starts it.
+    entry: { ...entry, ...PARTS, 'stub-process': 'src/testing/stub-process.ts' },
+    // The package contains src, so that "go to source definition" and debuggers show it; the maps need no copy of it. The
+    // CommonJS build has none: tsup rewrites it after esbuild, and its maps would name folders of this machine.
+    sourcemap: true,
+    esbuildOptions: (options) => {
+      options.sourcesContent = false;
+    },
     noExternal: ['generic-pool'],
     esbuildPlugins: [nodeEvents],
   },
   {
     ...common,
     format: ['cjs'],
+    // For `import.meta.url`, by which the isolated stubs find their program.
+    shims: true,
     // p-queue is ESM only.
     noExternal: ['p-queue', 'p-timeout'],
   },

@@ -12,6 +12,8 @@ export type PipelinePoolErrorCode =
   | 'ERR_DEADLINE_UNMEETABLE'
   | 'ERR_NESTED_ACQUIRE'
   | 'ERR_LIMITER_CLOSED'
+  | 'ERR_LIMIT_LOST'
+  | 'ERR_LIMITS_UNAVAILABLE'
   | 'ERR_POOL_CLOSED'
   | 'ERR_DRAIN_TIMEOUT'
   | 'ERR_CREATE_FAILED'
@@ -25,6 +27,7 @@ export type PipelinePoolErrorCode =
   | 'ERR_GATE_TIMEOUT'
   | 'ERR_GATE_CLOSED'
   | 'ERR_KEYS_EXHAUSTED'
+  | 'ERR_BUDGET_EXCEEDED'
   | 'ERR_TOOL_UNKNOWN'
   | 'ERR_TOOL_TIMEOUT'
   | 'ERR_TOOL_FAILED';
@@ -125,8 +128,9 @@ export class AcquireTimeoutError extends QueueRejection {
   static override readonly pipelinePoolError = 'AcquireTimeoutError';
   /** What the request was waiting for: always `wait` for a limiter; `wait`, `create`, `validate` or `prepare` for a pool. */
   declare readonly stage: LifecycleStage;
-  /** Instances alive and idle; pools only. */
+  /** Instances alive; pools only. */
   declare readonly live?: number;
+  /** Idle instances; pools only. */
   declare readonly idle?: number;
 
   /** @internal */
@@ -140,7 +144,9 @@ export class AcquireTimeoutError extends QueueRejection {
 /** Rejected on arrival, because the estimated wait exceeds the caller's `timeoutMs` (with `rejectUnmeetable`). */
 export class DeadlineUnmeetableError extends QueueRejection {
   static override readonly pipelinePoolError = 'DeadlineUnmeetableError';
+  /** Milliseconds that the request would have to wait, estimated from recent releases. */
   declare readonly retryAfterMs: number;
+  /** Milliseconds that the caller allowed. */
   declare readonly timeoutMs: number;
 
   /** @internal */
@@ -170,6 +176,41 @@ export class LimiterClosedError extends PipelinePoolError {
   /** @internal */
   constructor(source: string) {
     super('ERR_LIMITER_CLOSED', source, `${source} is closed`);
+  }
+}
+
+/**
+ * Why a permit of a shared limit was lost: its lease could not be confirmed in time (`expired`), the limit no longer counts
+ * it (`revoked`), it exceeds this process's share while the limit is unavailable (`excess`), or the limits were closed
+ * (`closed`).
+ */
+export type LimitLossReason = 'expired' | 'revoked' | 'excess' | 'closed';
+
+const LOSSES: Readonly<Record<LimitLossReason, string>> = {
+  expired: 'its lease was not confirmed in time',
+  revoked: 'the limit no longer counts it',
+  excess: "it exceeds this process's share while the limit is unavailable",
+  closed: 'the limits were closed',
+};
+
+/** The holder of a permit lost it before it was released: another may hold it now. `permit.signal` aborts with this. */
+export class LimitLostError extends PipelinePoolError {
+  static override readonly pipelinePoolError = 'LimitLostError';
+  /** Why the permit was lost. */
+  readonly reason: LimitLossReason;
+  /** @internal */
+  constructor(source: string, reason: LimitLossReason) {
+    super('ERR_LIMIT_LOST', source, `A permit of ${source} was lost: ${LOSSES[reason]}`);
+    this.reason = reason;
+  }
+}
+
+/** The server that holds a shared limit cannot be reached. The failure, if one is known, is the `cause`. */
+export class LimitsUnavailableError extends PipelinePoolError {
+  static override readonly pipelinePoolError = 'LimitsUnavailableError';
+  /** @internal */
+  constructor(source: string, cause?: unknown) {
+    super('ERR_LIMITS_UNAVAILABLE', source, `The shared limit of ${source} is unavailable`, cause);
   }
 }
 
@@ -269,7 +310,9 @@ export class PrepareError extends InstanceError<'prepare'> {
 /** A callback of the pool exceeded its deadline. */
 export class CallbackTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'CallbackTimeoutError';
+  /** The callback. */
   readonly stage: LifecycleStage;
+  /** Its deadline, in milliseconds. */
   readonly timeoutMs: number;
   /** @internal */
   constructor(source: string, stage: LifecycleStage, timeoutMs: number) {
@@ -282,6 +325,7 @@ export class CallbackTimeoutError extends PipelinePoolError {
 /** `lease.pipeline` was read after the lease had ended. */
 export class LeaseReleasedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LeaseReleasedError';
+  /** The instance that was leased. */
   readonly instanceId: number;
   /** @internal */
   constructor(source: string, instanceId: number) {
@@ -299,7 +343,9 @@ export type RevocationReason = 'max-lease' | 'closed' | 'abandoned';
 /** The lease was revoked before its holder released it. */
 export class LeaseRevokedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LeaseRevokedError';
+  /** The instance that was leased. */
   readonly instanceId: number;
+  /** Why the lease was revoked. */
   readonly reason: RevocationReason;
   /** @internal */
   constructor(source: string, instanceId: number, reason: RevocationReason) {
@@ -316,6 +362,7 @@ export class LeaseRevokedError extends PipelinePoolError {
 /** `acquire({ instanceId })` named an instance that does not exist, or that was destroyed before its turn. */
 export class InstanceGoneError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'InstanceGoneError';
+  /** The instance that was asked for. */
   readonly instanceId: number;
   /** @internal */
   constructor(source: string, instanceId: number) {
@@ -340,7 +387,9 @@ export class ManagerClosedError extends PipelinePoolError {
 /** A request exceeded its timeout, which covers its waiting and its running. */
 export class RequestTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'RequestTimeoutError';
+  /** The task of the request. */
   readonly taskId: string;
+  /** Milliseconds that the request was allowed. */
   readonly timeoutMs: number;
   /** @internal */
   constructor(source: string, taskId: string, timeoutMs: number) {
@@ -354,20 +403,26 @@ export class RequestTimeoutError extends PipelinePoolError {
   }
 }
 
-/** A call through a gate, or one of its attempts, exceeded its timeout. The last failure, if any, is the `cause`. */
+/** What a `GateTimeoutError` is about. */
+export type GateTimeoutScope = 'call' | 'attempt' | 'body';
+
+/**
+ * A call through a gate, or one of its attempts, exceeded its timeout, or the body of its response was not read for
+ * too long. The last failure, if any, is the `cause`.
+ */
 export class GateTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'GateTimeoutError';
-  /** What timed out: the whole call, or a single attempt. */
-  readonly scope: 'call' | 'attempt';
+  /** What timed out: the whole call, a single attempt, or the time in which a body of `gate.fetch` must be read on. */
+  readonly scope: GateTimeoutScope;
+  /** Milliseconds that it was allowed. */
   readonly timeoutMs: number;
   /** @internal */
-  constructor(source: string, scope: 'call' | 'attempt', timeoutMs: number, cause?: unknown) {
-    super(
-      'ERR_GATE_TIMEOUT',
-      source,
-      `${scope === 'call' ? 'A call' : 'An attempt'} through ${source} took longer than ${timeoutMs} ms`,
-      cause,
-    );
+  constructor(source: string, scope: GateTimeoutScope, timeoutMs: number, cause?: unknown) {
+    const message =
+      scope === 'body'
+        ? `The body of a response through ${source} was not read for ${timeoutMs} ms`
+        : `${scope === 'call' ? 'A call' : 'An attempt'} through ${source} took longer than ${timeoutMs} ms`;
+    super('ERR_GATE_TIMEOUT', source, message, cause);
     this.scope = scope;
     this.timeoutMs = timeoutMs;
   }
@@ -398,6 +453,49 @@ export class KeysExhaustedError extends PipelinePoolError {
   }
 }
 
+/** The meter of a budget that leaves no room for a call. */
+export interface ExceededMeter {
+  /** The name of the meter, as in the caps of the budget. */
+  readonly meter: string;
+  /** Its cap. */
+  readonly limit: number;
+  /** What has been spent. */
+  readonly spent: number;
+  /** What attempts in flight may cost. */
+  readonly reserved: number;
+  /** What this attempt may cost; 0 where an attempt cost more than was estimated. */
+  readonly wanted: number;
+}
+
+/**
+ * An attempt may cost more than its budget has left, and was not made. Its `cause` is the failure of the attempt before it,
+ * if there was one. `toHttpStatus` maps it to 429.
+ */
+export class BudgetExceededError extends PipelinePoolError implements ExceededMeter {
+  static override readonly pipelinePoolError = 'BudgetExceededError';
+  readonly meter: string;
+  readonly limit: number;
+  readonly spent: number;
+  readonly reserved: number;
+  readonly wanted: number;
+
+  /** @internal */
+  constructor(source: string, figures: ExceededMeter, cause?: unknown) {
+    const { meter, limit, spent, reserved, wanted } = figures;
+    const state = `${spent} of ${limit} ${meter} spent${reserved > 0 ? `, ${reserved} reserved by calls in flight` : ''}`;
+    const message =
+      wanted > 0
+        ? `The budget has no room for a call of ${source} that may cost ${wanted} ${meter}: ${state}`
+        : `A call of ${source} cost more than the budget allows: ${state}`;
+    super('ERR_BUDGET_EXCEEDED', source, message, cause);
+    this.meter = meter;
+    this.limit = limit;
+    this.spent = spent;
+    this.reserved = reserved;
+    this.wanted = wanted;
+  }
+}
+
 /** No tool has this name. */
 export class ToolUnknownError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ToolUnknownError';
@@ -413,8 +511,11 @@ export type ToolStage = 'connect' | 'call' | 'check' | 'reset' | 'disconnect';
 /** A tool's call, or the `disconnect` of its client, exceeded its timeout. */
 export class ToolTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ToolTimeoutError';
+  /** The name of the tool. */
   readonly tool: string;
+  /** Milliseconds that the call was allowed. */
   readonly timeoutMs: number;
+  /** What took too long. */
   readonly stage: ToolStage;
   /** @internal */
   constructor(source: string, tool: string, timeoutMs: number, stage: ToolStage = 'call') {
@@ -432,7 +533,9 @@ export class ToolTimeoutError extends PipelinePoolError {
 /** A tool failed. The error that its client threw is the `cause`. */
 export class ToolFailedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ToolFailedError';
+  /** The name of the tool. */
   readonly tool: string;
+  /** What failed: connecting the client, or the call. */
   readonly stage: ToolStage;
   /** @internal */
   constructor(source: string, tool: string, cause: unknown, stage: ToolStage = 'call') {

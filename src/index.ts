@@ -1,6 +1,11 @@
+/**
+ * The main entry point: limiter, pool, gates, tools, manager, hooks, configuration, logs, and HTTP.
+ *
+ * @module pipeline-pool
+ */
 export * from './errors.js';
 export type { AttemptContext } from './gate/attempt.js';
-export type { CacheOptions } from './gate/cache.js';
+export type { CacheOptions, CacheStore } from './gate/cache.js';
 export type { GateOutcome } from './gate/call-context.js';
 export {
   type Classifier,
@@ -8,23 +13,43 @@ export {
   type Observed,
   type OutcomeJudgement,
 } from './gate/classify.js';
+export { apiKeyHeader, bearer, type GateFetchOptions } from './gate/fetch.js';
+export type { GateFetchRequest } from './gate/fetch-request.js';
+export type { CachedResponse } from './gate/fetch-response.js';
 export type { KeyStats } from './gate/keys/key-ring.js';
 export type { RateWindow } from './gate/keys/sliding-window.js';
+export {
+  anthropicPreset,
+  classifyAnthropic,
+  classifyGemini,
+  classifyOpenAi,
+  geminiPreset,
+  type LlmLimits,
+  openAiPreset,
+} from './gate/llm-presets.js';
 export { type FetchParts, longFetch } from './gate/long-fetch.js';
-export type { CooldownOptions, GateCallOptions, GateKeyOption, ServiceGateOptions } from './gate/options.js';
+export type {
+  CallToEstimate,
+  CooldownOptions,
+  GateCallOptions,
+  GateCost,
+  GateKeyOption,
+  ServiceGateOptions,
+  UsageReader,
+  WeightEstimator,
+} from './gate/options.js';
 export {
   classifyE2b,
   classifyJina,
-  classifyOpenAi,
   classifySerper,
   e2bPreset,
   type GatePreset,
   jinaPreset,
-  openAiPreset,
   serperPreset,
 } from './gate/presets.js';
 export type { RetryBudgetOptions, RetryOptions } from './gate/retry.js';
 export { type GateStats, ServiceGate } from './gate/service-gate.js';
+export type { SharedLimits } from './gate/shared-limits.js';
 export type { GateStreamSource } from './gate/stream.js';
 export type * from './hooks/events.js';
 export { LIFECYCLE_EVENTS } from './hooks/events.js';
@@ -33,6 +58,14 @@ export {
   type LifecycleHooksOptions,
   type LifecycleListener,
 } from './hooks/lifecycle-hooks.js';
+export {
+  type EventStreamOptions,
+  type EventStreamSource,
+  eventStream,
+  type NodeTarget,
+  type WebTarget,
+} from './http/event-stream.js';
+export { type FoundPoolError, findPoolError } from './http/find-pool-error.js';
 export { type HealthHandlerOptions, type HttpHandler, healthHandler } from './http/health-handler.js';
 export { type HttpStatus, toHttpStatus } from './http/http-status.js';
 export type * from './limiter/adaptive-limit.js';
@@ -73,13 +106,14 @@ export type {
   TaskContext,
 } from './pool/options.js';
 export { PipelinePool } from './pool/pipeline-pool.js';
-export { currentRequest, type RequestContext } from './request/current-request.js';
+export type { FairnessOptions, TenantShare } from './queue/fairness-options.js';
+export { type Amounts, Budget, type BudgetOption } from './request/budget.js';
+export { currentRequest, type RequestContext, withBudget } from './request/current-request.js';
 export {
   type ConnectContext,
   type DefinedTools,
   defineTool,
   defineTools,
-  type JsonSchema,
   type Tool,
   type ToolCallContext,
   type ToolClient,
@@ -92,6 +126,7 @@ export {
   type ToolScope,
   type ToolSet,
 } from './tools/define-tools.js';
+export { expectOk, ResponseError } from './tools/expect-ok.js';
 export {
   type FactoryContext,
   type FactoryTaskContext,
@@ -100,6 +135,7 @@ export {
   pipelineFactory,
 } from './tools/pipeline-factory.js';
 export type { AgentPipeline, FormatterContext, SubAgents } from './tools/pipeline-instance.js';
+export type { JsonSchema, StandardSchema } from './tools/schema.js';
 export type {
   ToolArguments,
   ToolCall,

@@ -33,6 +33,16 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
     'ERR_LIMITER_CLOSED',
     'admission is closed',
   ],
+  LimitLostError: [
+    new errors.LimitLostError('admission', 'expired'),
+    'ERR_LIMIT_LOST',
+    'A permit of admission was lost: its lease was not confirmed in time',
+  ],
+  LimitsUnavailableError: [
+    new errors.LimitsUnavailableError('admission', cause),
+    'ERR_LIMITS_UNAVAILABLE',
+    'The shared limit of admission is unavailable',
+  ],
   PoolClosedError: [
     new errors.PoolClosedError('pool', 'draining'),
     'ERR_POOL_CLOSED',
@@ -93,6 +103,17 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
     new errors.KeysExhaustedError('serper', 1500, cause),
     'ERR_KEYS_EXHAUSTED',
     'No key of serper can serve this call; the first comes back in 1500 ms',
+  ],
+  BudgetExceededError: [
+    new errors.BudgetExceededError('serper', {
+      meter: 'usd',
+      limit: 2,
+      spent: 1.5,
+      reserved: 0.25,
+      wanted: 0.5,
+    }),
+    'ERR_BUDGET_EXCEEDED',
+    'The budget has no room for a call of serper that may cost 0.5 usd: 1.5 of 2 usd spent, 0.25 reserved',
   ],
   ToolUnknownError: [
     new errors.ToolUnknownError('mainAgent', 'serch', ['search', 'read']),

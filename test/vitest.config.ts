@@ -6,7 +6,7 @@ const root = new URL('..', import.meta.url);
 const { paths } = JSON.parse(readFileSync(new URL('tsconfig.json', root), 'utf8')).compilerOptions;
 
 // The entry points are listed once, in tsconfig.json.
-const alias = Object.entries<[string]>(paths).map(([name, [file]]) => ({
+export const alias = Object.entries<[string]>(paths).map(([name, [file]]) => ({
   find: new RegExp(`^${name}$`),
   replacement: fileURLToPath(new URL(file, root)),
 }));
@@ -30,7 +30,11 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: 'all', include: ['test/**/*.test.ts'], exclude: [UNDER_LOAD] },
+        test: {
+          name: 'all',
+          include: ['test/**/*.test.ts'],
+          exclude: [UNDER_LOAD, 'test/redis/**', 'test/frameworks/**'],
+        },
       },
       ...(isFull
         ? [

@@ -4,6 +4,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net';
 import {
   createPipelineManager,
+  eventStream,
   healthHandler,
   LifecycleHooks,
   type Logger,
@@ -11,7 +12,6 @@ import {
   logTo,
   type PipelineConfig,
   pipelineFactory,
-  toHttpStatus,
 } from 'pipeline-pool';
 import { diagnose, recordDiagnosis } from 'pipeline-pool/diagnosis';
 import { livePage } from 'pipeline-pool/live-page';
@@ -20,7 +20,7 @@ import { collectMetrics } from 'pipeline-pool/prometheus';
 import { recordTimeline } from 'pipeline-pool/timeline';
 import { Registry } from 'prom-client';
 import { connectClients, type ServiceSettings } from './clients.js';
-import { buildGates, buildTools, type GateSettings, type Progress, research } from './research.js';
+import { buildGates, buildTools, type GateSettings, research } from './research.js';
 
 /** The longest question with its JSON around it: a larger body is rejected before it is read. */
 const MAX_BODY_BYTES = 64 * 1024;
@@ -84,23 +84,19 @@ export async function startResearchServer({
       sendJson(response, 400, { error: 'Expected a JSON object with a `question`' });
       return;
     }
-    const left = new AbortController();
-    response.once('close', () => left.abort());
     // An empty header is none.
     const tenant = request.headers['x-tenant']?.toString().trim() || undefined;
     const stream = manager.stream(
       randomUUID(),
       (context) => tracing.withSpan(context, () => research(context, question, clients, gates)),
-      { signal: left.signal, tenant },
+      { tenant },
     );
-    try {
-      // The first item arrives when the request has started: until then it can be rejected with its own HTTP status.
-      for await (const progress of stream) await send(response, progress, left.signal);
-      response.end();
-    } catch (error) {
-      if (left.signal.aborted) return;
-      fail(response, error);
-    }
+    // The first item arrives when the request has started: until then it can be rejected with its own HTTP status.
+    await eventStream(
+      stream,
+      { request, response },
+      { event: ({ event }) => event, data: ({ event: _, ...data }) => JSON.stringify(data) },
+    );
   };
 
   const routes: Record<string, (request: IncomingMessage, response: ServerResponse) => unknown> = {
@@ -123,7 +119,10 @@ export async function startResearchServer({
       sendJson(response, 404, { error: 'There is no such thing' });
       return;
     }
-    Promise.resolve(route(request, response)).catch((error: unknown) => fail(response, error));
+    Promise.resolve(route(request, response)).catch(() => {
+      if (response.headersSent) response.destroy();
+      else sendJson(response, 500, { error: 'It went wrong' });
+    });
   });
   server.listen(port, '127.0.0.1');
   await once(server, 'listening');
@@ -166,32 +165,6 @@ function questionIn(body: string): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** Writes one event, and waits while the client reads more slowly than the model writes (backpressure). */
-async function send(
-  response: ServerResponse,
-  { event, ...data }: Progress,
-  signal: AbortSignal,
-): Promise<void> {
-  if (!response.headersSent) {
-    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
-  }
-  const taken = response.write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
-  if (!taken) await once(response, 'drain', { signal });
-}
-
-/** Reports a failure: with an HTTP status while that is possible, and as the last event after that. */
-function fail(response: ServerResponse, error: unknown): void {
-  const http = toHttpStatus(error);
-  if (response.headersSent) {
-    response.end(`event: error\ndata: ${JSON.stringify({ retry: http !== undefined })}\n\n`);
-    return;
-  }
-  if (http !== undefined) response.setHeader('retry-after', http.retryAfterSeconds);
-  sendJson(response, http?.status ?? 500, {
-    error: http === undefined ? 'It went wrong' : 'Come back later',
-  });
 }
 
 function sendJson(response: ServerResponse, status: number, body: object): void {

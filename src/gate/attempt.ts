@@ -1,12 +1,19 @@
 import { GateTimeoutError } from '../errors.js';
 import type { PermitOutcome } from '../hooks/events.js';
-import type { AbortListener } from '../internal/abort.js';
+import { type AbortListener, type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
+import { settleInTurn } from '../internal/clock.js';
 import { wholeNumber } from '../internal/validate.js';
+import type { AdaptiveCall } from '../limiter/adaptive-limit.js';
+import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
 import type { Permit } from '../limiter/limiter.js';
 import type { CallBounds } from './call-context.js';
+import type { CallCost } from './call-cost.js';
 import type { Classification } from './classify.js';
-import { type GateState, GRACE_MS } from './gate-state.js';
+import { type GateState, GRACE_MS, isWeight } from './gate-state.js';
 import type { KeyReservation } from './keys/api-key.js';
+import type { UsageReader } from './options.js';
+import { inputTokensOf, outputTokensOf } from './response-content.js';
+import { type HeaderSource, reportedLimits } from './retry-after.js';
 
 /** What the code of an attempt receives. */
 export interface AttemptContext {
@@ -38,18 +45,30 @@ interface Step {
  * - Its windows are charged in the step in which the host code starts, neither earlier nor later.
  * - Permit and key are released exactly once, after `end`: when the host code has settled, because the service may be
  *   busy until then. For code that ignores its signal, that is no later than `GRACE_MS`.
+ * - If its permit is lost, it is aborted in that step, and says nothing about its key.
  */
-export class Attempt implements AbortListener {
+export class Attempt implements AbortListener, AbortWatcher {
   readonly #gate: GateState;
   readonly #call: CallBounds;
   readonly #permit: Permit | undefined;
   readonly #reservation: KeyReservation;
   #controller: AbortController | undefined;
   #aborted = false;
+  #permitSignal: AbortSignal | undefined;
+  #isPermitLost = false;
   #reason: unknown;
+  /** What the host reported, or `usage` read last. */
+  #usage: number | undefined;
   #hasReportedUsage = false;
-  /** On the clock of the adaptive limit. */
-  #startedMs = 0;
+  /** What its call spends from a budget, once the attempt has reserved its part. */
+  cost: CallCost | undefined;
+  /** Where its call notes tokens, if its events say them. */
+  tokens: TokenCounts | undefined;
+  /** What an adaptive limit learns from. */
+  #timed: AdaptiveCall | undefined;
+  #isStream = false;
+  #items = 0;
+  #outputTokens: number | undefined;
   #step: Step | undefined;
   /** Calls of host code that have not settled. */
   #running = 0;
@@ -64,6 +83,13 @@ export class Attempt implements AbortListener {
     this.#reservation = reservation;
     call.addEventListener('abort', this);
     gate.held++;
+    const permitSignal = lossSignalOf(permit);
+    if (permitSignal === undefined) return;
+    if (permitSignal.aborted) this.#isPermitLost = true;
+    else {
+      this.#permitSignal = permitSignal;
+      watchAbort(permitSignal, this);
+    }
   }
 
   /** The label of its key; `undefined` if the gate has no keys. */
@@ -71,9 +97,17 @@ export class Attempt implements AbortListener {
     return this.#gate.settings.keyed ? this.#reservation.key.label : undefined;
   }
 
-  /** Whether its key went into cooldown after it was chosen. */
+  /** Whether its permit was lost, or its key went into cooldown, after they were chosen. */
   get isStale(): boolean {
+    // Read again, which checks the clock: after a stop of the process, no timer may have fired yet.
+    if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
+    if (this.#isPermitLost || this.#reservation.shared?.isCertain() === false) return true;
     return this.#reservation.key.cooldownMs(this.#gate.ring.now()) > 0;
+  }
+
+  /** Whether the attempt failed because its permit was lost. */
+  wasLostWith(error: unknown): boolean {
+    return this.#isPermitLost && error === this.#reason;
   }
 
   /** Milliseconds since the host code started. */
@@ -98,29 +132,69 @@ export class Attempt implements AbortListener {
   reportUsage(actual: number): void {
     this.#gate.ring.correct(this.#reservation, wholeNumber('actual', actual, 0));
     this.#hasReportedUsage = true;
+    this.#usage = actual;
   }
 
-  /** Corrects the weight by what `usage` reads from a result, unless the host has reported it. Never throws. */
-  readUsage(result: unknown): void {
-    const { usage } = this.#gate.settings;
+  /**
+   * Reads the usage from a part of the response: an item of a stream, or all of it. Unless the host has reported it, a
+   * higher weight than estimated counts at once, a lower one when the response is complete. Never throws.
+   */
+  readUsage(value: unknown, usage = this.#gate.settings.usage): void {
+    if (this.#timed !== undefined) {
+      this.#items++;
+      this.#outputTokens = outputTokensOf(value) ?? this.#outputTokens;
+    }
+    if (this.tokens !== undefined) readTokens(value, this.tokens);
+    this.#readWeight(value, usage);
+    this.readCost(value);
+  }
+
+  /** Reads what the attempt cost, if it spends from a budget. Never throws. */
+  readCost(value: unknown): void {
+    // One that was given up has been counted.
+    if (this.#state === 'begun') this.cost?.read(value, this.#usage);
+  }
+
+  #readWeight(value: unknown, usage: UsageReader | undefined): void {
+    const { ring } = this.#gate;
     if (usage === undefined || this.#hasReportedUsage) return;
     try {
-      const actual = usage(result);
-      if (typeof actual !== 'number' || !Number.isFinite(actual) || actual < 0) return;
-      this.#gate.noteUsage(actual);
-      this.#gate.ring.correct(this.#reservation, Math.ceil(actual));
+      const actual = usage(value, this.#usage);
+      if (!isWeight(actual)) return;
+      this.#usage = Math.ceil(actual);
+      if (this.#usage > this.#reservation.weight) ring.correct(this.#reservation, this.#usage);
     } catch {
       // A result that cannot be read leaves the estimate as it is.
     }
   }
 
-  /** The host code starts in this step. */
-  begin(): void {
+  /** Learns from headers what its key may still start. */
+  learnLimits(headers: HeaderSource): void {
+    const { settings, ring } = this.#gate;
+    if (settings.pace === undefined || headers === undefined) return;
+    const reported = reportedLimits(headers);
+    if (reported.length > 0) ring.learn(this.#reservation, reported);
+  }
+
+  /** The response is complete: what was read last is what the call weighed. */
+  settleUsage(): void {
+    if (this.#state === 'begun') this.cost?.complete();
+    const actual = this.#usage;
+    if (actual === undefined || this.#hasReportedUsage) return;
+    this.#gate.noteUsage(actual);
+    this.#gate.ring.correct(this.#reservation, actual);
+  }
+
+  /** The host code starts in this step. `streamed`: it delivers items, each through `readUsage`. */
+  begin(streamed = false): void {
     const gate = this.#gate;
     this.#state = 'begun';
     gate.attempts++;
     gate.running++;
-    this.#startedMs = gate.settings.adaptive?.clockMs() ?? 0;
+    this.#isStream = streamed;
+    learn(() => {
+      this.#timed = gate.settings.adaptive?.begin({ streamed });
+    });
     gate.ring.begin(this.#reservation, gate.ring.now());
   }
 
@@ -148,8 +222,10 @@ export class Attempt implements AbortListener {
         },
         (error: unknown) => {
           if (!this.#finishStep(step)) return;
-          this.cancel(error);
-          reject(error);
+          settleInTurn(() => {
+            this.cancel(error);
+            reject(error);
+          });
         },
       );
     });
@@ -177,17 +253,18 @@ export class Attempt implements AbortListener {
     this.watch(free).then(freed, freed);
   }
 
-  /** Reports the outcome to its key and to the adaptive limit. */
+  /** The first item of a stream has come, and the service has begun to answer: an adaptive limit learns from its time. */
+  firstItem(): void {
+    learn(() => this.#timed?.firstItem());
+  }
+
+  /** Reports the outcome to its key; an adaptive limit learns it at the end. */
   report(classification: Classification): void {
-    if (this.#state !== 'begun') return;
-    const { ring, settings, running } = this.#gate;
+    if (this.#state !== 'begun' || this.#isPermitLost) return;
+    const { ring } = this.#gate;
     this.#load = classification.load;
-    ring.report(this.#reservation, classification, this.#gate.ring.now());
-    settings.adaptive?.onSample({
-      startedMs: this.#startedMs,
-      outcome: classification.load,
-      inFlight: running,
-    });
+    if (this.#isStream && this.#load === 'ok') this.firstItem();
+    ring.report(this.#reservation, classification, ring.now());
   }
 
   /** Reports to its key what is known before the body of a response is read. */
@@ -201,10 +278,14 @@ export class Attempt implements AbortListener {
     if (!this.#aborted) {
       this.#aborted = true;
       this.#reason = reason;
-      this.#controller?.abort(reason);
     }
     const step = this.#step;
-    if (step !== undefined && this.#finishStep(step)) step.reject(reason);
+    if (this.#controller === undefined && step === undefined) return;
+    // What follows is the code of the host and of the call, which for thousands of attempts takes long.
+    settleInTurn(() => {
+      this.#controller?.abort(this.#reason);
+      if (step !== undefined && this.#finishStep(step)) step.reject(reason);
+    });
   }
 
   /** The call ended early. */
@@ -212,14 +293,31 @@ export class Attempt implements AbortListener {
     this.cancel(this.#call.reason);
   }
 
+  /** The permit was lost. */
+  onAbort(reason: unknown): void {
+    this.#isPermitLost = true;
+    this.cancel(reason);
+  }
+
   /** Releases what it holds: at once, or when the host code settles. */
   end(): void {
     if (this.#state === 'ended' || this.#state === 'released') return;
-    if (this.#state === 'begun') this.#gate.running--;
+    const hasBegun = this.#state === 'begun';
+    if (hasBegun) {
+      this.#gate.running--;
+      // Before the permit is released, which admits the next call.
+      learn(() => this.#timed?.end({ outcome: this.#load, usage: this.#generated() }));
+    }
     this.#state = 'ended';
+    this.cost?.settle(hasBegun);
     this.#call.removeEventListener('abort', this);
     if (this.#running === 0) this.#release();
     else this.#graceTimer = setTimeout(() => this.#release(), GRACE_MS);
+  }
+
+  /** What its duration grows with: the tokens generated, or else its weight or its items. */
+  #generated(): number | undefined {
+    return this.#outputTokens ?? this.#usage ?? (this.#isStream ? this.#items : undefined);
   }
 
   #finishStep(step: Step): boolean {
@@ -233,10 +331,31 @@ export class Attempt implements AbortListener {
     if (this.#state === 'released') return;
     this.#state = 'released';
     if (this.#graceTimer !== undefined) clearTimeout(this.#graceTimer);
+    if (this.#permitSignal !== undefined) unwatchAbort(this.#permitSignal, this);
     this.#gate.ring.end(this.#reservation);
     releasePermit(this.#permit, this.#load);
     this.#gate.releaseHeld();
   }
+}
+
+/** What responses said about tokens, the last of them. */
+export interface TokenCounts {
+  inputTokens?: number;
+  outputTokens?: number;
+}
+
+function readTokens(value: unknown, tokens: TokenCounts): void {
+  const input = inputTokensOf(value);
+  const output = outputTokensOf(value);
+  if (input !== undefined) tokens.inputTokens = input;
+  if (output !== undefined) tokens.outputTokens = output;
+}
+
+/** A clock of the host that throws costs an adaptive limit what it would have learned, and no call its result. */
+function learn(teach: () => void): void {
+  try {
+    teach();
+  } catch {}
 }
 
 /** With fields of its own, so that host code may copy it. */
@@ -249,11 +368,4 @@ function contextOf(attempt: Attempt, key: string, number: number): AttemptContex
     attempt: number,
     reportUsage: (actual) => attempt.reportUsage(actual),
   };
-}
-
-/** Releases a permit. An error of a foreign limiter must not cost a call its result. */
-export function releasePermit(permit: Permit | undefined, outcome: PermitOutcome): void {
-  try {
-    permit?.release(outcome);
-  } catch {}
 }

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache';
-import type { AbortListener } from '../internal/abort.js';
+import { type AbortListener, boundedCall } from '../internal/abort.js';
 import { MAX_TIMER_MS } from '../internal/validate.js';
 import { CallBounds } from './call-context.js';
 
@@ -18,6 +18,55 @@ export interface CacheOptions {
   readonly staleIfErrorMs?: number | undefined;
   /** Whether to cache a result. @default every result of class `ok` */
   readonly shouldCache?: ((value: unknown) => boolean) | undefined;
+  /**
+   * A store behind this cache, which other processes share. What is not cached here is looked up there, and results of this
+   * process are kept there too. A lookup that fails, or takes longer than a second, is a miss. @default none
+   */
+  readonly store?: CacheStore | undefined;
+}
+
+/**
+ * A shared store of cached results: a `Keyv`, or anything with these methods. Values are plain objects that hold the result
+ * as `value`, so a result must survive how the store writes it: JSON, for most.
+ */
+export interface CacheStore {
+  /** The value, or `undefined` or `null`. May return a promise. */
+  get(key: string): unknown;
+  /** Keeps the value for `ttlMs`. May return a promise. */
+  set(key: string, value: unknown, ttlMs: number): unknown;
+  /** Drops the value. May return a promise. @default values of dropped keys stay until their time is over */
+  delete?(key: string): unknown;
+}
+
+/** What a gate keeps in a store. */
+interface StoredResult {
+  readonly value?: unknown;
+  /** When it was stored, on the wall clock of that process. */
+  readonly storedAtMs: number;
+  readonly ttlMs: number;
+}
+
+/** How long a store may take. A slow one must not delay calls by more than their service would. */
+const STORE_TIMEOUT_MS = 1_000;
+
+/** What a cache takes from its gate. */
+export interface CacheDependencies {
+  /** The gate's name: several gates may use one store. */
+  readonly name: string;
+  readonly now: () => number;
+  readonly onStoreFailed: (operation: StoreOperation, error: unknown) => void;
+}
+
+/** One call of a store. */
+export type StoreOperation = 'get' | 'set' | 'delete';
+
+/** Where the result of a flight comes from. */
+export interface FlightSource {
+  /** The store had it. */
+  onStored(): void;
+  /** Neither cache nor store had it; only with a store. */
+  onMiss(): void;
+  call(flight: Flight): Promise<unknown>;
 }
 
 interface CacheEntry {
@@ -104,18 +153,18 @@ export class Flight extends CallBounds {
  */
 export class RequestCache {
   readonly #options: CacheOptions | undefined;
-  readonly #now: () => number;
+  readonly #dependencies: CacheDependencies;
   readonly #entries: LRUCache<string, CacheEntry> | undefined;
   readonly #flights = new Map<string, Flight>();
 
   /** Without options nothing is cached: concurrent calls with the same key still share one flight. */
-  constructor(options: CacheOptions | undefined, now: () => number) {
+  constructor(options: CacheOptions | undefined, dependencies: CacheDependencies) {
     this.#options = options;
-    this.#now = now;
+    this.#dependencies = dependencies;
     if (options === undefined) return;
     const { max, maxBytes } = options;
     // lru-cache takes a time of 0 for none, and would keep a result from then forever.
-    const perf = { now: () => now() + 1 };
+    const perf = { now: () => dependencies.now() + 1 };
     this.#entries = new LRUCache({
       max,
       ttlResolution: 0,
@@ -137,15 +186,22 @@ export class RequestCache {
   /** The cached result of a key; with `isStale`, also one that has expired and may answer a call that fails. */
   result(key: string, isStale = false): CacheEntry | undefined {
     const entry = this.#entries?.get(key);
-    return entry !== undefined && (isStale || this.#now() <= entry.freshUntilMs) ? entry : undefined;
+    return entry !== undefined && (isStale || this.#dependencies.now() <= entry.freshUntilMs)
+      ? entry
+      : undefined;
   }
 
   flight(key: string): Flight | undefined {
     return this.#flights.get(key);
   }
 
-  /** Starts the call of a key that has none. Only results of class `ok` are cached. */
-  start(key: string, call: (flight: Flight) => Promise<unknown>): Flight {
+  /** Whether there is a shared store, which `start` asks first. */
+  get hasStore(): boolean {
+    return this.#options?.store !== undefined;
+  }
+
+  /** Starts the flight of a key that has none. Only results of class `ok` are cached. */
+  start(key: string, source: FlightSource): Flight {
     const isCurrent = (flight: Flight): boolean => this.#flights.get(key) === flight;
     const forget = (flight: Flight): void => {
       if (isCurrent(flight)) this.#flights.delete(key);
@@ -154,8 +210,16 @@ export class RequestCache {
       // The call begins when its first waiter has joined: it has no bounds before.
       await undefined;
       try {
-        const value = await call(self);
-        if (self.outcome === 'ok' && isCurrent(self)) this.#store(key, value);
+        const stored = this.hasStore ? await this.#stored(key, self) : undefined;
+        if (stored !== undefined) {
+          self.outcome = 'ok';
+          if (isCurrent(self)) this.#keep(key, stored.value, leftMs(stored));
+          source.onStored();
+          return stored.value;
+        }
+        if (this.hasStore) source.onMiss();
+        const value = await source.call(self);
+        if (self.outcome === 'ok' && isCurrent(self)) this.#cache(key, value);
         return value;
       } finally {
         forget(self);
@@ -173,19 +237,62 @@ export class RequestCache {
     } else {
       this.#entries?.delete(key);
       this.#flights.delete(key);
+      const { store } = this.#options ?? {};
+      if (store?.delete !== undefined) void this.#ask('delete', () => store.delete?.(this.#nameOf(key)));
     }
   }
 
   /** Never throws: a callback of the host that fails leaves the result uncached. */
-  #store(key: string, value: unknown): void {
-    const options = this.#options;
-    if (this.#entries === undefined || options === undefined) return;
-    const { ttlMs, staleIfErrorMs = 0, maxBytes, shouldCache } = options;
+  #cache(key: string, value: unknown): void {
+    if (this.#options === undefined) return;
+    const { ttlMs, shouldCache, store } = this.#options;
     try {
       if (shouldCache !== undefined && shouldCache(value) !== true) return;
       const freshMs = typeof ttlMs === 'function' ? ttlMs(value) : ttlMs;
       if (!(typeof freshMs === 'number' && freshMs > 0)) return;
-      const entry = { value, freshUntilMs: this.#now() + freshMs };
+      this.#keep(key, value, freshMs);
+      if (store === undefined) return;
+      const stored: StoredResult = { value, storedAtMs: Date.now(), ttlMs: freshMs };
+      void this.#ask('set', () => store.set(this.#nameOf(key), stored, Math.ceil(freshMs)));
+    } catch {}
+  }
+
+  /** What the store has of a key. Never rejects, unless the flight ended. */
+  async #stored(key: string, flight: Flight): Promise<StoredResult | undefined> {
+    const stored = await this.#ask('get', () => this.#options?.store?.get(this.#nameOf(key)), flight);
+    flight.throwIfAborted();
+    try {
+      // A copy: its fields are read here, where one that throws is a miss.
+      return isStoredResult(stored) && leftMs(stored) > 0 ? { ...stored } : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Calls the store. Never rejects: a failure is reported, and reads as nothing. */
+  async #ask(operation: StoreOperation, call: () => unknown, flight?: Flight): Promise<unknown> {
+    try {
+      return await boundedCall(call, {
+        signal: flight?.signal,
+        timeoutMs: STORE_TIMEOUT_MS,
+        timeoutError: (ms) => new Error(`\`${operation}\` of the store took longer than ${ms} ms`),
+      });
+    } catch (error) {
+      if (!flight?.aborted) this.#dependencies.onStoreFailed(operation, error);
+      return undefined;
+    }
+  }
+
+  #nameOf(key: string): string {
+    return `${this.#dependencies.name}:${key}`;
+  }
+
+  /** Never throws: a result without a size stays uncached. */
+  #keep(key: string, value: unknown, freshMs: number): void {
+    if (this.#entries === undefined || this.#options === undefined) return;
+    const { staleIfErrorMs = 0, maxBytes } = this.#options;
+    try {
+      const entry = { value, freshUntilMs: this.#dependencies.now() + freshMs };
       const ttl = Math.min(Math.ceil(freshMs + staleIfErrorMs), MAX_TIMER_MS);
       // One that is larger than the cache is dropped, with what was cached before.
       this.#entries.delete(key);
@@ -193,6 +300,15 @@ export class RequestCache {
     } catch {}
   }
 }
+
+function isStoredResult(stored: unknown): stored is StoredResult {
+  const { storedAtMs, ttlMs } = Object(stored) as Partial<StoredResult>;
+  return typeof storedAtMs === 'number' && typeof ttlMs === 'number';
+}
+
+/** Milliseconds for which a stored result is fresh. A clock that is ahead or behind makes it shorter, or no longer than it was. */
+const leftMs = ({ storedAtMs, ttlMs }: StoredResult): number =>
+  Math.min(ttlMs, storedAtMs + ttlMs - Date.now());
 
 /** The bytes of a result, as JSON. Throws if it has no JSON form. */
 function sizeOf(value: unknown): number {

@@ -64,6 +64,8 @@ export interface CallContextOptions {
   readonly timeoutMs: number | undefined;
   /** Makes the error of a call that exceeds its deadline. */
   readonly timeoutError: (timeoutMs: number, lastFailure: unknown) => Error;
+  /** The clock on which the rest of its time is compared with windows and cooldowns. @default the monotonic clock */
+  readonly now?: () => number;
 }
 
 /**
@@ -71,18 +73,20 @@ export interface CallContextOptions {
  * removes its timer and its listeners.
  */
 export class CallContext extends CallBounds implements AbortWatcher {
-  readonly #deadlineMs: number;
+  #deadlineMs: number;
+  readonly #now: () => number;
   endedBy: EndedBy | undefined;
   readonly #signal: AbortSignal | undefined;
   readonly #ownerSignal: AbortSignal | undefined;
   #timer: NodeJS.Timeout | undefined;
   #lastFailure: unknown;
 
-  constructor({ signal, ownerSignal, timeoutMs, timeoutError }: CallContextOptions) {
+  constructor({ signal, ownerSignal, timeoutMs, timeoutError, now = nowMs }: CallContextOptions) {
     super();
+    this.#now = now;
     this.#signal = signal;
     this.#ownerSignal = ownerSignal;
-    this.#deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : nowMs() + timeoutMs;
+    this.#deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : now() + timeoutMs;
     const aborted = ownerSignal?.aborted ? ownerSignal : signal?.aborted ? signal : undefined;
     if (aborted !== undefined) this.abort(aborted.reason, 'signal');
     else if (timeoutMs === 0) this.abort(timeoutError(0, undefined), 'deadline');
@@ -107,7 +111,7 @@ export class CallContext extends CallBounds implements AbortWatcher {
   }
 
   get remainingMs(): number {
-    return this.#deadlineMs === Number.POSITIVE_INFINITY ? this.#deadlineMs : this.#deadlineMs - nowMs();
+    return this.#deadlineMs === Number.POSITIVE_INFINITY ? this.#deadlineMs : this.#deadlineMs - this.#now();
   }
 
   rejectUnmeetable(waitMs: number, reason: () => unknown): void {
@@ -116,6 +120,12 @@ export class CallContext extends CallBounds implements AbortWatcher {
 
   onAbort(reason: unknown): void {
     this.abort(reason, 'signal');
+  }
+
+  /** Lifts the deadline: what follows is bounded otherwise. */
+  liftDeadline(): void {
+    if (this.#timer !== undefined) clearTimeout(this.#timer);
+    this.#deadlineMs = Number.POSITIVE_INFINITY;
   }
 
   end(): void {

@@ -2,9 +2,12 @@ import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import { boundedCall, ignoreRejection } from '../internal/abort.js';
 import { nowMs } from '../internal/clock.js';
+import { releasePermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Permit } from '../limiter/limiter.js';
-import { Attempt, type AttemptContext, releasePermit } from './attempt.js';
+import type { Budget } from '../request/budget.js';
+import { Attempt, type AttemptContext, type TokenCounts } from './attempt.js';
 import { type CallBounds, isTimeout } from './call-context.js';
+import { CallCost } from './call-cost.js';
 import {
   type Classification,
   checkedClassification,
@@ -12,19 +15,40 @@ import {
   classifyOutcome,
   isOfService,
   type Observed,
+  type OutcomeJudgement,
 } from './classify.js';
 import { type CallEventEmitter, FailureSummary } from './events.js';
 import { type GateState, GRACE_MS, type WaitingCall } from './gate-state.js';
 import type { KeyReservation } from './keys/api-key.js';
 import type { GateCallOptions } from './options.js';
-import { discardResponse, isResponse } from './response-content.js';
+import {
+  contentOf,
+  discardResponse,
+  errorHeadersOf,
+  headersIn,
+  isPage,
+  isResponse,
+} from './response-content.js';
 import { backoffMs, sleep } from './retry.js';
+import type { HeaderSource } from './retry-after.js';
 
 /** What the attempts of a call do, and how its results are treated. */
 export interface Work<T> {
   run(context: AttemptContext): T | PromiseLike<T>;
+  /** Whether a result is the first item of a stream, and its end comes later. */
+  readonly isStream?: boolean | undefined;
   /** What a classifier receives of a result. */
   observe(value: T): Observed;
+  /** Says what a result means that the gate's classifier leaves to the default; `undefined` leaves it to `classifyOutcome`. */
+  judge?(observed: Observed): OutcomeJudgement | undefined;
+  /** Whether it can be done again. @default always */
+  isRepeatable?(): boolean;
+  /** Reads what a result weighed, where that is not what `usage` makes of the value that a classifier receives. */
+  readUsage?(value: T, attempt: Attempt): void;
+  /** Of the request, where the gate sends it. */
+  readonly url?: string | undefined;
+  /** The headers of a response, where the value that a classifier receives is none. */
+  headersOf?(value: T): HeaderSource;
   /** Frees what a result holds that no caller receives. Settles when that is done, in either way. */
   discard(value: T): unknown;
 }
@@ -37,6 +61,8 @@ type Tried<T> = Result<T> & { readonly classification: Classification };
 
 const OK = /* @__PURE__ */ classificationOf({ class: 'ok' });
 const FATAL = /* @__PURE__ */ classificationOf({ class: 'fatal' });
+/** The permit was lost: this says nothing about the service or the key, and another attempt needs another permit. */
+const LOST = /* @__PURE__ */ classificationOf({ class: 'retryable', overload: false });
 const TIMED_OUT = /* @__PURE__ */ classificationOf({ class: 'retryable' });
 
 const losesKey = (classification: Classification): boolean =>
@@ -66,6 +92,10 @@ export class GateCall<T> implements WaitingCall {
   waitMs = 0;
   /** The label of the last attempt's key. */
   key: string | undefined;
+  /** What the call spends from its budget, if it has one. */
+  cost: CallCost | undefined;
+  /** What its responses say about tokens, where the gate is that of an LLM. */
+  readonly tokens: TokenCounts | undefined;
   /** The last failure of the service that this call met itself, and what was thrown. */
   #met: { readonly failure: FailureSummary; readonly error: unknown } | undefined;
 
@@ -81,12 +111,15 @@ export class GateCall<T> implements WaitingCall {
     this.options = options;
     this.#bounds = bounds;
     this.#work = work;
+    const { provider, hooks } = gate.settings;
+    this.tokens = provider !== undefined && hooks.hasListeners('call:finished') ? {} : undefined;
   }
 
   /** Makes attempts until one is the last. It still holds its permit: `end` it. */
   async perform(): Promise<{ readonly value: T; readonly attempt: Attempt }> {
     const bounds = this.#bounds;
     const { retry, keys } = this.#gate.settings;
+    if (this.options.budget !== undefined) this.#estimateCost(this.options.budget);
     retry.budget?.noteCall(this.#gate.ring.now());
     // An attempt that only finds its key unusable costs nothing; but keys come back, and each is lost for free only once.
     let freeLosses = keys.length;
@@ -94,6 +127,7 @@ export class GateCall<T> implements WaitingCall {
     for (;;) {
       let attempt = this.#startNow();
       if (attempt === undefined) {
+        this.cost?.check();
         const turn = this.#gate.nextTurn();
         const fromMs = nowMs();
         do {
@@ -102,6 +136,7 @@ export class GateCall<T> implements WaitingCall {
         } while (attempt.isStale);
         this.#attemptWaitMs = nowMs() - fromMs;
       } else this.#attemptWaitMs = 0;
+      if (this.cost !== undefined) this.#reserveCost(this.cost, attempt);
       const tried = await this.#try(attempt);
       const { classification } = tried;
       const isFree = losesKey(classification) && freeLosses-- > 0;
@@ -152,7 +187,7 @@ export class GateCall<T> implements WaitingCall {
     const gate = this.#gate;
     const { ownLimiter, ring } = gate;
     this.#bounds.throwIfAborted();
-    if (gate.queued > 0 || gate.settings.limiter !== undefined) return undefined;
+    if (gate.queued > 0 || !gate.startsAtOnce) return undefined;
     const permit = ownLimiter?.tryAcquire();
     if (ownLimiter !== undefined && permit === undefined) return undefined;
     const reservation = ring.take(this.#weight(), ring.now());
@@ -203,8 +238,7 @@ export class GateCall<T> implements WaitingCall {
   }
 
   #acquire(): Promise<Permit> | undefined {
-    const { settings, ownLimiter } = this.#gate;
-    const { limiter } = settings;
+    const { ownLimiter, foreignLimiter: limiter } = this.#gate;
     if (limiter === undefined) return ownLimiter?.acquire(this.#acquireOptions(this.#bounds.watchable));
     // A foreign limiter may ignore the signal, and grant a permit to a call that is over.
     return boundedCall<Permit>((signal) => limiter.acquire(this.#acquireOptions(signal)), {
@@ -253,13 +287,30 @@ export class GateCall<T> implements WaitingCall {
     }
   }
 
+  #estimateCost(budget: Budget): void {
+    this.#bounds.throwIfAborted();
+    this.cost = new CallCost(this.#gate, this.events, budget, this.options);
+  }
+
+  /** In the step in which the attempt starts: what waits reserves nothing. */
+  #reserveCost(cost: CallCost, attempt: Attempt): void {
+    try {
+      cost.reserve(this.#met?.error);
+      attempt.cost = cost;
+    } catch (error) {
+      attempt.end();
+      throw error;
+    }
+  }
+
   // The attempt.
 
   /** Makes the attempt and classifies it. Never rejects. */
   async #try(attempt: Attempt): Promise<Tried<T>> {
     this.attempts++;
     this.key = attempt.keyLabel;
-    this.events.started(this.attempts, this.key, this.#attemptWaitMs);
+    attempt.tokens = this.tokens;
+    this.events.started(this.attempts, this.key, this.#attemptWaitMs, this.#work.url);
     try {
       const result = await attempt.step(
         () => this.#run(attempt),
@@ -276,14 +327,22 @@ export class GateCall<T> implements WaitingCall {
    * bounded by the attempt's timeout, and fails as the network does.
    */
   async #run(attempt: Attempt): Promise<{ value: T; classification?: Classification | undefined }> {
-    attempt.begin();
+    attempt.begin(this.#work.isStream);
     const value = await this.#work.run(attempt.context(this.attempts));
     const observed = this.#work.observe(value);
     if (!('value' in observed)) return { value };
+    if (this.#gate.settings.pace !== undefined)
+      attempt.learnLimits(this.#work.headersOf?.(value) ?? headersIn(observed.value));
     if (Object(observed.value) !== observed.value || !isResponse(observed.value)) {
-      attempt.readUsage(observed.value);
-      return { value, classification: this.#gate.settings.classify === undefined ? OK : undefined };
+      if (this.#work.readUsage !== undefined) this.#work.readUsage(value, attempt);
+      else {
+        attempt.readUsage(observed.value);
+        if (observed.kind === 'result') attempt.settleUsage();
+      }
+      const isData = this.#gate.settings.classify === undefined && this.#work.judge === undefined;
+      return { value, classification: isData ? OK : undefined };
     }
+    attempt.readCost(observed.value);
     try {
       const classification = this.#classify(observed);
       // The status is known before the body: a cooldown begins now, and not when a body has come to its end.
@@ -293,7 +352,15 @@ export class GateCall<T> implements WaitingCall {
         if (byStatus.class === 'rate-limited' || byStatus.retryAfterMs !== undefined)
           attempt.reportEarly(byStatus);
       }
-      return { value, classification: await classification };
+      const known = await classification;
+      if (known.class !== 'ok') return { value, classification: known };
+      const readsBody = this.#gate.settings.usage !== undefined || attempt.cost?.readsActual;
+      if (this.#work.readUsage !== undefined) this.#work.readUsage(value, attempt);
+      else if (observed.kind === 'result' && readsBody) {
+        attempt.readUsage((await contentOf(observed)).body);
+        attempt.settleUsage();
+      }
+      return { value, classification: known };
     } catch (error) {
       discardResponse(observed.value);
       if (observed.value !== value) attempt.watch(() => this.#work.discard(value)).catch(() => {});
@@ -310,10 +377,14 @@ export class GateCall<T> implements WaitingCall {
   async #classified(attempt: Attempt, result: Result<T>): Promise<Tried<T>> {
     const bounds = this.#bounds;
     let tried: Tried<T>;
+    if ('error' in result && this.#gate.settings.pace !== undefined)
+      attempt.learnLimits(errorHeadersOf(result.error));
     try {
       const classification = bounds.aborted
         ? this.#classificationOfAbort(attempt)
-        : await this.#classificationOf(result);
+        : 'error' in result && attempt.wasLostWith(result.error)
+          ? LOST
+          : await this.#classificationOf(result);
       tried = { ...result, classification };
     } catch (error) {
       // The host's classifier failed, or the call ended meanwhile: no caller receives this result.
@@ -342,13 +413,27 @@ export class GateCall<T> implements WaitingCall {
   /** Rejects where the host's classifier fails or returns something else than a class. */
   #classify(observed: Observed): Classification | Promise<Classification> {
     const { classify } = this.#gate.settings;
-    if (classify === undefined) return classificationOf(classifyOutcome(observed));
+    if (classify === undefined) return this.#byDefault(observed);
     return (async () => {
       const answer = await classify(observed);
       return answer === undefined || answer === null
-        ? classificationOf(classifyOutcome(observed))
+        ? this.#byDefault(observed)
         : checkedClassification(answer);
     })();
+  }
+
+  /** A page under a status that refuses a key is that of an intermediary, and says nothing about the key. */
+  #byDefault(observed: Observed): Classification | Promise<Classification> {
+    const judged = this.#judge(observed);
+    const byStatus = classificationOf(judged);
+    if (!losesKey(byStatus) || !('value' in observed) || !isResponse(observed.value)) return byStatus;
+    return isPage(observed.value).then((isForeign) =>
+      isForeign ? classificationOf({ ...judged, class: 'retryable' }) : byStatus,
+    );
+  }
+
+  #judge(observed: Observed): OutcomeJudgement {
+    return this.#work.judge?.(observed) ?? classifyOutcome(observed);
   }
 
   /**
@@ -370,7 +455,7 @@ export class GateCall<T> implements WaitingCall {
     const error = 'error' in tried ? tried.error : undefined;
     if (error !== undefined) this.#bounds.failedWith(error);
     // A bug of the host, or a page that does not exist, is no reason why a key cannot serve.
-    if (!isOfService(classification)) return;
+    if (classification === LOST || !isOfService(classification)) return;
     const failure = new FailureSummary(classification, error);
     this.#gate.lastFailure = failure;
     this.#met = { failure, error };
@@ -381,7 +466,7 @@ export class GateCall<T> implements WaitingCall {
   /** Milliseconds of the call's own backoff, to which a cooldown may be added; `undefined` if this attempt is the last. */
   #retryAfterMs(classification: Classification, counted: number, isFree: boolean): number | undefined {
     const { retry, keyed } = this.#gate.settings;
-    if (!classification.retry) return undefined;
+    if (!classification.retry || this.#work.isRepeatable?.() === false) return undefined;
     if (counted >= retry.attempts || (losesKey(classification) && !keyed)) return undefined;
     const ownMs = classification.class === 'retryable' ? backoffMs(retry, counted) : 0;
     if (Math.max(ownMs, this.#closedMs()) >= this.#bounds.remainingMs) return undefined;

@@ -1,8 +1,8 @@
 import { GateTimeoutError } from '../errors.js';
 import type { OutcomeClass, PermitOutcome } from '../hooks/events.js';
-import { readError } from '../internal/redaction.js';
+import { fieldOf, readError } from '../internal/redaction.js';
 import { flag, oneOf, options, refusal } from '../internal/validate.js';
-import { errorContentOf, fieldOf, isResponse, type Observed, textOf } from './response-content.js';
+import { errorContentOf, isResponse, type Observed, textOf } from './response-content.js';
 import { type HeaderSource, headerOf, retryAfterMsInBody, retryAfterMsOf } from './retry-after.js';
 
 export type { Observed } from './response-content.js';
@@ -59,6 +59,9 @@ export const isSpentCode = (code: unknown): boolean => SPENT_CODES.includes(code
 const TIMEOUT_CODE = /^(ETIMEDOUT|UND_ERR_(CONNECT|HEADERS|BODY)_TIMEOUT)$/;
 const NETWORK_CODE =
   /^(ECONN(RESET|REFUSED|ABORTED)|EPIPE|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_(SOCKET|CLOSED)|ERR_NETWORK|ERR_BAD_RESPONSE|ERR_STREAM_PREMATURE_CLOSE)$/;
+/** Also failures that a retry does not mend: a certificate, a response that is no HTTP. */
+const BROKEN_CODE =
+  /^(UND_ERR_(?!ABORTED|INVALID|NOT_SUPPORTED|INFO)|HPE_|CERT_|ERR_TLS_|SELF_SIGNED_|UNABLE_TO_|DEPTH_ZERO_)/;
 /** The `fetch` of Deno fails without a code. */
 const DENO_NETWORK_MESSAGE = /^error sending request (?:for|from)\b/;
 
@@ -205,6 +208,17 @@ function codeOf(error: unknown, body: unknown): unknown {
   if (isSpentCode(type)) return type;
   const inner = fieldOf(body, 'error') ?? body;
   return fieldOf(inner, 'code') ?? fieldOf(inner, 'type');
+}
+
+/** Whether an error says, by itself and not by its cause, that the connection to a service failed. */
+export function isNetworkFailure(error: unknown): boolean {
+  const { code, message } = readError(error);
+  const text = typeof code === 'string' ? code : '';
+  return (
+    [TIMEOUT_CODE, NETWORK_CODE, BROKEN_CODE].some((pattern) => pattern.test(text)) ||
+    message === 'fetch failed' ||
+    DENO_NETWORK_MESSAGE.test(message)
+  );
 }
 
 /** What failed below HTTP. `fetch` hides it in the cause of `TypeError: fetch failed`; SDKs wrap that once more. */

@@ -1,3 +1,4 @@
+import type { BudgetExceededError } from '../errors.js';
 import type { ErrorSummary, TaskIds } from '../hooks/events.js';
 import { readError, redactError } from '../internal/redaction.js';
 import type { Classification } from './classify.js';
@@ -33,10 +34,16 @@ export class CallEventEmitter {
     return redactError(error, this.#settings.hooks.redact);
   }
 
-  started(attempt: number, key: string | undefined, waitMs: number): void {
+  started(attempt: number, key: string | undefined, waitMs: number, url: string | undefined): void {
     const { hooks } = this.#settings;
     if (!hooks.hasListeners('call:started')) return;
-    hooks.emit('call:started', { ...this.ids(), attempt, ...(key === undefined ? {} : { key }), waitMs });
+    hooks.emit('call:started', {
+      ...this.ids(),
+      attempt,
+      ...(key === undefined ? {} : { key }),
+      waitMs,
+      ...(url !== undefined && URL.canParse(url) ? { serverAddress: new URL(url).hostname } : {}),
+    });
   }
 
   retried(
@@ -60,6 +67,16 @@ export class CallEventEmitter {
   throttled(reason: 'rate' | 'cooldown' | 'backoff', waitMs: number): void {
     const { hooks } = this.#settings;
     if (hooks.hasListeners('call:throttled')) hooks.emit('call:throttled', { ...this.ids(), reason, waitMs });
+  }
+
+  budgetExceeded({ meter, limit, spent, reserved, wanted }: BudgetExceededError): void {
+    const { hooks } = this.#settings;
+    if (!hooks.hasListeners('budget:exceeded')) return;
+    hooks.emit('budget:exceeded', { ...this.ids(), meter, limit, spent, reserved, wanted });
+  }
+
+  unmetered(meters: readonly string[]): void {
+    this.#settings.hooks.emit('budget:unmetered', { ...this.ids(), meters });
   }
 }
 

@@ -6,8 +6,11 @@ import type { GateOutcome } from './call-context.js';
 import type { FailureSummary } from './events.js';
 import { CooldownQueue } from './keys/cooldown-queue.js';
 import { KeyRing, type KeyStats } from './keys/key-ring.js';
-import { StartQueue } from './keys/start-queue.js';
+import { SharedStartQueue } from './keys/shared-start-queue.js';
+import { StartQueue, type Starts } from './keys/start-queue.js';
+import { LayeredLimiter } from './layered-limiter.js';
 import type { GateSettings } from './options.js';
+import type { SharedGate } from './shared-limits.js';
 
 /** Milliseconds for which host code may continue after its signal aborted. */
 export const GRACE_MS = 5_000;
@@ -21,6 +24,10 @@ const USAGE_SMOOTHING = 0.2;
 const BATCH_SIZE = 200;
 /** A cooldown that becomes longer by less than this changes no decision. */
 const MIN_EXTENSION_MS = 5;
+
+/** Whether it can be what a call weighs. */
+export const isWeight = (value: unknown): value is number =>
+  typeof value === 'number' && Number.isFinite(value) && value >= 0;
 
 /** Counts of a gate, at one moment. */
 export interface GateStats {
@@ -42,6 +49,8 @@ export interface GateStats {
   readonly backingOff: number;
   /** The limiter of the attempts, with its queue; `undefined` if nothing limits them. */
   readonly limiter: LimiterStats | undefined;
+  /** Whether the server of its `limits` can be reached; absent if it shares none. */
+  readonly limitsAvailable?: boolean;
   /** Retries left in the budget; `Infinity` without a budget. */
   readonly retriesLeft: number;
   /** Milliseconds until a key can serve; 0 if one can now, `Infinity` if none will. */
@@ -77,7 +86,11 @@ export class GateState {
   readonly #detach: (() => void) | undefined;
   readonly ring: KeyRing;
   readonly cooldownQueue: CooldownQueue;
-  readonly startQueue: StartQueue;
+  readonly startQueue: Starts;
+  /** What is shared with other processes. */
+  readonly shared: SharedGate | undefined;
+  /** A limiter of which no more is known than the interface. */
+  readonly foreignLimiter: Limiter | undefined;
   readonly waiting = new Set<WaitingCall>();
   /** Calls that wait for a permit or a start. While there is none, the next call starts without a queue. */
   queued = 0;
@@ -91,6 +104,8 @@ export class GateState {
   held = 0;
   backingOff = 0;
   isPaused = false;
+  /** Whether `budget:unmetered` has been emitted. */
+  emittedUnmetered = false;
   /** The cooldowns for which the waiting calls were checked. */
   #checkedUntilMs: ReadonlyMap<number, number> = new Map();
   #nextRecheck: NodeJS.Immediate | undefined;
@@ -100,17 +115,38 @@ export class GateState {
   constructor(settings: GateSettings) {
     const { name, maxConcurrent, adaptive, keyed, keys } = settings;
     this.settings = settings;
-    const limit = adaptive?.limit ?? maxConcurrent;
+    const { limits } = settings;
+    const limit = adaptive?.limit ?? (limits === undefined ? maxConcurrent : undefined);
     if (limit !== undefined) {
-      this.ownLimiter = new ConcurrencyLimiter({ maxConcurrent: limit, name, hooks: SILENT_HOOKS });
+      this.ownLimiter = new ConcurrencyLimiter({
+        maxConcurrent: limit,
+        ...settings.fairness,
+        name,
+        hooks: SILENT_HOOKS,
+      });
       // Attached, and not the limiter's own: a permit whose holder waits for a window is no call to the service.
       this.#detach = adaptive?.attach(this.ownLimiter);
     }
-    this.limiter = settings.limiter ?? this.ownLimiter;
     enableRedaction();
     if (keyed) registerKeys(keys.map(({ key }) => key));
     this.ring = new KeyRing(settings);
-    this.startQueue = new StartQueue(this.ring);
+    this.shared = limits?.gate({
+      name,
+      hooks: settings.hooks,
+      maxConcurrent,
+      sharedRate: settings.sharedRate,
+      keys: this.ring.sharedKeys(),
+      onKey: (key, why, ms) => this.ring.onSharedKey(key, why, ms),
+    });
+    const { ownLimiter, shared } = this;
+    this.ring.shared = shared?.starts;
+    this.foreignLimiter =
+      ownLimiter !== undefined && shared?.limiter !== undefined
+        ? new LayeredLimiter(ownLimiter, shared.limiter)
+        : (settings.limiter ?? shared?.limiter);
+    this.limiter = this.foreignLimiter ?? ownLimiter;
+    this.startQueue =
+      shared === undefined ? new StartQueue(this.ring) : new SharedStartQueue(this.ring, shared.starts);
     this.cooldownQueue = new CooldownQueue(this.ring);
     this.ring.onCapacity = () => {
       if (this.queued === 0) return;
@@ -121,8 +157,8 @@ export class GateState {
     if (adaptive !== undefined)
       this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : adaptive.blockedForMs);
     else this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : 0);
-    if (settings.limiter !== undefined) {
-      const { limiter } = settings;
+    if (this.foreignLimiter !== undefined) {
+      const limiter = this.foreignLimiter;
       this.startQueue.isLimiterPaused = () => limiter.stats().paused === true;
     }
   }
@@ -132,8 +168,25 @@ export class GateState {
 
   /** What a call without a weight is taken to weigh. */
   estimateWeight(): number {
+    return this.ring.countsWeight ? this.estimateUsage() : 1;
+  }
+
+  /** The same where only a budget counts it. */
+  estimateUsage(): number {
     if (this.settings.usage === undefined) return 1;
     return Math.min(this.ring.maxWeight, Math.ceil(this.#averageUsage ?? FIRST_ESTIMATE));
+  }
+
+  /** What `estimate` makes of a request, where a window counts weight. Never throws. */
+  estimateRequest(request: () => unknown, hasBudget: boolean): number | undefined {
+    const { ring, settings } = this;
+    if (settings.estimate === undefined || !(ring.countsWeight || hasBudget)) return undefined;
+    try {
+      const weight = settings.estimate(request());
+      return isWeight(weight) ? Math.min(ring.maxWeight, Math.ceil(weight)) : undefined;
+    } catch {
+      return undefined;
+    }
   }
 
   /** Learns what a call weighed. */
@@ -176,6 +229,11 @@ export class GateState {
     }
   }
 
+  /** Whether a call may start without a queue, where none waits. */
+  get startsAtOnce(): boolean {
+    return this.foreignLimiter === undefined && this.shared === undefined;
+  }
+
   /** A position in the order in which attempts were requested. */
   nextTurn(): number {
     return ++this.#turns;
@@ -194,9 +252,11 @@ export class GateState {
     return this.held === 0 ? Promise.resolve() : new Promise((resolve) => this.#idleWaiters.push(resolve));
   }
 
-  /** Closes the gate's own limiter, once no call can request a permit. */
-  closeLimiter(): void {
+  /** Closes the gate's own limiter, once no call can request a permit, and leaves what is shared. */
+  async closeLimiter(): Promise<void> {
     this.#detach?.();
     this.ownLimiter?.close().catch(() => {});
+    await this.onIdle();
+    await this.shared?.close().catch(() => {});
   }
 }

@@ -1,66 +1,44 @@
-import { optional, options, wholeNumber } from '../internal/validate.js';
-import { isSpentCode, judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
+import { fieldOf } from '../internal/redaction.js';
+import { options, wholeNumber } from '../internal/validate.js';
+import { judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
 import type { ServiceGateOptions } from './options.js';
-import {
-  type Content,
-  contentOf,
-  type Fields,
-  fieldOf,
-  fields,
-  isErrorStatus,
-  textOf,
-} from './response-content.js';
-import { headerOf, parseRetryAfter } from './retry-after.js';
+import { type Content, contentOf, isErrorStatus, textOf } from './response-content.js';
+import { parseRetryAfter } from './retry-after.js';
 
-/** Options for one kind of service: spread them into those of a `ServiceGate`, before your own. */
-export type GatePreset = Pick<ServiceGateOptions, 'rate' | 'attemptTimeoutMs' | 'classify' | 'usage'>;
+/**
+ * What a gate needs to know about one kind of service: its limits (`rate`), how long an attempt may take, what its outcomes
+ * mean (`classify`), and, where it counts tokens, how to read them from a response (`usage`), to estimate them from a request
+ * (`estimate`), to spend them from a budget (`cost`), and whose model it is (`provider`). Spread it into the options of a `ServiceGate`, before your own.
+ */
+export type GatePreset = Pick<
+  ServiceGateOptions<'tokens'>,
+  'rate' | 'attemptTimeoutMs' | 'classify' | 'usage' | 'estimate' | 'cost' | 'provider'
+>;
 
 /** Windows are 50 ms longer than the limit says: calls take different times to arrive, on a busy machine even more so. */
 const SECOND_MS = 1_050;
-const MINUTE_MS = 60_050;
-/** Half an hour: a long response of a reasoning model. */
-const LLM_TIMEOUT_MS = 1_800_000;
+export const MINUTE_MS = 60_050;
 
-const limitOf = (option: string, value: unknown): number => wholeNumber(option, value);
+export const limitOf = (option: string, value: unknown): number => wholeNumber(option, value);
 
 /**
- * An LLM behind an OpenAI-compatible interface: OpenAI itself, vLLM, SGLang and many others. Give the SDK
- * `maxRetries: 0`, and a fetch from `longFetch` if a response may take longer than five minutes.
- *
- * Tokens per minute are counted by `weight`. A call without one is estimated at the average of the calls before it, and
- * corrected from the `usage` of its result; of a stream, that takes `stream_options: { include_usage: true }`.
+ * What a status means with its headers and its body. Only the form of the service itself takes a key out of use: any other
+ * body, also in JSON, is that of an intermediary.
+ */
+export const judged = (status: number, { body, headers }: Content, isOwn: boolean): OutcomeJudgement =>
+  withBodyTime(judgeStatus(status, headers, !isOwn), body);
+
+/** A judgement that does not depend on headers or body. */
+export function known(said: OutcomeJudgement['class'], status: unknown): OutcomeJudgement {
+  return isErrorStatus(status) ? { class: said, status } : { class: said };
+}
+
+/**
+ * Web search by Serper. It sends no headers about its limits: 50 to 300 requests a second, by the pack bought.
  *
  * @example
- * const llm = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 200_000 }), adaptive: { max: 64 } });
+ * const serper = new ServiceGate({ name: 'serper', keys, ...serperPreset({ perSecond: 100 }) });
  */
-export function openAiPreset(
-  limits: {
-    readonly requestsPerMinute?: number | undefined;
-    readonly tokensPerMinute?: number | undefined;
-  } = {},
-): GatePreset {
-  options('openAiPreset', limits, ['requestsPerMinute', 'tokensPerMinute']);
-  const requests = optional('requestsPerMinute', limits.requestsPerMinute, limitOf);
-  const tokens = optional('tokensPerMinute', limits.tokensPerMinute, limitOf);
-  return {
-    rate: [
-      ...(requests === undefined ? [] : [{ limit: requests, perMs: MINUTE_MS }]),
-      ...(tokens === undefined ? [] : [{ limit: tokens, perMs: MINUTE_MS, unit: 'weight' as const }]),
-    ],
-    attemptTimeoutMs: LLM_TIMEOUT_MS,
-    classify: classifyOpenAi,
-    ...(tokens === undefined ? {} : { usage: openAiUsage }),
-  };
-}
-
-/** The tokens of a completion, of the last chunk of a stream, or of an event of the Responses API. */
-function openAiUsage(result: unknown): number | undefined {
-  const usage = fieldOf(result, 'usage') ?? fieldOf(fieldOf(result, 'response'), 'usage');
-  const tokens = fieldOf(usage, 'total_tokens');
-  return typeof tokens === 'number' ? tokens : undefined;
-}
-
-/** Web search by Serper. It sends no headers about its limits: 50 to 300 requests a second, by the pack bought. */
 export function serperPreset(limits: { readonly perSecond?: number | undefined } = {}): GatePreset {
   options('serperPreset', limits, ['perSecond']);
   const limit = limitOf('perSecond', limits.perSecond ?? 50);
@@ -71,7 +49,12 @@ export function serperPreset(limits: { readonly perSecond?: number | undefined }
   };
 }
 
-/** Jina's reader (500 requests a minute with a key) and search (100). Ask for JSON: its errors come under 200 as well. */
+/**
+ * Jina's reader (500 requests a minute with a key) and search (100). Ask for JSON: its errors come under 200 as well.
+ *
+ * @example
+ * const jina = new ServiceGate({ name: 'jina', keys, ...jinaPreset() });
+ */
 export function jinaPreset(limits: { readonly perMinute?: number | undefined } = {}): GatePreset {
   options('jinaPreset', limits, ['perMinute']);
   const limit = limitOf('perMinute', limits.perMinute ?? 500);
@@ -83,6 +66,9 @@ export function jinaPreset(limits: { readonly perMinute?: number | undefined } =
  * sandbox inside one call, from `Sandbox.create` to `kill`, and its permit is its place. Give the SDK `retries: 0`.
  *
  * Only creations are worth another attempt, so let what happens in the sandbox fail with errors of your own.
+ *
+ * @example
+ * const e2b = new ServiceGate({ name: 'e2b', keys, ...e2bPreset({ sandboxes: 20 }) });
  */
 export function e2bPreset(
   limits: { readonly sandboxes?: number | undefined; readonly createsPerSecond?: number | undefined } = {},
@@ -95,55 +81,12 @@ export function e2bPreset(
   };
 }
 
-/** The statuses that OpenAI's error codes stand for, where an error has none: in an event, or under 200. */
-const STATUS_OF: ReadonlyMap<unknown, number> = /* @__PURE__ */ new Map([
-  ['rate_limit_exceeded', 429],
-  ['invalid_api_key', 401],
-  ['invalid_request_error', 400],
-]);
-
-/** What OpenAI-compatible servers add to HTTP: exhausted quotas under 429, errors under 200, advice on retries. */
-export async function classifyOpenAi(observed: Observed): Promise<OutcomeJudgement | undefined> {
-  // A stream has at least the chunk of the role. In an error under 200 the SDK finds no event.
-  if (observed.kind === 'no-item') return { class: 'retryable' };
-  const content = await contentOf(observed);
-  const { body, headers, status } = content;
-  const inBody = body.error ?? errorOfEvent(body);
-  const error = fields(inBody ?? body);
-  // The error object of the server: the SDK has it on its own error, and none if it failed itself.
-  const sent = (observed.kind === 'error' ? fieldOf(observed.error, 'error') : undefined) ?? inBody;
-  const isSent = typeof sent === 'object' && sent !== null;
-  const failed = status ?? (isSent ? statusIn(error) : undefined);
-  if (isSpentCode(error.code) || isSpentCode(error.type)) return known('quota-exhausted', failed);
-  if (failed === undefined) return isSent ? { class: 'retryable' } : undefined;
-  const isFinal = headerOf(headers, 'x-should-retry') === 'false';
-  // A conflict is a lock that was not free in time.
-  // vLLM and SGLang refuse a key with no more than a text, others with an object that is an error itself.
-  const isOwn = content.format === 'json' && (isSent || textOf(sent) !== '' || body.object === 'error');
-  const judgement = failed === 409 && !isFinal ? known('retryable', failed) : judged(failed, content, isOwn);
-  // The advice is not about the next key.
-  const isAdvised = judgement.class === 'retryable' || judgement.class === 'rate-limited';
-  return isFinal && isAdvised ? { ...judgement, retry: false } : judgement;
-}
-
 /**
- * What a status means with its headers and its body. Only the form of the service itself takes a key out of use: any other
- * body, also in JSON, is that of an intermediary.
+ * Serper uses 429 for too many requests and, like 400, for an empty balance: only the text differs.
+ *
+ * @example
+ * new ServiceGate({ name: 'serper', keys, classify: classifySerper });
  */
-const judged = (status: number, { body, headers }: Content, isOwn: boolean): OutcomeJudgement =>
-  withBodyTime(judgeStatus(status, headers, !isOwn), body);
-
-/** The error of a failure event of the Responses API. Its SDK yields such an event like any other. */
-function errorOfEvent({ type, response, ...rest }: Fields): unknown {
-  return type === 'response.failed' ? fields(response).error : type === 'error' ? rest : undefined;
-}
-
-/** The status that an error names by a number, or by a code of OpenAI. */
-function statusIn({ code, type }: Fields): number | undefined {
-  return [Number(code), STATUS_OF.get(code), STATUS_OF.get(type)].find(isErrorStatus);
-}
-
-/** Serper uses 429 for too many requests and, like 400, for an empty balance: only the text differs. */
 export async function classifySerper(observed: Observed): Promise<OutcomeJudgement | undefined> {
   const content = await contentOf(observed);
   const { body, status } = content;
@@ -157,7 +100,12 @@ export async function classifySerper(observed: Observed): Promise<OutcomeJudgeme
   return judged(failed, content, isOwn);
 }
 
-/** The body of Jina has the actual status, whatever that of HTTP, and a time where the headers have none. */
+/**
+ * The body of Jina has the actual status, whatever that of HTTP, and a time where the headers have none.
+ *
+ * @example
+ * new ServiceGate({ name: 'jina', keys, classify: classifyJina });
+ */
 export async function classifyJina(observed: Observed): Promise<OutcomeJudgement | undefined> {
   const content = await contentOf(observed);
   const { body, status } = content;
@@ -176,7 +124,12 @@ export async function classifyJina(observed: Observed): Promise<OutcomeJudgement
   return retryAfterMs === undefined ? judgement : { ...judgement, retryAfterMs };
 }
 
-/** E2B counts a killed sandbox for a moment longer: its cap passes soon, unlike the rate, for which it gives a time. */
+/**
+ * E2B counts a killed sandbox for a moment longer: its cap passes soon, unlike the rate, for which it gives a time.
+ *
+ * @example
+ * new ServiceGate({ name: 'e2b', keys, classify: classifyE2b });
+ */
 export async function classifyE2b(observed: Observed): Promise<OutcomeJudgement | undefined> {
   const content = await contentOf(observed);
   const { body, status } = content;
@@ -201,7 +154,3 @@ const asHttpDate = (value: unknown): string => {
   const moment = Date.parse(textOf(value));
   return Number.isNaN(moment) ? '' : new Date(moment).toUTCString();
 };
-
-function known(said: OutcomeJudgement['class'], status: unknown): OutcomeJudgement {
-  return isErrorStatus(status) ? { class: said, status } : { class: said };
-}

@@ -3,6 +3,10 @@
  * is guarded, and every body is bounded.
  */
 import type { Readable } from 'node:stream';
+import { PipelinePoolError } from '../errors.js';
+import { CheckedIterator } from '../internal/iteration.js';
+import { fieldOf } from '../internal/redaction.js';
+import { refusal } from '../internal/validate.js';
 import { type HeaderSource, headerOf } from './retry-after.js';
 
 /** What an attempt returned or threw, as a classifier receives it. */
@@ -30,16 +34,6 @@ export interface Content {
   readonly status: number | undefined;
   /** `html` is a page of a proxy or a content network, and not a response of the service. */
   readonly format: 'json' | 'html' | 'unknown';
-}
-
-/** One field of a foreign value. Never throws. */
-export function fieldOf(value: unknown, name: string): unknown {
-  if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return undefined;
-  try {
-    return (value as Fields)[name];
-  } catch {
-    return undefined;
-  }
 }
 
 export const fields = (value: unknown): Fields =>
@@ -79,8 +73,9 @@ export function discardResponse(value: unknown): void {
 }
 
 /**
- * The status of a failure: of the error (`status`, `statusCode`), of its response (axios, superagent, got, ky), of a
- * response whose body was cut off (axios), or `code`, where an event of a stream has one.
+ * The status of a failure: of the error (`status`, `statusCode`), of its response (axios, superagent, got, ky; `res` of older
+ * clients), of a response whose body was cut off (axios), of its metadata (AWS), or `code`, where an event of a stream has
+ * one.
  */
 export function errorStatusOf(error: unknown): number | undefined {
   const response = fieldOf(error, 'response');
@@ -89,7 +84,10 @@ export function errorStatusOf(error: unknown): number | undefined {
     fieldOf(error, 'statusCode'),
     fieldOf(response, 'status'),
     fieldOf(response, 'statusCode'),
+    fieldOf(fieldOf(error, 'res'), 'status'),
+    fieldOf(fieldOf(error, 'res'), 'statusCode'),
     fieldOf(fieldOf(fieldOf(error, 'request'), 'res'), 'statusCode'),
+    fieldOf(fieldOf(error, '$metadata'), 'httpStatusCode'),
     fieldOf(error, 'code'),
   ].find(isErrorStatus);
 }
@@ -100,16 +98,94 @@ export function errorHeadersOf(error: unknown): HeaderSource {
     fieldOf(error, 'headers'),
     fieldOf(error, 'responseHeaders'),
     fieldOf(fieldOf(error, 'response'), 'headers'),
+    fieldOf(fieldOf(error, 'res'), 'headers'),
+    fieldOf(fieldOf(error, '$response'), 'headers'),
     fieldOf(fieldOf(fieldOf(error, 'request'), 'res'), 'headers'),
   ];
   return candidates.find((headers) => typeof headers === 'object' && headers !== null) as HeaderSource;
 }
 
-/** What a thrown error carries. Its body may be an object, or JSON text, and may have been cut off. */
+/** How many tokens a model has generated, as OpenAI, Anthropic and Gemini report it. */
+export function outputTokensOf(value: unknown): number | undefined {
+  const usage = usageOf(value);
+  const gemini = fieldOf(value, 'usageMetadata');
+  return (
+    countIn(usage, 'completion_tokens') ??
+    countIn(usage, 'output_tokens') ??
+    sumIn(gemini, 'candidatesTokenCount', 'thoughtsTokenCount')
+  );
+}
+
+/** How many tokens a request had, as OpenAI, Anthropic (which counts those of its cache apart) and Gemini report it. */
+export function inputTokensOf(value: unknown): number | undefined {
+  const usage = usageOf(value) ?? fieldOf(fieldOf(value, 'message'), 'usage');
+  return (
+    countIn(usage, 'prompt_tokens') ??
+    sumIn(usage, 'input_tokens', 'cache_creation_input_tokens', 'cache_read_input_tokens') ??
+    countIn(fieldOf(value, 'usageMetadata'), 'promptTokenCount')
+  );
+}
+
+const usageOf = (value: unknown): unknown =>
+  fieldOf(value, 'usage') ?? fieldOf(fieldOf(value, 'response'), 'usage');
+
+function countIn(usage: unknown, name: string): number | undefined {
+  const tokens = fieldOf(usage, name);
+  return typeof tokens === 'number' && tokens >= 0 && tokens < Number.POSITIVE_INFINITY ? tokens : undefined;
+}
+
+/** The first count with those that are there besides. */
+function sumIn(usage: unknown, name: string, ...others: readonly string[]): number | undefined {
+  const count = countIn(usage, name);
+  return count === undefined
+    ? undefined
+    : others.reduce((sum, other) => sum + (countIn(usage, other) ?? 0), count);
+}
+
+/** The headers of a result: of a `Response`, or of the one beside the data (`withResponse()` of the SDKs). */
+export function headersIn(value: unknown): HeaderSource {
+  const response = isResponse(value) ? value : fieldOf(value, 'response');
+  return isResponse(response) ? response.headers : undefined;
+}
+
+/** How many errors behind one another are read. */
+const MAX_ERRORS = 5;
+
+/**
+ * What a thrown error carries: itself, or, where it has no status, the first error behind it (`cause`, `lastError`) that has
+ * one. An error of this library stands for itself.
+ */
 export function errorContentOf(error: unknown): Content {
-  const response = fieldOf(error, 'response');
-  const headers = errorHeadersOf(error);
+  const own = ownContentOf(error);
+  let behind = error;
+  for (let content = own, depth = 1; ; content = ownContentOf(behind), depth++) {
+    if (content.status !== undefined) return content;
+    if (depth === MAX_ERRORS || behind instanceof PipelinePoolError) return own;
+    behind = fieldOf(behind, 'cause') ?? fieldOf(behind, 'lastError');
+    if (typeof behind !== 'object' || behind === null) return own;
+  }
+}
+
+function ownContentOf(error: unknown): Content {
   const message = textOf(fieldOf(error, 'message'));
+  const { found, parsed } = errorBodyOf(error, message);
+  const headers = errorHeadersOf(error);
+  const isHtml = isHtmlType(headers) || isHtmlText(found) || isHtmlText(message);
+  return {
+    // Without a body, the fields may be on the error itself.
+    body: { message, ...copyOf(parsed ?? error) },
+    headers,
+    status: errorStatusOf(error),
+    format: isHtml ? 'html' : parsed !== undefined || isJsonType(headers) ? 'json' : 'unknown',
+  };
+}
+
+/** The body that a client attached to its error: an object, or JSON text, which may be in the message, and may have been cut off. */
+export function errorBodyOf(
+  error: unknown,
+  message = textOf(fieldOf(error, 'message')),
+): { readonly found: unknown; readonly parsed: Fields | undefined } {
+  const response = fieldOf(error, 'response');
   const parts = [
     // The SDKs put the body's `error` on theirs; others keep the body.
     fieldOf(error, 'error'),
@@ -120,15 +196,18 @@ export function errorContentOf(error: unknown): Content {
     fieldOf(error, 'responseBody'),
   ];
   const found = parts.find((part) => part !== undefined && part !== null && part !== '');
-  const parsed = parsedBody(found) ?? parsedBody(message);
-  const isHtml = isHtmlType(headers) || isHtmlText(found) || isHtmlText(message);
-  return {
-    // Without a body, the fields may be on the error itself.
-    body: { message, ...copyOf(parsed ?? error) },
-    headers,
-    status: errorStatusOf(error),
-    format: isHtml ? 'html' : parsed !== undefined || isJsonType(headers) ? 'json' : 'unknown',
-  };
+  return { found, parsed: parsedBody(found) ?? parsedBody(message) };
+}
+
+/** Whether the body of a failed response is a page, whatever its headers say. Its caller can still read it. Never rejects. */
+export async function isPage(response: Response): Promise<boolean> {
+  if (isHtmlType(response.headers)) return true;
+  if (isJsonType(response.headers) || response.bodyUsed || response.body?.locked) return false;
+  try {
+    return isHtmlText(await boundedTextOf(response.clone(), MAX_BODY_MS));
+  } catch {
+    return false;
+  }
 }
 
 /** What any outcome carries. Rejects if the body of a successful response does not come to its end. */
@@ -158,7 +237,7 @@ function copyOf(value: unknown): Fields {
 
 export const textOf = (value: unknown): string => (typeof value === 'string' ? value : '');
 
-const isJsonType = (headers: HeaderSource): boolean =>
+export const isJsonType = (headers: HeaderSource): boolean =>
   /\bjson\b/i.test(headerOf(headers, 'content-type') ?? '');
 const isHtmlType = (headers: HeaderSource): boolean =>
   /\bhtml\b/i.test(headerOf(headers, 'content-type') ?? '');
@@ -178,8 +257,17 @@ function parsedBody(body: unknown): Fields | undefined {
   }
 }
 
+/** Read once for all who ask: a classifier, and `usage`. */
+const jsonBodies = /* @__PURE__ */ new WeakMap<Response, Promise<Fields>>();
+
 /** The JSON body of a response that the caller will still read; empty if it is none, or was read already. */
-async function jsonOf(response: Response): Promise<Fields> {
+function jsonOf(response: Response): Promise<Fields> {
+  const known = jsonBodies.get(response) ?? readJson(response);
+  jsonBodies.set(response, known);
+  return known;
+}
+
+async function readJson(response: Response): Promise<Fields> {
   const { body, bodyUsed, ok } = response;
   if (bodyUsed || body?.locked) return {};
   // The copy of a Node.js stream, as in node-fetch, stalls if it is long and the caller does not read along.
@@ -193,22 +281,32 @@ async function jsonOf(response: Response): Promise<Fields> {
   }
 }
 
-/** The beginning of a body, read in limited time where `timeoutMs` is given. */
-async function boundedTextOf(response: Response, timeoutMs: number | undefined): Promise<string> {
+/** The beginning of a body as text. */
+const boundedTextOf = async (response: Response, timeoutMs: number | undefined): Promise<string> =>
+  new TextDecoder().decode(await boundedBytesOf(response, timeoutMs));
+
+/** The beginning of the body of a failed response, in limited time. The status stands without its body: never rejects. */
+export const failureBytesOf = async (response: Response): Promise<Uint8Array<ArrayBuffer>> =>
+  (await boundedBytesOf(response, MAX_BODY_MS)).slice(0, MAX_BODY_BYTES);
+
+/** The beginning of a body. With `timeoutMs`, what has arrived until then, or until it broke off. */
+async function boundedBytesOf(
+  response: Response,
+  timeoutMs: number | undefined,
+): Promise<Uint8Array<ArrayBuffer>> {
   const body = response.body as (ReadableStream<Uint8Array> & Readable) | null | undefined;
-  if (body === null || body === undefined) return response.text();
+  if (body === null || body === undefined) return new TextEncoder().encode(await response.text());
   const cancel = (): void => {
     if (reader !== undefined) reader.cancel().catch(() => {});
     else body.destroy();
   };
   const reader = typeof body.getReader === 'function' ? body.getReader() : undefined;
   const timer = timeoutMs === undefined ? undefined : setTimeout(cancel, timeoutMs);
-  const decoder = new TextDecoder();
-  let text = '';
+  const chunks: Uint8Array[] = [];
   let bytes = 0;
   const add = (chunk: Uint8Array): boolean => {
+    chunks.push(chunk);
     bytes += chunk.byteLength;
-    text += decoder.decode(chunk, { stream: true });
     return bytes >= MAX_BODY_BYTES;
   };
   try {
@@ -221,8 +319,53 @@ async function boundedTextOf(response: Response, timeoutMs: number | undefined):
           break;
         }
     }
-    return text;
+  } catch (error) {
+    if (timeoutMs === undefined) throw error;
   } finally {
     clearTimeout(timer);
   }
+  return joined(chunks);
+}
+
+/** All chunks in one, in memory of its own. */
+export function joined(chunks: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const all = new Uint8Array(chunks.reduce((sum, { byteLength }) => sum + byteLength, 0));
+  let at = 0;
+  for (const chunk of chunks) {
+    all.set(chunk, at);
+    at += chunk.byteLength;
+  }
+  return all;
+}
+
+/**
+ * A chunk of a body as bytes in memory of its own, which may be transferred. That of a `Buffer` is shared with others.
+ *
+ * @throws {TypeError} for anything else than bytes and text
+ */
+export function bytesOfChunk(chunk: unknown): Uint8Array<ArrayBuffer> {
+  if (typeof chunk === 'string') return new TextEncoder().encode(chunk);
+  if (!(chunk instanceof Uint8Array))
+    throw new TypeError(refusal('a chunk of a body', 'a Uint8Array', chunk));
+  const isAlone = chunk.byteLength === chunk.buffer.byteLength && chunk.buffer instanceof ArrayBuffer;
+  return isAlone ? new Uint8Array(chunk.buffer as ArrayBuffer) : new Uint8Array(chunk);
+}
+
+/**
+ * The chunks of a body: a web stream, one of Node.js, or any other async iterable. Its `return` ends the body at once, also
+ * while a chunk is waited for; that of the iterators of streams would wait for the chunk.
+ *
+ * @throws {TypeError} for anything else, and for a stream that is locked
+ */
+export function chunksOf(body: unknown): CheckedIterator<unknown> {
+  const { getReader, destroy } = Object(body) as Partial<ReadableStream & Readable>;
+  let iterator: unknown = body;
+  if (typeof getReader === 'function') {
+    const reader = (body as ReadableStream).getReader();
+    iterator = { next: () => reader.read(), return: () => reader.cancel() };
+  } else if (typeof destroy === 'function') {
+    const chunks = (body as Readable)[Symbol.asyncIterator]();
+    iterator = { next: () => chunks.next(), return: async () => void (body as Readable).destroy() };
+  }
+  return CheckedIterator.of(iterator as AsyncIterable<unknown>, 'a body', 'an async iterable');
 }

@@ -15,20 +15,23 @@ export function headerOf(headers: HeaderSource, name: string): string | undefine
   if (typeof headers !== 'object' || headers === null) return undefined;
   try {
     if (typeof headers.get === 'function') {
-      const value: unknown = headers.get(name);
-      return typeof value === 'string' ? value : undefined;
+      return textIn(headers.get(name));
     }
     for (const key of Object.keys(headers)) {
       if (key.toLowerCase() !== name) continue;
-      const value: unknown = (headers as Readonly<Record<string, unknown>>)[key];
-      const first: unknown = Array.isArray(value) ? value[0] : value;
-      if (typeof first === 'string') return first;
-      if (typeof first === 'number') return String(first);
+      const text = textIn((headers as Readonly<Record<string, unknown>>)[key]);
+      if (text !== undefined) return text;
     }
   } catch {
     // A client's headers that cannot be read say nothing.
   }
   return undefined;
+}
+
+/** The value of a header, or the first of a list of them. */
+function textIn(value: unknown): string | undefined {
+  const first: unknown = Array.isArray(value) ? value[0] : value;
+  return typeof first === 'string' ? first : typeof first === 'number' ? String(first) : undefined;
 }
 
 /** A number of seconds from 0. From 1e9 on it is a time since 1970: no service asks for a wait of 31 years. */
@@ -129,6 +132,72 @@ function limitsIn(headers: HeaderSource): typeof LIMITS {
     return [[`${before}remaining${after}`, name] as const];
   });
   return [...LIMITS, ...others];
+}
+
+/** A limit that a response reports. */
+export interface ReportedLimit {
+  readonly name: string;
+  readonly unit: 'calls' | 'weight';
+  readonly limit: number;
+  readonly remaining: number;
+  /** Milliseconds until all of it is free again. */
+  readonly resetMs: number;
+  /** Milliseconds of its window, where they are reported. */
+  readonly perMs?: number;
+}
+
+/** The limits of requests and tokens, with all that is known of them. */
+export function reportedLimits(headers: HeaderSource): readonly ReportedLimit[] {
+  const found = new Map<string, ReportedLimit>();
+  for (const [name, reset] of limitsIn(headers)) {
+    const unit = unitOf(name);
+    const limit = countIn(headerOf(headers, name.replace('remaining', 'limit')));
+    const remaining = countIn(headerOf(headers, name));
+    const resetMs = parseReset(headerOf(headers, reset) ?? '');
+    if (unit === undefined || !limit || remaining === undefined || resetMs === undefined) continue;
+    found.set(name, { name, unit, limit, remaining, resetMs });
+  }
+  // Anthropic reports the tighter of the two under `tokens`.
+  const isSplit = (name: string): boolean => /-(in|out)put-tokens-/.test(name);
+  const limits = [...found.values()];
+  const hasWhole = limits.some(({ name, unit }) => unit === 'weight' && !isSplit(name));
+  return [...(hasWhole ? limits.filter(({ name }) => !isSplit(name)) : limits), ...standardLimits(headers)];
+}
+
+/** Requests, tokens, or whatever a service counts that names neither. Images and the like are not what a call weighs. */
+const unitOf = (name: string): ReportedLimit['unit'] | undefined =>
+  name.includes('token')
+    ? 'weight'
+    : name.includes('request') || /^(x-)?ratelimit-remaining$/.test(name)
+      ? 'calls'
+      : undefined;
+
+const countIn = (value: string | undefined): number | undefined =>
+  value !== undefined && /^\s*\d{1,15}\s*$/.test(value) ? Number(value) : undefined;
+
+/** `RateLimit: "a";r=50;t=30` with `RateLimit-Policy: "a";q=100;w=60` (draft-ietf-httpapi-ratelimit-headers). */
+function standardLimits(headers: HeaderSource): readonly ReportedLimit[] {
+  const policies = itemsIn(headerOf(headers, 'ratelimit-policy'));
+  return itemsIn(headerOf(headers, 'ratelimit')).flatMap(([name, { r: remaining, t = 0 }]) => {
+    const policy = policies.find(([other]) => other === name)?.[1];
+    if (policy?.q === undefined || policy.q === 0 || remaining === undefined) return [];
+    const perMs = policy.w === undefined ? {} : { perMs: policy.w * 1_000 };
+    return [{ name, unit: 'calls' as const, limit: policy.q, remaining, resetMs: t * 1_000, ...perMs }];
+  });
+}
+
+/** The items of a structured list, with their numeric parameters. */
+function itemsIn(value = ''): readonly (readonly [name: string, parameters: Record<string, number>])[] {
+  return value
+    .slice(0, 2_000)
+    .split(',')
+    .map((item) => {
+      const [name = '', ...parameters] = item.split(';').map((part) => part.trim());
+      const numbers = parameters
+        .map((part) => part.split('='))
+        .filter(([, count]) => countIn(count) !== undefined);
+      return [name, Object.fromEntries(numbers.map(([key, count]) => [key, Number(count)]))] as const;
+    });
 }
 
 function namesOf(headers: HeaderSource): readonly string[] {

@@ -1,3 +1,4 @@
+import { settleInTurn } from '../internal/clock.js';
 import {
   durationMs,
   finiteNumber,
@@ -17,7 +18,7 @@ export interface RetryOptions {
   readonly attempts?: number | undefined;
   /** The first backoff is a random time from 0 to this, in milliseconds; the bound doubles each time. @default 500 */
   readonly baseMs?: number | undefined;
-  /** Maximum backoff in milliseconds. @default 30_000 */
+  /** Maximum backoff in milliseconds. @default 30_000, or `baseMs` if that is more */
   readonly maxMs?: number | undefined;
   /**
    * How many retries all calls together may make, so that an outage is not multiplied: in any minute, `perMinute` and
@@ -98,7 +99,7 @@ export interface RetryPolicy {
 
 export function retryPolicy(given: RetryOptions = {}): RetryPolicy {
   options('retry', given, ['attempts', 'baseMs', 'maxMs', 'budget']);
-  const { attempts = 3, baseMs = 500, maxMs = 30_000, budget = {} } = given;
+  const { attempts = 3, baseMs = 500, maxMs = Math.max(30_000, Number(baseMs)), budget = {} } = given;
   wholeNumber('retry.attempts', attempts);
   durationMs('retry.baseMs', baseMs);
   durationMs('retry.maxMs', maxMs);
@@ -125,7 +126,7 @@ export function sleep(ms: number, bounds: CallBounds): Promise<void> {
     const listener = {
       handleEvent: (): void => {
         clearTimeout(timer);
-        reject(bounds.reason);
+        settleInTurn(() => reject(bounds.reason));
       },
     };
     const timer = setTimeout(

@@ -1,21 +1,29 @@
-import { GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
+import { BudgetExceededError, GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { inBatches, nowMs } from '../internal/clock.js';
+import { redactError } from '../internal/redaction.js';
 import { sharedStack } from '../internal/shared-stack.js';
 import { options as checkOptions, optional, refusal, text } from '../internal/validate.js';
 import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
-import { currentRequest, inheritedPriority } from '../request/current-request.js';
+import { currentScope, inheritedPriority } from '../request/current-request.js';
 import type { AttemptContext } from './attempt.js';
-import { RequestCache } from './cache.js';
+import { RequestCache, type StoreOperation } from './cache.js';
 import { GateCall, type Work } from './call.js';
 import { CALL_CONTEXT, type CallBounds, CallContext, type GateOutcome, isTimeout } from './call-context.js';
 
 import { CallEventEmitter } from './events.js';
+import { type GateFetchOptions, gatedFetch } from './fetch.js';
 import { GateState, type GateStats } from './gate-state.js';
 import { checkWindows, type RateWindow } from './keys/sliding-window.js';
 import { checkCallOptions, type GateCallOptions, gateSettings, type ServiceGateOptions } from './options.js';
 import { discardResponse, isResponse } from './response-content.js';
-import { GateStream, type GateStreamSource } from './stream.js';
+import {
+  GateStream,
+  type GateStreamSource,
+  type OpenedStream,
+  type StreamCall,
+  streamWork,
+} from './stream.js';
 
 export type { GateStats } from './gate-state.js';
 
@@ -42,7 +50,8 @@ interface OpenCall<T> {
  * - No window is exceeded, at any alignment, by any burst, blocked event loop or step of the wall clock.
  * - At most `maxConcurrent` attempts are in progress; a stream counts until its last item.
  * - A rejected key is not used until its cooldown ends; then one attempt goes first, as a probe.
- * - An abort settles the caller in that step, at any stage, and leaves nothing behind.
+ * - An abort settles the caller in that step, at any stage, and leaves nothing behind. Beyond the first 500 that are
+ *   aborted in one turn of the event loop, callers are settled in the following turns.
  * - The caller receives what the last attempt returned or threw. A `Response` that is a failure is returned, not thrown.
  *
  * The constructor throws a `TypeError` or `RangeError` that names the wrong option.
@@ -51,7 +60,7 @@ interface OpenCall<T> {
  * a stream; `call-context.ts` holds the signal and deadline of a call, `gate-state.ts` what all calls share, `classify.ts`
  * and `presets.ts` say what an outcome means, `retry-after.ts` reads the times that services send, `retry.ts` is backoff and
  * retry budget, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds the API keys, their
- * rate windows, and the queues in front of them.
+ * rate windows, declared and learned, and the queues in front of them.
  *
  * @example
  * const serper = new ServiceGate({ name: 'serper', keys, rate: [{ limit: 50, perMs: 1_000 }], attemptTimeoutMs: 20_000 });
@@ -70,8 +79,10 @@ interface OpenCall<T> {
  *   { signal, timeoutMs: 60_000 },
  * );
  */
-export class ServiceGate {
+export class ServiceGate<M extends string = string> {
+  /** The `source` of its events and errors. */
   readonly name: string;
+  /** Where its events go. */
   readonly hooks: LifecycleHooks;
   /** The adaptive limit, if the gate has one; feed it a gauge if the service provides one. */
   readonly adaptive: AdaptiveLimit | undefined;
@@ -85,7 +96,7 @@ export class ServiceGate {
   #calls = 0;
   #closed: Promise<void> | undefined;
 
-  constructor(given: ServiceGateOptions) {
+  constructor(given: ServiceGateOptions<M>) {
     const settings = gateSettings(given);
     this.name = settings.name;
     this.hooks = settings.hooks;
@@ -93,7 +104,11 @@ export class ServiceGate {
     // Here, since a bundler must keep a class whose body computes a name.
     this[CALL_CONTEXT] = true;
     this.#state = new GateState(settings);
-    this.#cache = new RequestCache(settings.cache, settings.now);
+    this.#cache = new RequestCache(settings.cache, {
+      name: settings.name,
+      now: settings.now,
+      onStoreFailed: (operation, error) => this.#emitStoreFailed(operation, error),
+    });
   }
 
   /**
@@ -124,18 +139,7 @@ export class ServiceGate {
       observe: (value) => ({ kind: 'result', value }),
       discard: discardResponse,
     };
-    const open = this.#open(options, work);
-    try {
-      const { cacheKey } = options;
-      const value = await (cacheKey === undefined
-        ? this.#complete(open.call)
-        : this.#share(open, cacheKey, work));
-      this.#finish(open);
-      return value;
-    } catch (error) {
-      this.#finish(open, { error });
-      throw error;
-    }
+    return this.#answer(options, work);
   }
 
   /**
@@ -156,10 +160,40 @@ export class ServiceGate {
     given: Omit<GateCallOptions, 'cacheKey'> = NO_OPTIONS,
   ): AsyncIterableIterator<T> & AsyncDisposable {
     const options = this.#check('stream', fn, given);
-    return new GateStream<T>((work) => {
-      const open = this.#open(options, work);
-      return { context: open.context, call: open.call, finish: (failure) => this.#finish(open, failure) };
-    }, fn);
+    return new GateStream<T>(
+      (work) => ({
+        ...this.#begin(options, work),
+        onItem: (attempt, item) => attempt.readUsage(item),
+      }),
+      streamWork(fn),
+    );
+  }
+
+  /**
+   * A `fetch` whose calls go through this gate, for a client that accepts one. It takes what `fetch` takes and returns what
+   * `fetch` returns; set the client's own retries to 0.
+   *
+   * A call holds its permit and its key until the body has been read, cancelled, failed or garbage-collected, or until the
+   * request that made it is over. A response is classified before it is returned: its status, its headers, the body of a
+   * failure, and the first event of a server-sent stream. So the client never sees what is retried. `timeoutMs` and
+   * `attemptTimeoutMs` bound the call until then; later, `attemptTimeoutMs` bounds each wait for the next chunk, and
+   * `bodyIdleTimeoutMs` the time in which nothing is read.
+   *
+   * The returned function rejects with `signal.reason`, and as `fetch` does. A call that the gate itself rejects gets a
+   * `Response` (429, 503 or 504), unless `rejections` is `'throw'`.
+   *
+   * @throws {TypeError | RangeError} naming the wrong option
+   *
+   * @example
+   * const openai = new OpenAI({ apiKey: 'unused', maxRetries: 0, fetch: llm.fetch({ authorize: bearer }) });
+   */
+  fetch(given: GateFetchOptions = {}): typeof globalThis.fetch {
+    return gatedFetch(given, this.#state.settings, {
+      check: (options) => this.#check('fetch', this.fetch, options),
+      estimate: (json, budget) => this.#state.estimateRequest(json, budget !== undefined),
+      begin: (options, work) => this.#begin(options, work),
+      answer: (options, work) => this.#answer(options, work),
+    });
   }
 
   /** Puts a key back into use that is in cooldown, exhausted or quarantined. Returns whether the gate has such a key. */
@@ -168,7 +202,7 @@ export class ServiceGate {
   }
 
   /**
-   * Drops a cached result, or all of them. A call in flight still answers those who wait for it, but later calls do not
+   * Drops a cached result, here and in the shared store, or all results that are cached here. A call in flight still answers those who wait for it, but later calls do not
    * join it, and its result is not cached.
    */
   forget(cacheKey?: string): void {
@@ -206,8 +240,18 @@ export class ServiceGate {
 
   /** Counts at this moment. */
   stats(): GateStats {
-    const { limiter, ring, settings, startQueue, cooldownQueue, attempts, retries, running, backingOff } =
-      this.#state;
+    const {
+      limiter,
+      shared,
+      ring,
+      settings,
+      startQueue,
+      cooldownQueue,
+      attempts,
+      retries,
+      running,
+      backingOff,
+    } = this.#state;
     const now = ring.now();
     return Object.freeze({
       name: this.name,
@@ -220,6 +264,7 @@ export class ServiceGate {
       queuedForStart: startQueue.queued,
       backingOff: backingOff + cooldownQueue.queued,
       limiter: limiter?.stats(),
+      ...(shared && { limitsAvailable: shared.starts.isAvailable }),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
       retryAfterMs: ring.retryAfterMs(now),
       keys: Object.freeze(ring.stats(now)),
@@ -254,11 +299,10 @@ export class ServiceGate {
     });
     if (aborting !== undefined) await aborting;
     this.#cache.forget();
-    this.#state.closeLimiter();
-    await this.#state.onIdle();
+    await this.#state.closeLimiter();
   }
 
-  #check(method: 'run' | 'stream', fn: unknown, options: GateCallOptions): GateCallOptions {
+  #check(method: 'run' | 'stream' | 'fetch', fn: unknown, options: GateCallOptions): GateCallOptions {
     if (typeof fn !== 'function') throw new TypeError(refusal('fn', 'a function', fn));
     if (options !== NO_OPTIONS) checkCallOptions(method, options, this.#state.ring.maxWeight);
     return withRequest(options);
@@ -275,6 +319,7 @@ export class ServiceGate {
         signal: options.signal,
         timeoutMs: options.timeoutMs ?? settings.timeoutMs,
         timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, lastFailure),
+        now: settings.now,
       });
     context.outcome = undefined;
     const events = new CallEventEmitter(settings, ++this.#calls, options);
@@ -288,6 +333,28 @@ export class ServiceGate {
       bounds: context,
       cache: 'off',
     };
+  }
+
+  /** Begins a call that returns a stream. */
+  #begin<T>(options: GateCallOptions, work: Work<OpenedStream<T>>): StreamCall<T> {
+    const open = this.#open(options, work);
+    return { context: open.context, call: open.call, finish: (failure) => this.#finish(open, failure) };
+  }
+
+  /** Makes a call that returns a complete result. */
+  async #answer<R>(options: GateCallOptions, work: Work<R>): Promise<R> {
+    const open = this.#open(options, work);
+    try {
+      const { cacheKey } = options;
+      const value = await (cacheKey === undefined
+        ? this.#complete(open.call)
+        : this.#share(open, cacheKey, work));
+      this.#finish(open);
+      return value;
+    } catch (error) {
+      this.#finish(open, { error });
+      throw error;
+    }
   }
 
   /** Performs a call whose result is complete. */
@@ -311,21 +378,32 @@ export class ServiceGate {
     const inFlight = this.#cache.flight(cacheKey);
     open.cache = inFlight === undefined ? 'miss' : 'shared';
     if (inFlight !== undefined) this.#emitHit(call, true);
-    else if (this.hooks.hasListeners('cache:miss')) this.hooks.emit('cache:miss', call.events.ids());
+    else if (!this.#cache.hasStore) this.#emitMiss(call);
     // A listener may have aborted it, and a call that no caller waits for would never end.
     context.throwIfAborted();
+    const isOwn = inFlight === undefined;
     const flight =
       inFlight ??
-      this.#cache.start(cacheKey, (bounds) => {
-        const made = new GateCall(this.#state, call.events, call.options, bounds, work);
-        open.call = made;
-        bounds.onJoin = () => made.recheck();
-        return this.#complete(made);
+      this.#cache.start(cacheKey, {
+        onStored: () => {
+          open.cache = 'hit';
+          this.#emitHit(call, false);
+        },
+        onMiss: () => this.#emitMiss(call),
+        call: (bounds) => {
+          const made = new GateCall(this.#state, call.events, call.options, bounds, work);
+          open.call = made;
+          bounds.onJoin = () => made.recheck();
+          return this.#complete(made);
+        },
       });
     open.bounds = flight;
     try {
       return (await flight.join(context)) as R;
     } catch (error) {
+      // The budget of the caller that started it: this one has its own.
+      if (!isOwn && error instanceof BudgetExceededError && flight.outcome === undefined)
+        return this.#share(open, cacheKey, work);
       const stale = this.#cache.result(cacheKey, true);
       if (stale === undefined || !isFailureOfService(flight.outcome, error)) throw error;
       open.cache = 'hit';
@@ -337,6 +415,20 @@ export class ServiceGate {
 
   #emitHit(call: GateCall<unknown>, shared: boolean): void {
     if (this.hooks.hasListeners('cache:hit')) this.hooks.emit('cache:hit', { ...call.events.ids(), shared });
+  }
+
+  #emitMiss(call: GateCall<unknown>): void {
+    if (this.hooks.hasListeners('cache:miss')) this.hooks.emit('cache:miss', call.events.ids());
+  }
+
+  #emitStoreFailed(operation: StoreOperation, error: unknown): void {
+    if (!this.hooks.hasListeners('cache:store-failed')) return;
+    const source = this.name;
+    this.hooks.emit('cache:store-failed', {
+      source,
+      operation,
+      error: redactError(error, this.hooks.redact),
+    });
   }
 
   /** Counts and emits the end of a call, once. */
@@ -357,6 +449,8 @@ export class ServiceGate {
       durationMs: nowMs() - startedMs,
       waitMs: call.waitMs,
       cache,
+      ...(call.cost === undefined ? {} : { cost: call.cost.spent }),
+      ...(call.tokens && { provider: this.#state.settings.provider as string, ...call.tokens }),
       ...(failure === undefined ? {} : { error: call.events.error(failure.error) }),
     });
   }
@@ -390,8 +484,9 @@ function outcomeOf(error: unknown, left: boolean): GateOutcome {
 function withRequest(given: GateCallOptions): GateCallOptions {
   // A tool has done it.
   if (given[CALL_CONTEXT] !== undefined) return given;
-  const request = currentRequest();
+  const request = currentScope();
   if (request === undefined) return given;
+  if (request.requestId === undefined) return { ...given, budget: given.budget ?? request.budget };
   return {
     ...given,
     signal: given.signal ?? request.signal,
@@ -399,5 +494,6 @@ function withRequest(given: GateCallOptions): GateCallOptions {
     tenant: given.tenant ?? request.tenant,
     taskId: given.taskId ?? request.taskId,
     requestId: given.requestId ?? request.requestId,
+    budget: given.budget ?? request.budget,
   };
 }

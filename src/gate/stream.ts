@@ -10,7 +10,8 @@ export type GateStreamSource<T> = (
   context: AttemptContext,
 ) => AsyncIterable<T> | PromiseLike<AsyncIterable<T>>;
 
-interface Opened<T> {
+/** A stream whose first item has arrived. */
+export interface OpenedStream<T> {
   readonly iterator: CheckedIterator<T>;
   readonly first: IteratorResult<T>;
 }
@@ -18,7 +19,13 @@ interface Opened<T> {
 /** A call that has begun, as the gate passes it to a stream. */
 export interface StreamCall<T> {
   readonly context: CallContext;
-  readonly call: GateCall<Opened<T>>;
+  readonly call: GateCall<OpenedStream<T>>;
+  /** Its first item has been classified as the result of the call. */
+  onOpen?(): void;
+  /** An item after the first has arrived. */
+  onItem?(attempt: Attempt, item: T): void;
+  /** No further item will arrive. */
+  onEnd?(attempt: Attempt): void;
   /** Counts and emits its end, and leaves nothing behind on the caller's signal. */
   finish(error?: { readonly error: unknown }): void;
 }
@@ -57,15 +64,15 @@ const LEFT = 'The stream was left by its reader';
  *   pending `next`, or else from the following one.
  */
 export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
-  readonly #begin: (work: Work<Opened<T>>) => StreamCall<T>;
-  readonly #source: GateStreamSource<T>;
+  readonly #begin: (work: Work<OpenedStream<T>>) => StreamCall<T>;
+  readonly #work: Work<OpenedStream<T>>;
   #state: StreamState<T> = { is: 'new' };
   /** Items are delivered in the order in which they were requested. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor(begin: (work: Work<Opened<T>>) => StreamCall<T>, source: GateStreamSource<T>) {
+  constructor(begin: (work: Work<OpenedStream<T>>) => StreamCall<T>, work: Work<OpenedStream<T>>) {
     this.#begin = begin;
-    this.#source = source;
+    this.#work = work;
   }
 
   [Symbol.asyncIterator](): this {
@@ -91,6 +98,11 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#leave();
+  }
+
+  /** Ends the stream from outside; its reader gets `reason`. */
+  abort(reason: unknown): void {
+    if (this.#state.is === 'open') this.#state.begun.context.abort(reason, 'gate');
   }
 
   /** The caller's signal or deadline, while the stream is open. */
@@ -121,7 +133,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
 
   async #open(): Promise<IteratorResult<T, undefined>> {
     this.#state = { is: 'over' };
-    const begun = this.#begin(this.#work());
+    const begun = this.#begin(this.#work);
     const opening = { is: 'opening', begun } as const;
     this.#state = opening;
     let opened: Awaited<ReturnType<typeof begun.call.perform>>;
@@ -148,6 +160,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     if (first.done) return this.#close(open);
     this.#state = open;
     begun.context.addEventListener('abort', this);
+    begun.onOpen?.();
     return first;
   }
 
@@ -165,10 +178,10 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     throw taken.error;
   }
 
-  async #take({ attempt, iterator }: OpenState<T>): Promise<Taken<T>> {
+  async #take({ attempt, iterator, begun }: OpenState<T>): Promise<Taken<T>> {
     try {
       const item = await attempt.step(() => iterator.next());
-      if (!item.done) attempt.readUsage(item.value);
+      if (!item.done) begun.onItem?.(attempt, item.value);
       return { item };
     } catch (error) {
       return { error };
@@ -185,6 +198,8 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
   #close(state: OpenState<T>): IteratorResult<T, undefined> {
     this.#state = { is: 'over' };
     state.begun.context.removeEventListener('abort', this);
+    state.begun.onEnd?.(state.attempt);
+    state.attempt.settleUsage();
     state.attempt.end();
     state.begun.finish();
     return { done: true, value: undefined };
@@ -200,6 +215,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     const left = new DOMException(LEFT, 'AbortError');
     // A source that works on an item is aborted; one that is idle may finish by itself.
     if (pulling) attempt.cancel(left);
+    begun.onEnd?.(attempt);
     const ended = attempt.watch(() => iterator.return());
     attempt.end();
     begun.finish();
@@ -223,20 +239,22 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     const { attempt, iterator, begun } = state;
     begun.context.removeEventListener('abort', this);
     attempt.cancel(error.error);
+    begun.onEnd?.(attempt);
     attempt.watch(() => iterator.return()).catch(() => {});
     attempt.end();
     begun.finish(error);
   }
+}
 
-  #work(): Work<Opened<T>> {
-    return {
-      run: async (context) => {
-        const source = await this.#source(context);
-        const iterator = CheckedIterator.of(source, 'the result of `fn`', 'an async iterable');
-        return { iterator, first: await iterator.next() };
-      },
-      observe: ({ first }) => (first.done ? { kind: 'no-item' } : { kind: 'first-item', value: first.value }),
-      discard: ({ iterator }) => iterator.return(),
-    };
-  }
+/** The work of a call whose stream is opened by host code. */
+export function streamWork<T>(source: GateStreamSource<T>): Work<OpenedStream<T>> {
+  return {
+    isStream: true,
+    run: async (context) => {
+      const iterator = CheckedIterator.of(await source(context), 'the result of `fn`', 'an async iterable');
+      return { iterator, first: await iterator.next() };
+    },
+    observe: ({ first }) => (first.done ? { kind: 'no-item' } : { kind: 'first-item', value: first.value }),
+    discard: ({ iterator }) => iterator.return(),
+  };
 }

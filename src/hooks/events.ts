@@ -35,15 +35,33 @@ interface PermitEvent extends ComponentEvent {
   readonly weight: number;
 }
 
+/** Where a waiter stands, as far as its limiter knows. */
+export interface QueuePlace {
+  /**
+   * Its place in the queue, 1 for the next. Exact without tenants; with tenants at most so many, as if each other tenant had
+   * a turn before each of its own.
+   */
+  readonly position: number;
+  /** Milliseconds that it may still have to wait, from the pace of recent releases. */
+  readonly estimatedWaitMs: number;
+}
+
 /** Why a limiter rejected a request. */
-export type PermitRejection = 'queue-full' | 'deadline' | 'timeout' | 'aborted' | 'closed' | 'nested';
+export type PermitRejection =
+  | 'queue-full'
+  | 'deadline'
+  | 'timeout'
+  | 'aborted'
+  | 'closed'
+  | 'nested'
+  | 'unavailable';
 
 /** How the work under a permit ended, as its holder reports it; `dropped` signals overload to an adaptive limit. */
 export type PermitOutcome = 'ok' | 'dropped' | 'ignored';
 
 /** The events of a `ConcurrencyLimiter`. */
 export interface LimiterEvents {
-  'permit:queued': PermitEvent;
+  'permit:queued': PermitEvent & Partial<QueuePlace>;
   'permit:acquired': PermitEvent & { readonly waitMs: number };
   'permit:released': PermitEvent & { readonly outcome: PermitOutcome };
   'permit:rejected': PermitEvent & {
@@ -52,6 +70,30 @@ export interface LimiterEvents {
     readonly error: ErrorSummary;
   };
   'limit:changed': { readonly source: string; readonly previous: number; readonly maxConcurrent: number };
+}
+
+/** The events of a limit that several processes share (`pipeline-pool/redis`). */
+export interface FleetEvents {
+  /** This process has joined the limit. */
+  'fleet:joined': {
+    readonly source: string;
+    readonly maxConcurrent: number;
+    /** Processes that share the limit, this one included. */
+    readonly members: number;
+  };
+  /** The server cannot be reached. */
+  'fleet:unavailable': { readonly source: string; readonly error: ErrorSummary };
+  /** It answers again, and this process has joined again. */
+  'fleet:restored': { readonly source: string; readonly outageMs: number };
+  /** This process was configured with another limit than the one in force. */
+  'limit:mismatch': {
+    readonly source: string;
+    readonly maxConcurrent: number;
+    /** The limit in force. */
+    readonly fleetMaxConcurrent: number;
+  };
+  /** A held permit was lost; its `signal` has aborted. */
+  'permit:lost': PermitEvent & { readonly heldMs: number };
 }
 
 interface PoolEvent extends ComponentEvent {
@@ -122,7 +164,7 @@ export interface PoolEvents {
     readonly destroyMs: number;
     readonly error: ErrorSummary;
   };
-  'lease:queued': PoolEvent;
+  'lease:queued': PoolEvent & Partial<QueuePlace>;
   'lease:acquired': InstanceEvent & { readonly waitMs: number };
   'lease:released': InstanceEvent & { readonly heldMs: number; readonly discarded: boolean };
   'lease:rejected': PoolEvent & {
@@ -140,12 +182,20 @@ export interface PoolEvents {
   'lease:revoked': InstanceEvent & { readonly heldMs: number; readonly reason: RevocationReason };
 }
 
+/** What a budget allows and what has been spent of it, by meter. */
+export interface BudgetFigures {
+  readonly limits: Readonly<Record<string, number>>;
+  readonly spent: Readonly<Record<string, number>>;
+  /** What attempts in flight may cost. */
+  readonly reserved: Readonly<Record<string, number>>;
+}
+
 interface RequestEvent extends ComponentEvent {
   readonly taskId: string;
   readonly requestId: string;
 }
 
-/** How a request ended. */
+/** How a request ended; `revoked`: its lease was revoked, or its permit lost. */
 export type RequestOutcome = 'ok' | 'failed' | 'aborted' | 'timeout' | 'revoked' | 'shutdown';
 
 /** The events of a `PipelineManager`. */
@@ -165,6 +215,8 @@ export interface ManagerEvents {
     readonly outcome: RequestOutcome;
     /** From the start of the host's code to its end. */
     readonly durationMs: number;
+    /** The request's budget, if it has one. Attempts that have not settled are still reserved. */
+    readonly budget?: BudgetFigures;
     readonly error?: ErrorSummary;
   };
   /** Rejected or failed before the host's code started. */
@@ -195,7 +247,13 @@ export type OutcomeClass =
 /** The events of a `ServiceGate`. A `key` is its position and its last four characters: `#2…9f3a`. */
 export interface GateEvents {
   /** An attempt starts. */
-  'call:started': CallEvent & { readonly attempt: number; readonly key?: string; readonly waitMs: number };
+  'call:started': CallEvent & {
+    readonly attempt: number;
+    readonly key?: string;
+    readonly waitMs: number;
+    /** The host of the service, where the gate knows it: in calls of `fetch`. */
+    readonly serverAddress?: string;
+  };
   /** An attempt failed and is retried. */
   'call:retried': CallEvent & {
     readonly attempt: number;
@@ -215,6 +273,14 @@ export interface GateEvents {
     readonly waitMs: number;
     /** `off`: the call has no cache key; `shared`: it shared another caller's in-flight call. */
     readonly cache: 'off' | 'hit' | 'miss' | 'shared';
+    /** What its attempts spent of a budget, by meter; absent without a budget. */
+    readonly cost?: Readonly<Record<string, number>>;
+    /** The `provider` of the gate. */
+    readonly provider?: string;
+    /** What its last response said about its request, from the cache of prompts or not; absent where it said nothing. */
+    readonly inputTokens?: number;
+    /** What its last response said about itself, reasoning included. */
+    readonly outputTokens?: number;
     readonly error?: ErrorSummary;
   };
   'key:cooldown': {
@@ -232,6 +298,22 @@ export interface GateEvents {
   'key:restored': { readonly source: string; readonly key: string };
   'cache:hit': ComponentEvent & { readonly shared: boolean };
   'cache:miss': ComponentEvent;
+  /** The shared store of a cache failed, or took too long. A lookup counts as a miss. */
+  'cache:store-failed': {
+    readonly source: string;
+    readonly operation: 'get' | 'set' | 'delete';
+    readonly error: ErrorSummary;
+  };
+  /** An attempt was not made: it may cost `wanted`, and the budget has less left. */
+  'budget:exceeded': CallEvent & {
+    readonly meter: string;
+    readonly limit: number;
+    readonly spent: number;
+    readonly reserved: number;
+    readonly wanted: number;
+  };
+  /** The first call, per gate, under a budget with meters that the gate does not spend from. */
+  'budget:unmetered': CallEvent & { readonly meters: readonly string[] };
 }
 
 interface ToolEvent extends ComponentEvent {
@@ -239,6 +321,8 @@ interface ToolEvent extends ComponentEvent {
   readonly instanceId?: number;
   /** One call of one tool. */
   readonly toolCallId: number;
+  /** The id that the model gave the call, if the host passed it. */
+  readonly modelCallId?: string;
 }
 
 /** The events of a `ToolManager`. They carry neither inputs nor results. */
@@ -271,6 +355,7 @@ export interface LifecycleEvents
     ManagerEvents,
     GateEvents,
     ToolEvents,
+    FleetEvents,
     HookEvents {}
 
 /** The name of an event. */
@@ -307,9 +392,17 @@ const NAMES = {
   'key:restored': 0,
   'cache:hit': 0,
   'cache:miss': 0,
+  'cache:store-failed': 0,
+  'budget:exceeded': 0,
+  'budget:unmetered': 0,
   'tool:started': 0,
   'tool:finished': 0,
   'tool:disconnect-failed': 0,
+  'fleet:joined': 0,
+  'fleet:unavailable': 0,
+  'fleet:restored': 0,
+  'limit:mismatch': 0,
+  'permit:lost': 0,
   'hook:error': 0,
 } satisfies Record<LifecycleEventName, 0>;
 

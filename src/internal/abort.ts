@@ -53,6 +53,7 @@ const watches = /* @__PURE__ */ new WeakMap<AbortSignal, SignalWatch>();
 
 /** Adds a watcher. The signal must not be aborted yet: its event has passed then, and the watcher is never called. */
 export function watchAbort(signal: AbortSignal, watcher: AbortWatcher): void {
+  if ((signal as Partial<LazySignal>).watch?.(watcher) === true) return;
   let watch = watches.get(signal);
   if (watch === undefined) {
     watch = new SignalWatch(signal);
@@ -63,6 +64,7 @@ export function watchAbort(signal: AbortSignal, watcher: AbortWatcher): void {
 
 /** Removes a watcher; harmless if it was never added or has been called already. */
 export function unwatchAbort(signal: AbortSignal, watcher: AbortWatcher): void {
+  if ((signal as Partial<LazySignal>).unwatch?.(watcher) === true) return;
   watches.get(signal)?.remove(watcher);
 }
 
@@ -82,6 +84,7 @@ export class LazySignal {
   #reason: unknown;
   #controller: AbortController | undefined;
   #listeners: readonly AbortListener[] = NO_LISTENERS;
+  #watcher: AbortWatcher | undefined;
 
   get aborted(): boolean {
     return this.#aborted;
@@ -118,6 +121,20 @@ export class LazySignal {
     else this.#listeners = this.#listeners.filter((other) => other !== listener);
   }
 
+  /** @internal Takes the one watcher that most have, without a `SignalWatch` for it. Returns whether it did. */
+  watch(watcher: AbortWatcher): boolean {
+    if (this.#watcher !== undefined) return false;
+    this.#watcher = watcher;
+    return true;
+  }
+
+  /** @internal */
+  unwatch(watcher: AbortWatcher): boolean {
+    if (this.#watcher !== watcher) return false;
+    this.#watcher = undefined;
+    return true;
+  }
+
   /** Aborts. The first reason counts. */
   fire(reason: unknown): void {
     if (this.#aborted) return;
@@ -126,6 +143,9 @@ export class LazySignal {
     const listeners = this.#listeners;
     this.#listeners = NO_LISTENERS;
     this.#controller?.abort(reason);
+    const watcher = this.#watcher;
+    this.#watcher = undefined;
+    watcher?.onAbort(reason);
     for (const listener of listeners) listener.handleEvent();
   }
 }

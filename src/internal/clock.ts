@@ -76,3 +76,29 @@ export function inBatches<T>(items: readonly T[], act: (item: T) => void): Promi
     afterThisTurn(next);
   });
 }
+
+/** How many waiters are settled in one turn of the event loop, of those that leave at the same time. */
+const AT_ONCE = 500;
+let settled = 0;
+let unsettled: (() => void)[] = [];
+
+const settleNext = (): void => {
+  const due = unsettled;
+  settled = Math.min(AT_ONCE, due.length);
+  unsettled = due.slice(AT_ONCE);
+  if (due.length > 0) afterThisTurn(settleNext);
+  for (let i = 0; i < settled; i++) (due[i] as () => void)();
+};
+
+/**
+ * Settles a waiter that has left its queue. What follows in the host's code and in ours runs in the same step of the event
+ * loop; so beyond the first of a turn, waiters are settled in the next turns, in order. `settle` must not throw.
+ */
+export function settleInTurn(settle: () => void): void {
+  if (settled === AT_ONCE || unsettled.length > 0) {
+    unsettled.push(settle);
+    return;
+  }
+  if (settled++ === 0) afterThisTurn(settleNext);
+  settle();
+}

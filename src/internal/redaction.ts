@@ -38,24 +38,34 @@ const MIN_KEY_CHARS = 4;
 /** At least so much is dropped behind a cut: a credential of unknown length may have been severed there. */
 const MIN_TAIL_CHARS = 64;
 
+/** One field of a foreign value. Never throws. */
+export function fieldOf(value: unknown, name: string): unknown {
+  if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return undefined;
+  try {
+    return (value as Readonly<Record<string, unknown>>)[name];
+  } catch {
+    return undefined;
+  }
+}
+
 /** Reads what matters of a foreign error, or of any other value that was thrown. Never throws. */
 export function readError(error: unknown): ErrorParts {
   if ((typeof error !== 'object' && typeof error !== 'function') || error === null) {
     return { name: 'Error', code: undefined, status: undefined, message: readable(error), cause: undefined };
   }
-  const name = read(error, 'name');
-  const code = read(error, 'code');
-  const response = read(error, 'response');
+  const name = fieldOf(error, 'name');
+  const code = fieldOf(error, 'code');
+  const response = fieldOf(error, 'response');
   return {
     name: typeof name === 'string' && name !== '' ? cut(name, MAX_READ_CHARS) : 'Error',
     code: typeof code === 'string' ? cut(code, MAX_READ_CHARS) : typeof code === 'number' ? code : undefined,
     status:
-      statusOf(read(error, 'status')) ??
-      statusOf(read(error, 'statusCode')) ??
-      statusOf(read(response, 'status')) ??
-      statusOf(read(response, 'statusCode')),
-    message: readable(read(error, 'message') ?? ''),
-    cause: read(error, 'cause'),
+      statusOf(fieldOf(error, 'status')) ??
+      statusOf(fieldOf(error, 'statusCode')) ??
+      statusOf(fieldOf(response, 'status')) ??
+      statusOf(fieldOf(response, 'statusCode')),
+    message: readable(fieldOf(error, 'message') ?? ''),
+    cause: fieldOf(error, 'cause'),
   };
 }
 
@@ -144,15 +154,6 @@ function cut(text: string, maxChars: number): string {
   const end = last >= 0xd800 && last <= 0xdbff ? maxChars - 1 : maxChars;
   // A plain slice would keep the whole text in memory: V8 makes it a view.
   return `${text.slice(0, end)} `.slice(0, -1);
-}
-
-function read(value: unknown, field: string): unknown {
-  if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return undefined;
-  try {
-    return (value as Record<string, unknown>)[field];
-  } catch {
-    return undefined;
-  }
 }
 
 const statusOf = (value: unknown): number | undefined =>

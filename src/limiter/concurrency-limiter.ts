@@ -20,6 +20,7 @@ import {
 import {
   completionOf,
   type Granted,
+  type PermitExtras,
   ReadyPermit,
   type RunCompletion,
   Semaphore,
@@ -70,7 +71,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     const { adaptive } = given;
     this.name = given.name ?? 'limiter';
     this.hooks = given.hooks ?? new LifecycleHooks();
-    this.#detectNested = given.detectNested === true;
+    this.#detectNested = given.detectNested !== undefined && given.detectNested !== false;
     const maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
     this.#semaphore = new Semaphore(this, maxConcurrent, given);
     this.#detach = adaptive?.attach(this);
@@ -299,7 +300,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     // Read once: the caller may reuse the object for the next request.
     const { signal, timeoutMs, priority = 0, weight = 1, tenant, taskId, requestId } = options;
     if (signal?.aborted) return this.#semaphore.reject('aborted', signal.reason, options);
-    const extras = {
+    const extras: PermitExtras = {
       signal,
       timeoutMs,
       priority,
@@ -308,7 +309,15 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
       requestId,
       queue: undefined,
       previous: undefined,
+      holder: undefined,
     };
+    if (tenant !== undefined) {
+      try {
+        extras.holder = this.#semaphore.tenant(tenant, weight);
+      } catch (error) {
+        return Promise.reject(error);
+      }
+    }
     return this.#semaphore.request(weight, extras, work);
   }
 

@@ -1,6 +1,6 @@
 import type { PipelinePoolError, PipelinePoolErrorCode, QueueFigures } from '../errors.js';
 
-import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
 import { channelOf, type LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { AsyncContext } from '../internal/async-context.js';
 import { summarizeError, summaryOf } from '../internal/error-summary.js';
@@ -32,6 +32,10 @@ interface ObservablePermit {
   extras: PermitContext | undefined;
 }
 
+interface QueuedPermit extends ObservablePermit {
+  place(): QueuePlace;
+}
+
 /** The figures that a limiter's errors carry. */
 export const queueFigures = (limiter: Limiter, waitMs: number): QueueFigures => ({
   source: limiter.name,
@@ -53,7 +57,8 @@ const REJECTIONS: { readonly [code in PipelinePoolErrorCode]?: PermitRejection }
 export const rejectionOf = ({ code }: PipelinePoolError): PermitRejection =>
   REJECTIONS[code] as PermitRejection;
 
-const payloadOf = (limiter: Limiter, weight: number, options: AcquireOptions | undefined) => ({
+/** What all events of a permit carry. */
+export const permitPayload = (limiter: Limiter, weight: number, options: AcquireOptions | undefined) => ({
   source: limiter.name,
   taskId: options?.taskId,
   requestId: options?.requestId,
@@ -71,7 +76,7 @@ export function emitAcquired(limiter: ObservableLimiter, permit: ObservablePermi
   if (hooks.hasListeners('permit:released'))
     permit.extras = { ...permit.extras, context: new AsyncContext() };
   if (!hooks.hasListeners('permit:acquired')) return;
-  const payload = payloadOf(limiter, permit.weight, permit.extras);
+  const payload = permitPayload(limiter, permit.weight, permit.extras);
   hooks.emit('permit:acquired', { ...payload, waitMs: permit.waitMs });
 }
 
@@ -83,7 +88,7 @@ export function emitReleased(
 ): void {
   const { hooks } = limiter;
   if (!hooks.hasListeners('permit:released')) return;
-  const payload = { ...payloadOf(limiter, permit.weight, permit.extras), outcome };
+  const payload = { ...permitPayload(limiter, permit.weight, permit.extras), outcome };
   const emit = (): void => hooks.emit('permit:released', payload);
   const context = permit.extras?.context;
   if (context === undefined) emit();
@@ -99,7 +104,7 @@ export function emitRejected(
 ): void {
   if (!limiter.hooks.hasListeners('permit:rejected')) return;
   const payload = {
-    ...payloadOf(limiter, options?.weight ?? 1, options),
+    ...permitPayload(limiter, options?.weight ?? 1, options),
     reason,
     // Only the reason of an abort is the host's.
     error:
@@ -122,15 +127,16 @@ const isObserved = (hooks: LifecycleHooks): boolean =>
 /** Reports that a permit is queued, and how its wait ends. */
 export function observeWait<G>(
   limiter: ObservableLimiter,
-  permit: ObservablePermit,
+  permit: QueuedPermit,
   granted: Promise<G>,
 ): Promise<G> {
   return isObserved(limiter.hooks) ? emitWait(limiter, permit, granted) : granted;
 }
 
-function emitWait<G>(limiter: ObservableLimiter, permit: ObservablePermit, granted: Promise<G>): Promise<G> {
-  if (limiter.hooks.hasListeners('permit:queued')) {
-    limiter.hooks.emit('permit:queued', payloadOf(limiter, permit.weight, permit.extras));
+function emitWait<G>(limiter: ObservableLimiter, permit: QueuedPermit, granted: Promise<G>): Promise<G> {
+  if (permit.state === 'waiting' && limiter.hooks.hasListeners('permit:queued')) {
+    const payload = permitPayload(limiter, permit.weight, permit.extras);
+    limiter.hooks.emit('permit:queued', { ...payload, ...permit.place() });
   }
   return granted.then(
     (answer) => {

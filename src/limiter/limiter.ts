@@ -27,7 +27,13 @@ export interface Permit extends Disposable {
   readonly weight: number;
   /** Milliseconds waited for it, exact to one turn of the event loop. */
   readonly waitMs: number;
-  /** Releases it; the next waiter has it before this returns. `outcome` is for an adaptive limit. @default 'ok' */
+  /**
+   * Aborts with `LimitLostError` when the permit is lost before its release, because another process may hold it from then
+   * on. Reading it checks the clock: read it before work starts. Absent where no permit can be lost, as in a
+   * `ConcurrencyLimiter`.
+   */
+  readonly signal?: AbortSignal | undefined;
+  /** Releases it. `outcome` is for an adaptive limit. @default 'ok' */
   release(outcome?: PermitOutcome): void;
 }
 
@@ -61,14 +67,16 @@ export interface LimiterStats {
   readonly closed: boolean;
 }
 
-/** What a gate or a manager needs of a limiter; a limit shared by several machines can implement it. */
+/**
+ * What a gate or a manager needs of a limiter. A limit that several processes share implements it as well: nothing here is
+ * synchronous, and a permit may be lost. `limiterConformance` of `pipeline-pool/testing` checks an implementation.
+ */
 export interface Limiter {
   readonly name: string;
   readonly maxConcurrent: number;
   readonly activeCount: number;
   readonly queuedCount: number;
   acquire(options?: AcquireOptions): Promise<Permit>;
-  tryAcquire(options?: { readonly weight?: number | undefined }): Permit | undefined;
   stats(): LimiterStats;
   close(options?: {
     readonly drain?: boolean | undefined;

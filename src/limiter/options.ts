@@ -8,11 +8,12 @@ import {
   text,
   wholeNumber,
 } from '../internal/validate.js';
+import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions } from './limiter.js';
 
 /** Options of every `ConcurrencyLimiter`, whatever sets its limit. */
-interface CommonLimiterOptions {
+interface CommonLimiterOptions extends FairnessOptions {
   /** Waiters that may queue; the next request rejects with `QueueFullError`. 0 queues none. @default unlimited */
   readonly maxQueue?: number | undefined;
   /** Milliseconds that a request waits at most, where it has no `timeoutMs` of its own. @default unlimited */
@@ -20,11 +21,13 @@ interface CommonLimiterOptions {
   /** Rejects a request at once, with `DeadlineUnmeetableError`, if its estimated wait exceeds its timeout. @default false */
   readonly rejectUnmeetable?: boolean | undefined;
   /**
-   * Rejects, with `NestedAcquireError`, a request that would have to wait inside a `run` of the same limiter, for a permit
-   * that only the end of that `run` may free. Optional, since the AsyncLocalStorage behind it makes every `await` of the
-   * host slower on Node.js 20. @default false
+   * What becomes of a request that would have to wait inside a `run` of the same limiter, for a permit that only the end of
+   * that `run` may free. `'reject'` (or `true`) rejects it with `NestedAcquireError`. With `'lend'` a nested `run` takes over
+   * the permit of the `run` around it, one at a time; the others queue, for that permit or another. The two then count
+   * once. A nested `acquire` is rejected as with `'reject'`. Optional, since the AsyncLocalStorage behind it makes every
+   * `await` of the host slower on Node.js 20. @default false
    */
-  readonly detectNested?: boolean | undefined;
+  readonly detectNested?: boolean | 'reject' | 'lend' | undefined;
   /** The `source` in events and errors. @default 'limiter' */
   readonly name?: string | undefined;
   /** Where events are emitted. @default hooks of its own */
@@ -53,6 +56,9 @@ const LIMITER_OPTIONS: readonly (keyof ConcurrencyLimiterOptions)[] = [
   'acquireTimeoutMs',
   'rejectUnmeetable',
   'detectNested',
+  'fairBy',
+  'tenants',
+  'agingMs',
   'name',
   'hooks',
 ];
@@ -71,7 +77,14 @@ export function checkLimiterOptions(given: ConcurrencyLimiterOptions): Concurren
   if (maxQueue !== undefined) wholeNumber('maxQueue', maxQueue, 0);
   if (acquireTimeoutMs !== undefined) durationMs('acquireTimeoutMs', acquireTimeoutMs);
   if (rejectUnmeetable !== undefined) flag('rejectUnmeetable', rejectUnmeetable);
-  if (detectNested !== undefined) flag('detectNested', detectNested);
+  if (
+    detectNested !== undefined &&
+    typeof detectNested !== 'boolean' &&
+    detectNested !== 'reject' &&
+    detectNested !== 'lend'
+  )
+    throw new TypeError(refusal('detectNested', 'a boolean, "reject" or "lend"', detectNested));
+  checkFairness(given);
   if (name !== undefined) text('name', name);
   if (hooks !== undefined) checkHooks(hooks);
   return given;

@@ -18,15 +18,16 @@ import {
   QueueFullError,
 } from '../errors.js';
 
-import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
 import { channelOf } from '../hooks/lifecycle-hooks.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
-import { wholeTurnMs } from '../internal/clock.js';
+import { settleInTurn, turnMs, wholeTurnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { sharedStack } from '../internal/shared-stack.js';
 import { refusal } from '../internal/validate.js';
 import { DrainRate } from '../queue/drain-rate.js';
-import { FairQueue, type QueueNode, type QueuePosition } from '../queue/fair-queue.js';
+import { FairQueue } from '../queue/fair-queue.js';
+import type { QueueNode, QueuePosition, Tenant } from '../queue/tenant.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import {
   emitAcquired,
@@ -53,6 +54,14 @@ export interface PermitExtras extends PermitContext, QueuePosition {
   timer?: NodeJS.Timeout;
   /** When it was granted, on the clock of the adaptive limit. */
   grantedMs?: number;
+  /** The permit of the run around this one, which it runs under. */
+  lender?: LimiterPermit | undefined;
+  /** Whether a nested run holds it now. */
+  isLent?: boolean;
+  /** Nested runs that wait for it. They are queued as well, and one that got a permit there is no longer `waiting`. */
+  nested?: Set<WaitingPermit>;
+  /** The outcome of a run that has ended while a nested one still holds its permit. */
+  outcome?: PermitOutcome;
 }
 
 export type LimiterPermit = ReadyPermit | WaitingPermit;
@@ -168,6 +177,11 @@ export class WaitingPermit implements Permit, QueueNode, AbortWatcher {
     this.state = reason;
     this.settle?.(Promise.reject(error));
     this.settle = undefined;
+  }
+
+  /** @internal Where it stands while it waits. */
+  place(): QueuePlace {
+    return this.semaphore.placeOf(this);
   }
 
   /** @internal */
@@ -330,11 +344,11 @@ function innermostHeld(from: RunScope | undefined): RunScope | undefined {
   return scope;
 }
 
-/** Whether the caller runs, at any depth, under a held permit of this semaphore. */
-function isInside(semaphore: Semaphore): boolean {
+/** The innermost permit of this semaphore that the caller runs under, at any depth. */
+function enclosing(semaphore: Semaphore): LimiterPermit | undefined {
   let scope = innermostHeld(runScopes.getStore());
   while (scope !== undefined && scope.permit.semaphore !== semaphore) scope = innermostHeld(scope.outer);
-  return scope !== undefined;
+  return scope?.permit;
 }
 
 /** The same function, called inside a scope of this permit. */
@@ -365,11 +379,14 @@ export class Semaphore {
   readonly #acquireTimeoutMs: number | undefined;
   readonly #rejectUnmeetable: boolean;
   readonly #detectNested: boolean;
+  readonly #lends: boolean;
   /** Whether nothing bounds the wait of a request without options. */
-  readonly #isUnbounded: boolean;
+  #isUnbounded: boolean;
   /** What runs without options release. `undefined` where something has to be known of each permit. */
-  readonly #sharedPermit: LimiterPermit | undefined;
-  readonly #queue = new FairQueue<WaitingPermit>();
+  #sharedPermit: LimiterPermit | undefined;
+  /** Whether nothing has to be known of a permit when it is granted and released. */
+  #isPlain: boolean;
+  readonly #queue: FairQueue<WaitingPermit>;
   readonly #drainRate = new DrainRate();
   /** What the waiters weigh beyond one each. */
   #extraWeight = 0;
@@ -399,8 +416,14 @@ export class Semaphore {
     this.#maxQueue = maxQueue;
     this.#acquireTimeoutMs = acquireTimeoutMs;
     this.#rejectUnmeetable = rejectUnmeetable;
-    this.#detectNested = detectNested;
-    this.#isUnbounded = maxQueue === Number.POSITIVE_INFINITY && acquireTimeoutMs === undefined;
+    this.#detectNested = detectNested !== false;
+    this.#lends = detectNested === 'lend';
+    this.#queue = new FairQueue(options, turnMs);
+    this.#isPlain = adaptive === undefined && !this.#lends;
+    this.#isUnbounded =
+      maxQueue === Number.POSITIVE_INFINITY &&
+      acquireTimeoutMs === undefined &&
+      options.agingMs === undefined;
     this.#maxConcurrent = maxConcurrent;
     this.#highestLimit = adaptive?.max ?? maxConcurrent;
     if (adaptive === undefined && !detectNested) {
@@ -446,15 +469,25 @@ export class Semaphore {
   }
 
   /** Whether a newcomer is next and there is room for it. Without a priority it is next only if the queue is empty. */
-  isFree(weight: number, priority = Number.NEGATIVE_INFINITY): boolean {
-    if (!this.#isServing() || !this.#fits(weight)) return false;
-    const top = this.#queue.topPriority;
-    return top === undefined || priority > top;
+  isFree(weight: number, priority = Number.NEGATIVE_INFINITY, extras?: PermitExtras): boolean {
+    return this.#isServing() && this.#fits(weight) && this.#queue.isNext(weight, priority, extras?.holder);
+  }
+
+  /**
+   * The tenant of a request. From the first one on, every permit is charged to a tenant, and none is shared.
+   *
+   * @throws whatever is wrong with its share
+   */
+  tenant(name: string, weight: number): Tenant {
+    this.#isPlain = false;
+    this.#isUnbounded = false;
+    this.#sharedPermit = undefined;
+    return this.#queue.tenant(name, weight);
   }
 
   /** Takes a permit that is free. */
   take(weight: number, extras: PermitExtras | undefined): ReadyPermit {
-    const permit = new ReadyPermit(this, weight, extras);
+    const permit = new ReadyPermit(this, weight, this.#isPlain ? extras : this.#charged(weight, extras));
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#saturate();
     if (this.#isObserved()) emitAcquired(this.#limiter, permit);
@@ -484,10 +517,44 @@ export class Semaphore {
     extras: PermitExtras | undefined,
     work: WaitingPermit['work'],
   ): ReadyPermit | Promise<Granted> {
-    if (this.isFree(weight, extras?.priority ?? 0)) return this.take(weight, extras);
-    const error = this.#rejection(weight, extras);
+    // Only a run ends in its caller's scope, and gives back what it was lent.
+    const lender = this.#lends && this.#isOpen && work !== undefined ? enclosing(this) : undefined;
+    if (lender !== undefined) {
+      if (weight > lender.weight)
+        return Promise.reject(
+          new RangeError(refusal('weight', `at most ${lender.weight}, as of the run around it`, weight)),
+        );
+      if (lender.extras?.isLent !== true) return this.#takeLent(lender, weight, extras);
+    }
+    if (this.isFree(weight, extras?.priority ?? 0, extras)) return this.take(weight, extras);
+    const error = this.#rejection(weight, extras, lender === undefined);
     if (error !== undefined) return this.reject(rejectionOf(error), error, extras);
-    return this.#wait(weight, extras, work);
+    return this.#wait(weight, lender === undefined ? extras : { ...extras, lender }, work);
+  }
+
+  /** A permit for a nested run, in place of that of the run around it. */
+  #takeLent(lender: LimiterPermit, weight: number, extras: PermitExtras | undefined): ReadyPermit {
+    const permit = new ReadyPermit(this, weight, { ...extras, lender });
+    lender.extras ??= {};
+    lender.extras.isLent = true;
+    this.#acquired++;
+    if (this.#isObserved()) emitAcquired(this.#limiter, permit);
+    return permit;
+  }
+
+  /** Lends a permit that has come back to the next nested run that waits for it. */
+  #lendNext(lender: LimiterPermit): void {
+    const lent = lender.extras as PermitExtras;
+    for (const next of lent.nested ?? []) {
+      lent.nested?.delete(next);
+      if (next.extras === undefined || !this.#queue.remove(next.extras, next)) continue;
+      this.#endWait(next, next.extras);
+      next.extras.lender = lender;
+      lent.isLent = true;
+      this.#acquired++;
+      next.grant();
+      return;
+    }
   }
 
   /** Counts and reports a request that is rejected on arrival. */
@@ -499,7 +566,7 @@ export class Semaphore {
 
   /** Takes a permit back and hands its weight over. */
   release(permit: LimiterPermit, outcome: PermitOutcome): void {
-    if (outcome === 'ok' && this.#adaptive === undefined) this.#free(permit, outcome);
+    if (outcome === 'ok' && this.#isPlain) this.#free(permit, outcome);
     else this.#learnAndFree(permit, outcome);
   }
 
@@ -508,9 +575,12 @@ export class Semaphore {
     if (permit.extras === undefined || !this.#queue.remove(permit.extras, permit)) return;
     this.#endWait(permit, permit.extras);
     this.#rejected++;
-    const error =
-      reason === 'timeout' ? new AcquireTimeoutError(queueFigures(this.#limiter, permit.waitMs)) : cause;
-    permit.reject(reason, error);
+    permit.state = reason;
+    settleInTurn(() => {
+      const error =
+        reason === 'timeout' ? new AcquireTimeoutError(queueFigures(this.#limiter, permit.waitMs)) : cause;
+      permit.reject(reason, error);
+    });
     if (this.#queue.size === 0) this.#pauseTimer?.unref();
     this.#admit();
   }
@@ -560,6 +630,7 @@ export class Semaphore {
   rejectAll(): void {
     this.#stopAccepting();
     const queue = this.#queue;
+    queue.liftCaps();
     const closedError = sharedStack(() => new LimiterClosedError(this.#limiter.name));
     for (let next = queue.peek(); next !== undefined; next = queue.peek()) {
       this.#takeNext(next);
@@ -596,6 +667,12 @@ export class Semaphore {
     if (this.#adaptive !== undefined) this.#stamp(permit, this.#adaptive);
   }
 
+  /** Charges the tenant of a permit that was free; one that waits is charged as it leaves the queue. */
+  #charged(weight: number, extras: PermitExtras = {}): PermitExtras {
+    if (this.#queue.isShared) this.#queue.charge(extras, weight, extras.holder);
+    return extras;
+  }
+
   #stamp(permit: LimiterPermit, adaptive: AdaptiveLimit): void {
     try {
       permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
@@ -605,10 +682,15 @@ export class Semaphore {
   }
 
   /** Why such a request may not be queued, if there is a reason. */
-  #rejection(weight: number, extras: PermitExtras | undefined): PipelinePoolError | undefined {
+  #rejection(
+    weight: number,
+    extras: PermitExtras | undefined,
+    refusesNested: boolean,
+  ): PipelinePoolError | undefined {
     const limiter = this.#limiter;
     if (!this.#isOpen) return new LimiterClosedError(limiter.name);
-    if (this.#detectNested && isInside(this)) return new NestedAcquireError(limiter.name);
+    if (this.#detectNested && refusesNested && enclosing(this) !== undefined)
+      return new NestedAcquireError(limiter.name);
     const timeoutMs = extras?.timeoutMs ?? this.#acquireTimeoutMs;
     if (this.#queue.size >= this.#maxQueue) {
       const retryAfterMs = this.#estimateMs(weight, extras);
@@ -629,8 +711,24 @@ export class Semaphore {
    */
   #estimateMs(weight: number, extras: PermitExtras | undefined): number {
     const { size } = this.#queue;
-    const ahead = size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant) / size;
-    const missing = ahead * (size + this.#extraWeight) + weight + this.#active - this.#maxConcurrent;
+    return this.#estimateBehind(
+      size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant),
+      weight,
+      size,
+    );
+  }
+
+  /** Where a waiter stands. */
+  placeOf({ extras, weight }: WaitingPermit): QueuePlace {
+    const { size } = this.#queue;
+    // One without extras was the last to be queued.
+    const ahead = extras === undefined ? size - 1 : this.#queue.aheadOfQueued(extras);
+    return { position: ahead + 1, estimatedWaitMs: this.#estimateBehind(ahead, weight, size) };
+  }
+
+  #estimateBehind(ahead: number, weight: number, size: number): number {
+    const meanWeight = size === 0 ? 0 : (size + this.#extraWeight) / size;
+    const missing = ahead * meanWeight + weight + this.#active - this.#maxConcurrent;
     const blockedMs = this.#blockedMs();
     // Behind a Retry-After there may be room enough.
     const drainMs =
@@ -646,6 +744,14 @@ export class Semaphore {
 
   #wait(weight: number, extras: PermitExtras | undefined, work: WaitingPermit['work']): Promise<Granted> {
     const permit = new WaitingPermit(this, weight, extras, work);
+    if (extras?.lender !== undefined) {
+      const { lender } = extras;
+      // Set again if it runs under that permit in the end.
+      extras.lender = undefined;
+      lender.extras ??= {};
+      lender.extras.nested ??= new Set();
+      lender.extras.nested.add(permit);
+    }
     return observeWait(this.#limiter, permit, this.#enqueue(permit));
   }
 
@@ -665,11 +771,13 @@ export class Semaphore {
   #enqueueBounded(permit: WaitingPermit): void {
     permit.extras ??= {};
     const { extras } = permit;
-    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, tenant } = extras;
+    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, holder } = extras;
     if (timeoutMs !== undefined) extras.timer = setTimeout(onTimeout, timeoutMs, permit);
     if (signal !== undefined) watchAbort(signal, permit);
     this.#extraWeight += permit.weight - 1;
-    this.#queue.pushAt(extras, permit, priority, tenant);
+    this.#queue.pushAt(extras, permit, priority, holder);
+    // It may be next. Or only its tenant's cap holds it back, which leaves the room to others.
+    if (this.#queue.isShared) this.#admit();
   }
 
   /** Takes the next waiter out, as `peek` has just returned it. */
@@ -707,8 +815,30 @@ export class Semaphore {
     try {
       if (this.#adaptive !== undefined) this.#sample(permit, outcome, this.#adaptive);
     } finally {
-      this.#free(permit, outcome);
+      this.#end(permit, outcome);
     }
+  }
+
+  /** Frees a permit that its holder has released; one that is lent, when it comes back. */
+  #end(permit: LimiterPermit, outcome: PermitOutcome): void {
+    const { extras } = permit;
+    if (extras?.isLent) {
+      extras.outcome = outcome;
+      return;
+    }
+    const lender = extras?.lender;
+    if (lender === undefined) {
+      if (extras !== undefined) this.#queue.settle(extras, permit.weight);
+      // There may be room under its tenant's cap.
+      if (this.#hasRoom && this.#queue.peek() !== undefined) this.#saturate();
+      this.#free(permit, outcome);
+      return;
+    }
+    const lent = lender.extras as PermitExtras;
+    lent.isLent = false;
+    if (lender.state === 'held') this.#lendNext(lender);
+    else this.#end(lender, lent.outcome ?? 'ok');
+    if (this.#isObserved()) emitReleased(this.#limiter, permit, outcome);
   }
 
   #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {

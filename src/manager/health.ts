@@ -52,6 +52,14 @@ export interface HealthFigures {
   readonly gates: readonly GateStats[];
 }
 
+/** What a limit that several processes share reports besides. */
+interface FleetFigures {
+  readonly fleet?: { readonly available?: unknown } | undefined;
+}
+
+export const isUnavailable = (stats: unknown): boolean =>
+  (Object(stats) as FleetFigures).fleet?.available === false;
+
 /** A burst is over by then: a longer wait means that capacity is missing. */
 const LONG_WAIT_MS = 60_000;
 /** The pool retries by itself: one or two failures say nothing. */
@@ -98,6 +106,10 @@ function reasonsOf(figures: HealthFigures): readonly Reason[] {
     if (limiter.closed) add('unhealthy', 'The limiter is closed and admits no request');
     else if (limiter.paused) add('degraded', 'The limiter is paused and admits no request until it resumes');
   }
+  if (isUnavailable(limiter)) add('degraded', 'The server of the shared request limit cannot be reached');
+  for (const gate of gates)
+    if (isWithoutLimits(gate))
+      add('degraded', `The server of the shared limits of ${gate.name} cannot be reached`);
   if (failedCreations >= FAILING) {
     const usable = pool.live - pool.creating - pool.destroying;
     const words = `The last ${failedCreations} creations of an instance failed`;
@@ -145,6 +157,10 @@ function isGateStats(stats: unknown): stats is GateStats {
   const { name, keys, attempts } = Object(stats) as Partial<GateStats>;
   return typeof name === 'string' && Array.isArray(keys) && typeof attempts === 'number';
 }
+
+/** Whether a gate cannot reach the server of the limits that it shares. */
+export const isWithoutLimits = ({ limitsAvailable, limiter }: GateStats): boolean =>
+  limitsAvailable === false || isUnavailable(limiter);
 
 /** Whether every key is quarantined or exhausted: every call fails until somebody acts. */
 export function isWithoutKeys({ keys }: GateStats): boolean {

@@ -123,8 +123,11 @@ export class PipelineManager<T> implements AsyncDisposable {
   readonly name: string;
   /** Where its `request:*` events go. */
   readonly hooks: LifecycleHooks;
+  /** The pool that requests lease instances from. */
   readonly pool: PipelinePool<T>;
+  /** The limiter that admits requests. */
   readonly limiter: Limiter;
+  /** The gates that it reports, and closes when it is shut down. */
   readonly gates: readonly ManagedGate[];
   readonly #requestTimeoutMs: number | undefined;
   readonly #requests = new RequestRegistry<T>();
@@ -380,11 +383,20 @@ export function createPipelineManager<T>({
 }: CreatePipelineManagerOptions<T>): PipelineManager<T> {
   const { poolSize, maxConcurrentRequests, maxQueue, acquireTimeoutMs, requestTimeoutMs, abortGraceMs } =
     completeConfig(config);
+  const { fairBy, tenants, agingMs } = poolOptions;
   return new PipelineManager({
     pool: new PipelinePool<T>({ ...poolOptions, size: poolSize, hooks }),
     limiter:
       limiter ??
-      new ConcurrencyLimiter({ maxConcurrent: maxConcurrentRequests, maxQueue, acquireTimeoutMs, hooks }),
+      new ConcurrencyLimiter({
+        maxConcurrent: maxConcurrentRequests,
+        maxQueue,
+        acquireTimeoutMs,
+        fairBy,
+        tenants,
+        agingMs,
+        hooks,
+      }),
     gates,
     requestTimeoutMs,
     abortGraceMs,

@@ -1,21 +1,29 @@
 import { randomUUID } from 'node:crypto';
-import { LeaseRevokedError, ManagerClosedError, RequestTimeoutError } from '../errors.js';
-import type { LifecycleEvents, ManagerEvents, RequestOutcome } from '../hooks/events.js';
+import {
+  LeaseRevokedError,
+  LimitLostError,
+  ManagerClosedError,
+  PoolClosedError,
+  RequestTimeoutError,
+} from '../errors.js';
+import type { BudgetFigures, LifecycleEvents, ManagerEvents, RequestOutcome } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { type AbortWatcher, LazySignal, unwatchAbort, watchAbort } from '../internal/abort.js';
+import { type AbortWatcher, boundedCall, LazySignal, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { nowMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { redactError } from '../internal/redaction.js';
 import { abortSignal, options as checkOptions, durationMs, text, wholeNumber } from '../internal/validate.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
-import type { Limiter } from '../limiter/limiter.js';
+import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
+import type { AcquireOptions, Limiter, Permit } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
-import { type RequestContext, runInRequest } from '../request/current-request.js';
+import { Budget, type BudgetOption, countedAmounts, isBudget } from '../request/budget.js';
+import { currentScope, type RequestContext, runInRequest } from '../request/current-request.js';
 
 /** How a request is served. */
 export interface RequestOptions {
-  /** The caller's own signal: aborting it ends the request, queued or running. */
+  /** The caller's own signal: aborting it ends the request, queued or running. @default none */
   readonly signal?: AbortSignal | undefined;
   /** Milliseconds that the whole request may take, queueing included. @default the manager's `requestTimeoutMs` */
   readonly timeoutMs?: number | undefined;
@@ -27,6 +35,12 @@ export interface RequestOptions {
   readonly weight?: number | undefined;
   /** Waits for this instance and no other (see `PipelinePool.acquire`). @default any */
   readonly instanceId?: number | undefined;
+  /**
+   * What the request and everything under it may spend: a `Budget`, or its caps. Caps inside another request are a child
+   * of its budget.
+   * @default the budget of the request that makes this one, or none
+   */
+  readonly budget?: BudgetOption | undefined;
 }
 
 /** One of the current requests of a manager. */
@@ -43,6 +57,8 @@ export interface RequestInfo {
   readonly ageMs: number;
   /** Milliseconds that it was queued, so far or in all. */
   readonly waitMs: number;
+  /** What its budget allows, and what has been spent of it. */
+  readonly budget?: BudgetFigures;
 }
 
 /** What a request takes from its manager. */
@@ -68,19 +84,29 @@ const REQUEST_OPTIONS: readonly (keyof RequestOptions)[] = [
   'tenant',
   'weight',
   'instanceId',
+  'budget',
 ];
 
 /** Rejects wrong options of one request. */
 export function checkRequest(taskId: string, given: RequestOptions): void {
   text('taskId', taskId);
   checkOptions('the request', given, REQUEST_OPTIONS);
-  const { signal, timeoutMs, priority, tenant, weight, instanceId } = given;
+  const { signal, timeoutMs, priority, tenant, weight, instanceId, budget } = given;
   if (signal !== undefined) abortSignal('signal', signal);
   if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
   if (priority !== undefined) wholeNumber('priority', priority, Number.MIN_SAFE_INTEGER);
   if (tenant !== undefined) text('tenant', tenant);
   if (weight !== undefined) wholeNumber('weight', weight);
   if (instanceId !== undefined) wholeNumber('instanceId', instanceId);
+  if (budget !== undefined && !isBudget(budget)) countedAmounts('budget', budget, Number.POSITIVE_INFINITY);
+}
+
+/** The budget of a request that is made now. */
+function budgetOf(given: BudgetOption | undefined): Budget | undefined {
+  const current = currentScope()?.budget;
+  if (given === undefined) return current;
+  if (isBudget(given)) return given;
+  return current?.child(given) ?? new Budget(given);
 }
 
 /** The current requests of a manager: from the call until permit and instance are back. */
@@ -135,7 +161,7 @@ export class RequestRegistry<T> {
  * - The permit is held from before the lease until after it: a request that waits for an instance has been admitted.
  * - The caller is settled in the step of the abort. Lease and permit stay until the host's code has settled too, or
  *   `abortGraceMs` is over and the instance is destroyed: an instance never serves two tasks at once.
- * - However the lease ends, the permit is released with it, once.
+ * - However the lease ends, the permit is released with it, once. If the permit is lost, the request ends in that step.
  * - Once the request is over, for whatever reason, its signal is aborted: code that it left running ends too.
  */
 export class ManagedRequest<T> implements AbortWatcher {
@@ -146,6 +172,7 @@ export class ManagedRequest<T> implements AbortWatcher {
   /** Most host code never reads its signal, and an AbortController is dear. */
   readonly #abortable = new LazySignal();
   readonly #openedMs = nowMs();
+  readonly #budget: Budget | undefined;
   #timer: NodeJS.Timeout | undefined;
   #earlyEnd: EarlyEnd | undefined;
   #admittedMs: number | undefined;
@@ -157,6 +184,7 @@ export class ManagedRequest<T> implements AbortWatcher {
     this.#dependencies = dependencies;
     this.taskId = taskId;
     this.#options = options;
+    this.#budget = budgetOf(options.budget);
     const { signal, timeoutMs } = options;
     if (signal?.aborted) this.onAbort(signal.reason);
     else if (signal !== undefined) watchAbort(signal, this);
@@ -202,6 +230,7 @@ export class ManagedRequest<T> implements AbortWatcher {
       ...(instanceId === undefined ? {} : { instanceId }),
       ageMs: nowMs() - this.#openedMs,
       waitMs,
+      ...(this.#budget === undefined ? {} : { budget: this.#budget.figures() }),
     });
   }
 
@@ -229,22 +258,22 @@ export class ManagedRequest<T> implements AbortWatcher {
    * @param untilReleased whether the host holds the lease from here on, and its end is the end of the request
    */
   async enter(untilReleased = false): Promise<Lease<T>> {
-    const { limiter, pool, requests } = this.#dependencies;
+    const { pool, requests, abortGraceMs } = this.#dependencies;
     const { priority, tenant, weight, instanceId } = this.#options;
     const { watchable } = this.#abortable;
     const ids = { taskId: this.taskId, requestId: this.requestId, priority, tenant, signal: watchable };
     try {
-      // Another limiter may do more with a signal than to watch it.
-      const signal = limiter instanceof ConcurrencyLimiter ? watchable : this.signal;
-      const permit = await limiter.acquire({ ...ids, signal, weight });
+      const permit = await this.#permit({ ...ids, weight });
       const admittedMs = nowMs();
       this.#admittedMs = admittedMs;
       requests.admitted++;
+      const permitWatch = PermitWatch.of(permit, this);
       let lease: Lease<T>;
       try {
         lease = await pool.acquire({ ...ids, instanceId });
       } catch (error) {
-        permit.release('ignored');
+        permitWatch?.stop();
+        releasePermit(permit, 'ignored');
         throw error;
       }
       const startedMs = nowMs();
@@ -259,15 +288,17 @@ export class ManagedRequest<T> implements AbortWatcher {
       // The request must not keep the lease itself alive: a leaked lease is found by the garbage collector.
       const { watchable: leaseSignal } = lease;
       const leaseWatcher: AbortWatcher = {
-        onAbort: (reason) => this.end(reason instanceof LeaseRevokedError ? 'revoked' : 'shutdown', reason),
+        onAbort: (reason) => this.end(reason instanceof PoolClosedError ? 'shutdown' : 'revoked', reason),
       };
       if (leaseSignal.aborted) leaseWatcher.onAbort(leaseSignal.reason);
       else watchAbort(leaseSignal, leaseWatcher);
       // `timeoutMs` and the caller's signal bound the wait for a lease that the host holds itself.
       if (untilReleased) this.#stopWatching();
+      permitWatch?.check(permit, untilReleased ? lease : undefined, abortGraceMs);
       void lease.ended.then(() => {
         unwatchAbort(leaseSignal, leaseWatcher);
-        permit.release();
+        permitWatch?.stop();
+        releasePermit(permit);
         if (untilReleased) this.#finish(leaseSignal.aborted ? 'revoked' : 'ok');
         this.#close();
       });
@@ -278,6 +309,16 @@ export class ManagedRequest<T> implements AbortWatcher {
       this.#emit('request:rejected', { outcome, waitMs: nowMs() - this.#openedMs, error });
       throw error;
     }
+  }
+
+  #permit(options: AcquireOptions): Promise<Permit> {
+    const { limiter } = this.#dependencies;
+    if (limiter instanceof ConcurrencyLimiter) return limiter.acquire(options);
+    // A foreign limiter may do more with a signal than to watch it, or ignore it and grant a permit to a request that is over.
+    return boundedCall((signal) => limiter.acquire({ ...options, signal }), {
+      signal: this.signal,
+      onLate: (late) => releasePermit(late, 'ignored'),
+    });
   }
 
   /** Serves a request whose work is one function. */
@@ -315,6 +356,7 @@ export class ManagedRequest<T> implements AbortWatcher {
       requestId,
       ...(tenant === undefined ? {} : { tenant }),
       ...(priority === undefined ? {} : { priority }),
+      ...(this.#budget === undefined ? {} : { budget: this.#budget }),
     };
     return this.#dependencies.trackRequests ? runInRequest(context, work) : work(context);
   }
@@ -345,7 +387,7 @@ export class ManagedRequest<T> implements AbortWatcher {
 
   #outcomeOf(error: unknown): Exclude<RequestOutcome, 'ok'> {
     if (this.#earlyEnd !== undefined && error === this.#abortable.reason) return this.#earlyEnd;
-    return error instanceof LeaseRevokedError ? 'revoked' : 'failed';
+    return error instanceof LeaseRevokedError || error instanceof LimitLostError ? 'revoked' : 'failed';
   }
 
   /** Permit and instance are back. */
@@ -364,6 +406,7 @@ export class ManagedRequest<T> implements AbortWatcher {
       instanceId: this.#instanceId as number,
       outcome,
       durationMs: nowMs() - (this.#startedMs as number),
+      ...(this.#budget === undefined ? {} : { budget: this.#budget.figures() }),
       error,
     });
   }
@@ -386,6 +429,49 @@ export class ManagedRequest<T> implements AbortWatcher {
     const { error } = more;
     const details = error === undefined ? more : { ...more, error: redactError(error, hooks.redact) };
     hooks.emit(event, { ...ids, ...details } as unknown as LifecycleEvents[E]);
+  }
+}
+
+/** Ends a request whose permit is lost. Only permits that can be lost have one. */
+class PermitWatch<T> implements AbortWatcher {
+  readonly #signal: AbortSignal;
+  readonly #request: ManagedRequest<T>;
+  /** A leaked lease is found by the garbage collector. */
+  #lease: WeakRef<Lease<T>> | undefined;
+  #graceMs = 0;
+  #grace: NodeJS.Timeout | undefined;
+
+  static of<T>(permit: Permit, request: ManagedRequest<T>): PermitWatch<T> | undefined {
+    const signal = lossSignalOf(permit);
+    return signal === undefined ? undefined : new PermitWatch(signal, request);
+  }
+
+  constructor(signal: AbortSignal, request: ManagedRequest<T>) {
+    this.#signal = signal;
+    this.#request = request;
+    if (signal.aborted) this.onAbort(signal.reason);
+    else watchAbort(signal, this);
+  }
+
+  /** Before the work starts. `lease`: one that the host holds itself, which its own signal and the grace period end. */
+  check(permit: Permit, lease: Lease<T> | undefined, graceMs: number): void {
+    this.#graceMs = graceMs;
+    if (lease !== undefined) this.#lease = new WeakRef(lease);
+    // Reading it checks the clock: after a stop of the process, no timer may have fired yet.
+    if (lossSignalOf(permit)?.aborted) this.onAbort(this.#signal.reason);
+  }
+
+  onAbort(reason: unknown): void {
+    this.#request.end('revoked', reason);
+    const lease = this.#lease?.deref();
+    if (lease === undefined || this.#grace !== undefined) return;
+    lease.abort(reason);
+    this.#grace = setTimeout(() => void lease.release({ discard: true }), this.#graceMs);
+  }
+
+  stop(): void {
+    clearTimeout(this.#grace);
+    unwatchAbort(this.#signal, this);
   }
 }
 

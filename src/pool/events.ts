@@ -8,7 +8,7 @@ import type {
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { channelOf, channels } from '../hooks/lifecycle-hooks.js';
 import { type ErrorSummary, enableRedaction, redactError } from '../internal/redaction.js';
-import type { Instance, InstanceRegistry } from './instances.js';
+import type { Instance, InstanceRegistry, LeaseRequest } from './instances.js';
 import type { LeaseOptions } from './options.js';
 import type { Waiters } from './waiters.js';
 
@@ -98,8 +98,10 @@ export class PoolEventEmitter<T> {
     );
   }
 
-  queued(options: LeaseOptions | undefined): void {
-    if (this.#hasListeners('lease:queued')) this.#hooks.emit('lease:queued', this.#payload(options));
+  queued(request: LeaseRequest<T>): void {
+    if (!this.#hasListeners('lease:queued')) return;
+    const payload = { ...this.#payload(request.options), ...this.#waiters.placeOf(request) };
+    this.#hooks.emit('lease:queued', payload);
   }
 
   acquired(instanceId: number, options: LeaseOptions | undefined, waitMs: number): void {

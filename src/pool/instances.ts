@@ -2,7 +2,8 @@ import type { LeaseRevokedError } from '../errors.js';
 import type { DestroyReason, LeaseRejection } from '../hooks/events.js';
 import { type AbortWatcher, LazySignal } from '../internal/abort.js';
 import type { AsyncContext } from '../internal/async-context.js';
-import type { FairQueue, QueueNode, QueuePosition, TenantQueue } from '../queue/fair-queue.js';
+import type { FairQueue } from '../queue/fair-queue.js';
+import type { QueueNode, QueuePosition, Tenant, TenantQueue } from '../queue/tenant.js';
 import type { CallbackInvocation } from './callbacks.js';
 import type { Lease } from './lease.js';
 import type { LeaseOptions } from './options.js';
@@ -77,6 +78,11 @@ export class Instance<T> {
 export class LeaseRequestExtras<T> implements QueuePosition {
   /** @internal */ queue: TenantQueue | undefined = undefined;
   /** @internal */ previous: QueueNode | undefined = undefined;
+  /** The tenant; from the grant on also of a request without one, where tenants are named. */
+  holder: Tenant | undefined = undefined;
+  declare charged?: number;
+  declare grantedAtMs?: number;
+  declare queuedAtMs?: number;
   options: LeaseOptions | undefined = undefined;
   /** The task's own context, where `prepare` or `reset` will need it. */
   context: AsyncContext | undefined = undefined;

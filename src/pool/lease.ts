@@ -34,12 +34,16 @@ export interface Lease<T> extends AsyncDisposable {
 
   /**
    * Aborts when the lease is revoked (`LeaseRevokedError`) or the pool is closed (`PoolClosedError`; the holder then keeps
-   * the instance until the deadline of `close`). `release` does not abort it.
+   * the instance until the deadline of `close`), and when a manager's permit for it is lost (`LimitLostError`; the holder
+   * then keeps it for `abortGraceMs`). `release` does not abort it.
    */
   readonly signal: AbortSignal;
 
   /** @internal `signal` for code that only uses `watchAbort`; costs no AbortController. */
   readonly watchable: AbortSignal;
+
+  /** @internal Aborts `signal` without ending the lease. */
+  abort(reason: unknown): void;
 
   /** Settles when the lease has ended for any reason and the instance is back or gone. Never rejects. */
   readonly ended: Promise<void>;

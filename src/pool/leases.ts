@@ -58,6 +58,10 @@ class PoolLease<T> implements Lease<T> {
     return this.#request.state.kind === 'held';
   }
 
+  abort(reason: unknown): void {
+    this.#leases.abort(this.#request, reason);
+  }
+
   release(options?: ReleaseOptions): Promise<void> {
     return this.#leases.release(this.#request, options);
   }
@@ -80,6 +84,8 @@ export class Leases<T> {
   revoked = 0;
   /** Called with an instance that was released and reset; settles when it is available again, or gone. */
   onReturn!: (instance: Instance<T>) => Promise<void>;
+  /** Called when a tenant with a cap holds one lease less. */
+  onCapFreed!: () => void;
   readonly source: string;
   readonly #pool: PoolState<T>;
   readonly #settings: PoolSettings<T>;
@@ -145,7 +151,9 @@ export class Leases<T> {
     (request.extras?.context ?? NEUTRAL_CONTEXT).run(() => {
       request.abortable.fire(error);
       this.revoked++;
+      const isCapFreed = request.extras !== undefined && this.#pool.waiters.settle(request);
       const done = this.#teardown.destroy(instance, reason === 'closed' ? 'closed' : 'revoked');
+      if (isCapFreed) this.onCapFreed();
       request.end({ kind: 'revoked', done, error });
       this.#pool.events.revoked(instance.id, options, request.elapsedMs(this.#settings.turnNow()), reason);
     });
@@ -173,6 +181,7 @@ export class Leases<T> {
     if (state.kind === 'released' || state.kind === 'revoked') return state.done;
     request.state = RELEASED;
     this.released++;
+    const isCapFreed = request.extras !== undefined && this.#pool.waiters.settle(request);
     const now = this.#settings.turnNow();
     if (this.#isWatched) this.#unwatch(request);
     instance.usedMs = now;
@@ -189,6 +198,7 @@ export class Leases<T> {
     } else {
       done = this.onReturn(instance);
     }
+    if (isCapFreed) this.onCapFreed();
     request.end(done === DONE ? RELEASED : { kind: 'released', done });
     if (request.extras?.isOverdue) this.#emitLeaked(request, 'returned');
     this.#pool.events.released(instance.id, request.options, request.elapsedMs(now), discard);

@@ -14,6 +14,7 @@ import {
   text,
   wholeNumber,
 } from '../internal/validate.js';
+import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
 
 /** The instance that a callback is called for. */
 export interface InstanceContext {
@@ -50,7 +51,7 @@ export interface CreateRetry {
  * request's AsyncLocalStorage context. `prepare` and `reset` serve a task: they run in the context in which that task
  * called `acquire`.
  */
-export interface PipelinePoolOptions<T> {
+export interface PipelinePoolOptions<T> extends FairnessOptions {
   /** The most instances alive at once, from the start of `create` to the end of `destroy`; a whole number from 1. */
   readonly size: number;
   /** Live instances with a use left that are kept, leased ones included; a whole number from 0 to `size`. @default 0 */
@@ -68,13 +69,13 @@ export interface PipelinePoolOptions<T> {
   readonly onCreateFailure?: 'reject' | 'retry' | undefined;
   /** Creates an instance. */
   readonly create: (context: InstanceContext) => T | PromiseLike<T>;
-  /** Destroys an instance. A failure is reported by `instance:destroy-failed` and affects no caller. */
+  /** Destroys an instance. A failure is reported by `instance:destroy-failed` and affects no caller. @default nothing */
   readonly destroy?: ((pipeline: T, context: DestroyContext) => unknown) | undefined;
-  /** Whether an idle instance is still healthy: only `true` is; otherwise it is replaced. */
+  /** Whether an idle instance is still healthy: only `true` is; otherwise it is replaced. @default always healthy */
   readonly validate?: ((pipeline: T, context: InstanceContext) => boolean | PromiseLike<boolean>) | undefined;
-  /** Prepares an instance for a task. A failure rejects that task's `acquire` and replaces the instance. */
+  /** Prepares an instance for a task. A failure rejects that task's `acquire` and replaces the instance. @default nothing */
   readonly prepare?: ((pipeline: T, context: TaskContext) => unknown) | undefined;
-  /** Clears the state of a task after its lease. A failure replaces the instance. */
+  /** Clears the state of a task after its lease. A failure replaces the instance. @default nothing */
   readonly reset?: ((pipeline: T, context: TaskContext) => unknown) | undefined;
   /** Milliseconds that a request may wait, unless `acquire` sets its own. @default unlimited */
   readonly acquireTimeoutMs?: number | undefined;
@@ -109,7 +110,7 @@ export interface PipelinePoolOptions<T> {
   readonly maxQueue?: number | undefined;
   /** Creations in progress at once. @default as many as `size` allows */
   readonly createConcurrency?: number | undefined;
-  /** The backoff after failed creations. */
+  /** The backoff after failed creations. @default { baseMs: 100, maxMs: 10_000 } */
   readonly createRetry?: CreateRetry | undefined;
   /** Milliseconds on a monotonic clock, such as that of a test's fake timers. @default performance.now */
   readonly now?: (() => number) | undefined;
@@ -121,19 +122,21 @@ export interface PipelinePoolOptions<T> {
 
 /** The options of `acquire` and `use`. */
 export interface LeaseOptions {
-  /** Included in event payloads, and passed to `prepare` and `reset`. */
+  /** Included in event payloads, and passed to `prepare` and `reset`. @default none */
   readonly taskId?: string | undefined;
-  /** Included in event payloads, and passed to `prepare` and `reset`. */
+  /** Included in event payloads, and passed to `prepare` and `reset`. @default none */
   readonly requestId?: string | undefined;
-  /** Waits for this instance and no other; rejects with `InstanceGoneError` when it is gone. */
+  /** Waits for this instance and no other; rejects with `InstanceGoneError` when it is gone. @default any */
   readonly instanceId?: number | undefined;
-  /** Cancels the wait: the promise rejects with `signal.reason`. Does not affect a lease that was granted. */
+  /** Cancels the wait: the promise rejects with `signal.reason`. Does not affect a lease that was granted.
+   * @default none */
   readonly signal?: AbortSignal | undefined;
-  /** Milliseconds to wait; then rejects with `AcquireTimeoutError`. 0 takes an idle instance or rejects at once. */
+  /** Milliseconds to wait; then rejects with `AcquireTimeoutError`. 0 takes an idle instance or rejects at once.
+   * @default `acquireTimeoutMs` of the pool */
   readonly timeoutMs?: number | undefined;
   /** A whole number; higher is served first. @default 0 */
   readonly priority?: number | undefined;
-  /** The owner of the request: tenants with the same priority take turns. */
+  /** The owner of the request: tenants with the same priority take turns. @default none */
   readonly tenant?: string | undefined;
 }
 
@@ -232,6 +235,9 @@ const CHECKS: Record<keyof PipelinePoolOptions<unknown>, Check> = {
   maxQueue: fromZero,
   createConcurrency: fromOne,
   createRetry: (option, value) => checkOptions(option, value as CreateRetry, ['baseMs', 'maxMs']),
+  fairBy: (_, fairBy) => checkFairness({ fairBy } as FairnessOptions),
+  tenants: (_, tenants) => checkFairness({ tenants } as FairnessOptions),
+  agingMs: (_, agingMs) => checkFairness({ agingMs } as FairnessOptions),
   now: (option, value) => {
     const read: unknown = callable(option, value as () => number)();
     finiteNumber('now()', read, -Number.MAX_VALUE, Number.MAX_VALUE);

@@ -58,6 +58,7 @@ export class Scheduler<T> {
     this.#creator = creator;
     this.#teardown = teardown;
     leases.onReturn = (instance) => this.#offer(instance);
+    leases.onCapFreed = () => this.#offerClaimed();
     creator.onReady = () => this.plan();
     teardown.onChange = (instance) => {
       if (instance.uses === 0) creator.yieldTurn();
@@ -73,12 +74,30 @@ export class Scheduler<T> {
     if (status !== 'open') {
       return this.#reject(options, 'closed', new PoolClosedError(this.#settings.name, status));
     }
-    const instance = options?.instanceId === undefined ? this.#takeFree() : undefined;
-    if (instance === undefined) return this.#enqueue(extras);
-    const lease = this.#leases.grant(instance, new LeaseRequest(extras));
+    let isCapped = false;
+    if (extras !== undefined && options?.tenant !== undefined) {
+      const error = this.#tenantError(extras, options.tenant);
+      if (error !== undefined) return error;
+      isCapped = extras.holder?.isFull(1) === true;
+    }
+    const instance = options?.instanceId === undefined && !isCapped ? this.#takeFree() : undefined;
+    if (instance === undefined) return this.#enqueue(extras, isCapped);
+    const request = new LeaseRequest(extras);
+    if (this.#waiters.isShared) this.#waiters.charge(request);
+    const lease = this.#leases.grant(instance, request);
     this.#pool.events.acquired(instance.id, options, 0);
     if (instance.evictionReason !== undefined || this.#instances.minIdle > 0) this.plan();
     return Promise.resolve(lease);
+  }
+
+  /** Finds the tenant of a request; the rejection, if its share is invalid. */
+  #tenantError(extras: LeaseRequestExtras<T>, tenant: string): Promise<never> | undefined {
+    try {
+      this.#waiters.assignTenant(extras, tenant);
+      return undefined;
+    } catch (error) {
+      return Promise.reject(error);
+    }
   }
 
   /** Grants nothing until `resume` or a drain; requests wait. */
@@ -89,8 +108,13 @@ export class Scheduler<T> {
   resume(): void {
     if (!this.#pool.paused) return;
     this.#pool.paused = false;
+    this.#offerClaimed();
+  }
+
+  /** Hands idle instances to the waiters that accept no other, and starts what is missing. */
+  #offerClaimed(): void {
     for (const instance of [...this.#instances]) {
-      if (instance.state.kind !== 'idle' || !this.#waiters.claims(instance)) continue;
+      if (this.#pool.paused || instance.state.kind !== 'idle' || !this.#waiters.claims(instance)) continue;
       this.#idle.remove(instance);
       void this.#offer(instance);
     }
@@ -135,9 +159,9 @@ export class Scheduler<T> {
     return idle === undefined || this.#isDue(idle) ? undefined : this.#idle.pop();
   }
 
-  #enqueue(extras: LeaseRequestExtras<T> | undefined): Promise<Lease<T>> {
+  #enqueue(extras: LeaseRequestExtras<T> | undefined, isCapped: boolean): Promise<Lease<T>> {
     const options = extras?.options;
-    const rejection = this.#rejectionOf(options);
+    const rejection = this.#rejectionOf(options, isCapped || this.#pool.paused);
     if (rejection !== undefined) return this.#reject(options, rejection.reason, rejection.error);
     let claimed: Instance<T> | undefined;
     if (extras !== undefined && options?.instanceId !== undefined) {
@@ -148,7 +172,7 @@ export class Scheduler<T> {
     const promise = new Promise<Lease<T>>((resolve) => {
       waiter.settle = resolve;
     });
-    if (claimed?.state.kind === 'idle' && !this.#pool.paused) {
+    if (claimed?.state.kind === 'idle' && !isCapped && !this.#pool.paused) {
       this.#idle.remove(claimed);
       void this.#offer(claimed);
     }
@@ -161,13 +185,13 @@ export class Scheduler<T> {
   /** Why a request cannot wait, if it cannot. */
   #rejectionOf(
     options: LeaseOptions | undefined,
+    mustWait: boolean,
   ): { readonly reason: LeaseRejection; readonly error: Error } | undefined {
     const { name, maxQueue } = this.#settings;
     const { coming, idle, room } = this.#instances;
-    const { paused } = this.#pool;
     let isIdle = idle > this.#waiters.length;
     let { unserved } = this.#waiters;
-    if (options?.instanceId === undefined && paused) {
+    if (options?.instanceId === undefined && mustWait) {
       unserved++;
     } else if (options?.instanceId === undefined) {
       // A request for which an instance is idle, on its way or can be created does not queue.
@@ -178,9 +202,9 @@ export class Scheduler<T> {
         return { reason: 'instance-gone', error: new InstanceGoneError(name, options.instanceId) };
       }
       isIdle = claimed.state.kind === 'idle';
-      if (!isIdle || paused) unserved++;
+      if (!isIdle || mustWait) unserved++;
     }
-    if ((!isIdle || paused) && options?.timeoutMs === 0) {
+    if ((!isIdle || mustWait) && options?.timeoutMs === 0) {
       return { reason: 'timeout', error: this.#waiters.timeoutError(0, 'wait') };
     }
     return unserved > maxQueue ? { reason: 'queue-full', error: this.#waiters.queueFullError() } : undefined;
@@ -200,7 +224,7 @@ export class Scheduler<T> {
   #emitOutcome(waiter: LeaseRequest<T>, promise: Promise<Lease<T>>): Promise<Lease<T>> {
     const { events } = this.#pool;
     const { options } = waiter;
-    if (waiter.state.kind === 'waiting') events.queued(options);
+    if (waiter.state.kind === 'waiting') events.queued(waiter);
     return promise.then(
       (lease) => {
         events.acquired(lease.instanceId, options, lease.waitMs);

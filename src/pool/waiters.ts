@@ -6,11 +6,12 @@ import {
   type QueueFigures,
   QueueFullError,
 } from '../errors.js';
-import type { LeaseRejection } from '../hooks/events.js';
+import type { LeaseRejection, QueuePlace } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { afterThisTurn } from '../internal/clock.js';
 import { DrainRate } from '../queue/drain-rate.js';
 import { FairQueue } from '../queue/fair-queue.js';
+import { servingOrder } from '../queue/serving-order.js';
 import type { CallbackInvocation } from './callbacks.js';
 import { type Instance, type InstanceRegistry, LeaseRequest, LeaseRequestExtras } from './instances.js';
 import type { Lease } from './lease.js';
@@ -26,8 +27,9 @@ type SettleWarmUp = (failure?: { readonly error: unknown }) => void;
  * The requests that wait for a lease, and the calls of `warmUp` that wait for `min` and `minIdle` instances.
  *
  * Invariants:
- * - The order is by priority, then tenants in turn, then arrival (see `FairQueue`). Waiters for a certain instance have a
- *   queue of their own, and of the two heads the higher priority is served first, then the earlier arrival.
+ * - The order is that of `FairQueue`. Waiters for a certain instance have a queue of their own, by priority and arrival;
+ *   between the heads of the two, guarantees come first, then priority, then arrival.
+ * - A waiter whose tenant is at its cap delays no other, and no instance is created for it.
  * - A waiter that is aborted, times out, is rejected or served leaves in that step, in O(1), with its timer and listener.
  * - However many waiters are rejected or time out at once, their callers and listeners run in batches, a turn of the event
  *   loop each.
@@ -38,14 +40,14 @@ export class Waiters<T> {
   unserved = 0;
   readonly #settings: PoolSettings<T>;
   readonly #instances: InstanceRegistry<T>;
-  readonly #queue = new FairQueue<LeaseRequest<T>>();
+  readonly #queue: FairQueue<LeaseRequest<T>>;
   /** Instances with a queue of their own. */
   readonly #claimed = new Set<Instance<T>>();
   /** Requests that left the queue with an instance that is being prepared for them. */
   readonly #preparing = new Set<LeaseRequest<T>>();
   readonly #warmUps = new Set<SettleWarmUp>();
-  /** Only `QueueFullError` needs an estimate of the wait. */
-  readonly #drainRate: DrainRate | undefined;
+  /** Made with the first estimate that is asked for. */
+  #drainRate: DrainRate | undefined;
   #arrivals = 0;
   /** Rejections of this turn of the event loop, and those that are left for later turns. */
   #rejections = 0;
@@ -55,18 +57,48 @@ export class Waiters<T> {
   constructor(settings: PoolSettings<T>, instances: InstanceRegistry<T>) {
     this.#settings = settings;
     this.#instances = instances;
+    this.#queue = new FairQueue(settings, settings.turnNow);
     instances.onEvicted = (instance) => this.rejectClaims(instance);
     if (settings.maxQueue !== Number.POSITIVE_INFINITY) this.#drainRate = new DrainRate();
   }
 
-  /** Requests that wait for any instance. */
+  /** Requests that wait for any instance, less those whose tenant is at its cap. */
   get length(): number {
-    return this.#queue.size;
+    return this.#queue.eligible;
   }
 
   /** Requests without a lease yet. */
   get queued(): number {
     return this.unserved + this.#preparing.size;
+  }
+
+  /**
+   * Finds the tenant of a request.
+   *
+   * @throws whatever is wrong with its share
+   */
+  assignTenant(extras: LeaseRequestExtras<T>, name: string): void {
+    extras.holder = this.#queue.tenant(name);
+  }
+
+  /** Whether a tenant was named. */
+  get isShared(): boolean {
+    return this.#queue.isShared;
+  }
+
+  /** Charges a request that did not wait to its tenant, once tenants are named. */
+  charge(request: LeaseRequest<T>): void {
+    if (!this.#queue.isShared) return;
+    request.extras ??= new LeaseRequestExtras();
+    this.#queue.charge(request.extras, 1, request.extras.holder);
+  }
+
+  /** A lease has ended: corrects the charge. Returns whether there may be room under a cap now. */
+  settle({ extras }: LeaseRequest<T>): boolean {
+    const tenant = extras?.holder;
+    if (extras === undefined || tenant === undefined || !this.#queue.isShared) return false;
+    this.#queue.settle(extras, 1);
+    return tenant.cap !== Number.POSITIVE_INFINITY;
   }
 
   /** Adds a waiter, for a certain instance or for any. */
@@ -78,11 +110,12 @@ export class Waiters<T> {
     this.unserved++;
     const { room, coming } = this.#instances;
     // A creation starts for it: then it may leave before its turn.
-    if (room > 0 && this.#queue.size <= coming) waiter.extras ??= new LeaseRequestExtras();
-    const timeoutMs = options?.timeoutMs ?? this.#settings.acquireTimeoutMs;
-    if (timeoutMs !== undefined) {
+    if (this.#queue.isShared || (room > 0 && this.#queue.size <= coming))
       waiter.extras ??= new LeaseRequestExtras();
-      waiter.extras.waitTimer = setTimeout(this.#onTimeout, timeoutMs, waiter);
+    const timeoutMs = options?.timeoutMs ?? this.#settings.acquireTimeoutMs;
+    if (timeoutMs !== undefined || this.#settings.agingMs !== undefined) {
+      waiter.extras ??= new LeaseRequestExtras();
+      if (timeoutMs !== undefined) waiter.extras.waitTimer = setTimeout(this.#onTimeout, timeoutMs, waiter);
     }
     const own = waiter.extras;
     if (own === undefined) {
@@ -96,11 +129,12 @@ export class Waiters<T> {
     }
     const { claimed } = own;
     if (claimed === undefined) {
-      this.#queue.pushAt(own, waiter, options?.priority, options?.tenant);
+      this.#queue.pushAt(own, waiter, options?.priority, own.holder);
       this.#drainRate?.begin();
     } else {
-      claimed.claims ??= new FairQueue();
-      claimed.claims.pushAt(own, waiter, options?.priority, options?.tenant);
+      const { agingMs, turnNow } = this.#settings;
+      claimed.claims ??= new FairQueue({ agingMs }, turnNow);
+      claimed.claims.pushAt(own, waiter, options?.priority);
       this.#claimed.add(claimed);
     }
     return waiter;
@@ -108,25 +142,48 @@ export class Waiters<T> {
 
   /** Whether a waiter accepts this instance. */
   wants(instance: Instance<T>): boolean {
-    return this.#queue.size > 0 || this.claims(instance);
+    return this.#queue.eligible > 0 || this.claims(instance);
   }
 
-  /** Whether a waiter accepts this instance and no other. */
+  /** Whether a waiter that may be served accepts this instance and no other. */
   claims(instance: Instance<T>): boolean {
-    return instance.claims !== undefined && instance.claims.size > 0;
+    return this.#claimant(instance) !== undefined;
   }
 
   /** Removes the waiter that is next for this instance. */
   next(instance: Instance<T>): LeaseRequest<T> | undefined {
-    const claimant = instance.claims?.peek();
+    const claimant = this.#claimant(instance);
     const first = this.#queue.peek();
     if (claimant === undefined && first === undefined) return undefined;
     this.unserved--;
-    if (claimant !== undefined && (first === undefined || goesBefore(claimant, first))) {
-      return instance.claims?.shift();
+    if (claimant?.extras !== undefined && (first === undefined || this.#goesBefore(claimant, first))) {
+      instance.claims?.remove(claimant.extras, claimant);
+      this.charge(claimant);
+      return claimant;
     }
     this.#drainRate?.note(1);
     return this.#queue.shift();
+  }
+
+  /** The first waiter for this instance and no other whose tenant is not at its cap. */
+  #claimant({ claims }: Instance<T>): LeaseRequest<T> | undefined {
+    if (claims === undefined || claims.size === 0) return undefined;
+    const first = claims.peek();
+    if (first?.extras?.holder?.isFull(1) !== true) return first;
+    for (const waiter of servingOrder(claims)) if (waiter.extras?.holder?.isFull(1) !== true) return waiter;
+    return undefined;
+  }
+
+  #goesBefore(a: LeaseRequest<T>, b: LeaseRequest<T>): boolean {
+    const isUrgent = a.extras?.holder?.isUrgent === true;
+    if (isUrgent !== (b.extras?.holder?.isUrgent === true)) return isUrgent;
+    const byPriority = (b.options?.priority ?? 0) - (a.options?.priority ?? 0);
+    const { agingMs } = this.#settings;
+    const sooner =
+      agingMs === undefined
+        ? byPriority
+        : (a.extras?.queuedAtMs ?? 0) - (b.extras?.queuedAtMs ?? 0) + byPriority * agingMs;
+    return sooner === 0 ? a.arrival < b.arrival : sooner < 0;
   }
 
   /** An instance became idle: the next request need not wait. */
@@ -143,7 +200,7 @@ export class Waiters<T> {
       newest.extras.awaited = instance;
       return newest;
     }
-    for (const waiter of this.#queue) {
+    for (const waiter of servingOrder(this.#queue)) {
       if (waiter.extras?.awaited !== undefined) continue;
       if (waiter.extras === undefined) {
         waiter.extras = new LeaseRequestExtras();
@@ -173,6 +230,7 @@ export class Waiters<T> {
     const { state, extras } = waiter;
     if (state.kind === 'preparing') {
       state.call.cancel(error);
+      this.settle(waiter);
     } else {
       this.unserved--;
       // Without extras it is the first.
@@ -201,6 +259,7 @@ export class Waiters<T> {
 
   /** Rejects all waiters, `warmUp` included, with one error: the stacks of 10,000 would block the event loop. */
   rejectAll(reason: LeaseRejection, error: Error): void {
+    this.#queue.liftCaps();
     for (const waiter of this.#preparing) this.reject(waiter, reason, error);
     for (const { claims } of this.#claimed) {
       for (let first = claims?.peek(); first !== undefined; first = claims?.peek()) {
@@ -248,6 +307,18 @@ export class Waiters<T> {
   poolFigures(waitMs: number, instanceId: number): PoolFigures {
     const { live, idle, leased } = this.#instances;
     return { source: this.#settings.name, waitMs, live, idle, leased, queued: this.queued, instanceId };
+  }
+
+  /** Where a waiter stands. */
+  placeOf({ extras }: LeaseRequest<T>): QueuePlace {
+    const queue = extras?.claimed?.claims ?? this.#queue;
+    // One without extras was the last to be queued.
+    const ahead = extras === undefined ? queue.size - 1 : queue.aheadOfQueued(extras);
+    if (this.#drainRate === undefined) {
+      this.#drainRate = new DrainRate();
+      this.#drainRate.begin();
+    }
+    return { position: ahead + 1, estimatedWaitMs: Math.ceil(this.#drainRate.msFor(ahead + 1)) };
   }
 
   queueFullError(): QueueFullError {
@@ -322,10 +393,4 @@ function stageOf<T>({ state, extras }: LeaseRequest<T>): LifecycleStage {
     default:
       return 'wait';
   }
-}
-
-function goesBefore<T>(a: LeaseRequest<T>, b: LeaseRequest<T>): boolean {
-  const priorityOfA = a.options?.priority ?? 0;
-  const priorityOfB = b.options?.priority ?? 0;
-  return priorityOfA === priorityOfB ? a.arrival < b.arrival : priorityOfA > priorityOfB;
 }

@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import type { Budget } from './budget.js';
 
 /**
  * The request that the running code works for.
@@ -25,15 +26,25 @@ export interface RequestContext<T = unknown> {
   readonly tenant?: string;
   /** As in the request's options; absent where none was given. */
   readonly priority?: number;
+  /** What the request and everything under it may spend; absent where it has no budget. */
+  readonly budget?: Budget;
 }
+
+/** What running code works for: a request, or only a budget outside of one. */
+export type Scope = RequestContext | { readonly budget: Budget; readonly requestId?: undefined };
 
 const STORAGE = Symbol.for('pipeline-pool.current-request');
 
 /** Created when first needed: Node makes every promise dearer once an AsyncLocalStorage is in use. */
-function storage(create: boolean): AsyncLocalStorage<RequestContext> | undefined {
-  const shared = globalThis as { [STORAGE]?: AsyncLocalStorage<RequestContext> };
+function storage(create: boolean): AsyncLocalStorage<Scope> | undefined {
+  const shared = globalThis as { [STORAGE]?: AsyncLocalStorage<Scope> };
   if (shared[STORAGE] === undefined && create) shared[STORAGE] = new AsyncLocalStorage();
   return shared[STORAGE];
+}
+
+/** What the calling code works for. */
+export function currentScope(): Scope | undefined {
+  return storage(false)?.getStore();
 }
 
 /**
@@ -44,12 +55,35 @@ function storage(create: boolean): AsyncLocalStorage<RequestContext> | undefined
  * const log = (text: string) => console.log(`[${currentRequest()?.taskId ?? 'no task'}] ${text}`);
  */
 export function currentRequest(): RequestContext | undefined {
-  return storage(false)?.getStore();
+  const scope = currentScope();
+  return scope?.requestId === undefined ? undefined : scope;
 }
 
 /** Calls `work` as the code of a request. */
 export function runInRequest<T, R>(context: RequestContext<T>, work: (context: RequestContext<T>) => R): R {
-  return (storage(true) as AsyncLocalStorage<RequestContext>).run(context, work, context);
+  return (storage(true) as AsyncLocalStorage<Scope>).run(context, work, context);
+}
+
+/**
+ * Calls `work` so that the calls of gates and tools in it spend from `budget`, in place of the budget of the current
+ * request. Give a sub-agent a `child` of that one, and it spends from both. Works outside of a request as well.
+ *
+ * @returns what `work` returns
+ *
+ * @example
+ * const answer = await withBudget(budget.child({ usd: 0.1 }), () => subAgent.run(question));
+ */
+export function withBudget<R>(budget: Budget, work: () => R): R {
+  const request = currentRequest();
+  // By its descriptors: to read the signal would make one.
+  const scope =
+    request === undefined
+      ? { budget }
+      : Object.create(null, {
+          ...Object.getOwnPropertyDescriptors(request),
+          budget: { value: budget, enumerable: true },
+        });
+  return (storage(true) as AsyncLocalStorage<Scope>).run(scope, work);
 }
 
 /** The farthest priority of a gate, whose start queue takes no farther one. */

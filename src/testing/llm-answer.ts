@@ -1,3 +1,6 @@
+import type { RateDecision } from './stub-rate.js';
+import type { Refusal } from './stub-service.js';
+
 /** A tool call by the model. */
 export interface StubToolCall {
   readonly name: string;
@@ -15,7 +18,10 @@ export type LlmReply =
       readonly finishReason?: 'stop' | 'length' | 'tool_calls' | 'content_filter';
     };
 
-/** The request body of a chat completion, as far as the stub reads it. */
+/**
+ * A request as the stub reads it. `messages` are those of a chat completion, whichever interface was called: `system`,
+ * `user`, `assistant` (with `tool_calls`) and `tool`. All other fields are those of the request's own body.
+ */
 export interface LlmRequest {
   readonly model: string;
   readonly messages: readonly { readonly role: string; readonly content?: unknown }[];
@@ -25,10 +31,13 @@ export interface LlmRequest {
   readonly [other: string]: unknown;
 }
 
+/** A message of a chat completion. */
+export type LlmMessage = LlmRequest['messages'][number];
+
 /** Words with their leading whitespace; joined, they are the text. */
 export const tokensOf = (text: string): readonly string[] => text.match(/\s*\S+|\s+$/g) ?? [];
 
-const textOf = (content: unknown): string => {
+export const textOf = (content: unknown): string => {
   if (typeof content === 'string') return content;
   if (!Array.isArray(content)) return '';
   return content
@@ -42,95 +51,71 @@ export function defaultReply({ messages }: LlmRequest): LlmReply {
   return `This is the answer of a stub to: ${asked.slice(0, 200)}`;
 }
 
-interface Delta {
-  readonly role?: 'assistant';
-  readonly content?: string | null;
-  readonly tool_calls?: readonly unknown[];
-}
-
-/** One reply in OpenAI's two forms: a completion, and the chunks of a stream. */
+/** One reply of the model, as all interfaces send it, each in its own form. */
 export class LlmAnswer {
-  readonly #id: string;
-  readonly #created = Math.floor(Date.now() / 1000);
-  readonly #request: LlmRequest;
-  readonly #text: string | null;
-  readonly #toolCalls: readonly {
-    readonly id: string;
-    readonly type: 'function';
-    readonly function: { readonly name: string; readonly arguments: string };
-  }[];
-  readonly #finishReason: string;
-  readonly #deltas: readonly Delta[];
+  readonly callId: number;
+  readonly request: LlmRequest;
+  /** `null` beside tool calls. */
+  readonly text: string | null;
+  readonly toolCalls: readonly { readonly name: string; readonly arguments: string }[];
+  readonly finishReason: NonNullable<Exclude<LlmReply, string>['finishReason']>;
+  /** In seconds since 1970. */
+  readonly created = Math.floor(Date.now() / 1000);
 
   constructor(callId: number, request: LlmRequest, reply: LlmReply) {
     const { text, toolCalls = [], finishReason } = typeof reply === 'string' ? { text: reply } : reply;
-    this.#id = `chatcmpl-${callId}`;
-    this.#request = request;
-    this.#text = text ?? (toolCalls.length > 0 ? null : '');
-    this.#toolCalls = toolCalls.map(({ name, arguments: args }, i) => ({
-      id: `call_${callId}_${i}`,
-      type: 'function',
-      function: { name, arguments: typeof args === 'string' ? args : JSON.stringify(args) },
+    this.callId = callId;
+    this.request = request;
+    this.text = text ?? (toolCalls.length > 0 ? null : '');
+    this.toolCalls = toolCalls.map(({ name, arguments: args }) => ({
+      name,
+      arguments: typeof args === 'string' ? args : JSON.stringify(args),
     }));
-    this.#finishReason = finishReason ?? (toolCalls.length > 0 ? 'tool_calls' : 'stop');
-    this.#deltas = [
-      ...tokensOf(this.#text ?? '').map((content) => ({ content })),
-      ...this.#toolCalls.flatMap(({ id, type, function: { name, arguments: args } }, index) => [
-        { tool_calls: [{ index, id, type, function: { name, arguments: '' } }] },
-        ...tokensOf(args).map((piece) => ({ tool_calls: [{ index, function: { arguments: piece } }] })),
-      ]),
-    ];
+    this.finishReason = finishReason ?? (toolCalls.length > 0 ? 'tool_calls' : 'stop');
   }
 
-  /** The number of tokens; each is one chunk of the stream. */
+  /** The tokens of the request. */
+  get inputTokens(): number {
+    return this.request.messages.reduce((n, { content }) => n + tokensOf(textOf(content)).length, 0);
+  }
+
+  /** The tokens of the reply: its words, and for each tool call its name and the words of its arguments. */
   get tokens(): number {
-    return this.#deltas.length;
-  }
-
-  get usage(): { prompt_tokens: number; completion_tokens: number; total_tokens: number } {
-    const prompt = this.#request.messages.reduce((n, { content }) => n + tokensOf(textOf(content)).length, 0);
-    return { prompt_tokens: prompt, completion_tokens: this.tokens, total_tokens: prompt + this.tokens };
-  }
-
-  completion(): unknown {
-    return {
-      ...this.#envelope('chat.completion'),
-      choices: [
-        {
-          index: 0,
-          message: {
-            role: 'assistant',
-            content: this.#text,
-            refusal: null,
-            ...(this.#toolCalls.length > 0 && { tool_calls: this.#toolCalls }),
-          },
-          logprobs: null,
-          finish_reason: this.#finishReason,
-        },
-      ],
-      usage: this.usage,
-    };
-  }
-
-  /** The events of the stream without `[DONE]`: role, tokens, finish reason, and usage if requested. */
-  *chunks(): Generator<string> {
-    yield this.#event({ role: 'assistant', content: '' });
-    for (const delta of this.#deltas) yield this.#event(delta);
-    yield this.#event({}, this.#finishReason);
-    if (this.#request.stream_options?.include_usage === true) {
-      yield sse({ ...this.#envelope('chat.completion.chunk'), choices: [], usage: this.usage });
-    }
-  }
-
-  #event(delta: Delta, finishReason: string | null = null): string {
-    const choice = { index: 0, delta, logprobs: null, finish_reason: finishReason };
-    return sse({ ...this.#envelope('chat.completion.chunk'), choices: [choice] });
-  }
-
-  #envelope(object: string) {
-    return { id: this.#id, object, created: this.#created, model: this.#request.model };
+    const words = tokensOf(this.text ?? '').length;
+    return this.toolCalls.reduce((n, call) => n + 1 + tokensOf(call.arguments).length, words);
   }
 }
 
-/** One server-sent event. */
-const sse = (data: unknown): string => `data: ${JSON.stringify(data)}\n\n`;
+/** An event of a stream, and how many tokens of the reply have been sent with it. */
+export type StreamedEvent = readonly [event: string, tokens: number];
+
+/** An interface of an LLM server: how it reads requests, and writes replies and errors. */
+export interface LlmInterface {
+  readonly path: string;
+  /** The request as a chat; a text says what is wrong with it. */
+  read(body: unknown): LlmRequest | string;
+  complete(answer: LlmAnswer): unknown;
+  stream(answer: LlmAnswer): Iterable<StreamedEvent>;
+  /** The last piece of a stream. */
+  readonly tail: string;
+  /** The body of an error. */
+  error(status: number, refusal: Refusal, message?: string): unknown;
+  /** An error in a stream that has begun with 200. */
+  errorEvent(status: number, refusal: Refusal): string;
+  /** The headers of every response: its id, and what is left of the rate limit. */
+  headers(callId: number, rate: RateDecision | undefined): Record<string, string>;
+}
+
+/** The parts of a foreign body. */
+export type Body = Readonly<Record<string, unknown>>;
+
+export const isObject = (value: unknown): value is Body =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** The items of a list that are objects. */
+export const objectsIn = (value: unknown): readonly Body[] =>
+  Array.isArray(value) ? value.filter(isObject) : [];
+
+/** A server-sent event. */
+export const sse = (data: unknown, event?: string): string =>
+  `${event === undefined ? '' : `event: ${event}\n`}data: ${JSON.stringify(data)}\n\n`;

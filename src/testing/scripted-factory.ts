@@ -78,6 +78,7 @@ export interface ScriptedPipeline {
  * factory.always('reset', { does: 'slow', ms: 50 });
  */
 export class ScriptedFactory<T = ScriptedPipeline> {
+  /** What the pool takes. */
   readonly callbacks: ScriptedCallbacks<T>;
   readonly #make: (instanceId: number) => T;
   readonly #next = new Map<PoolStage, StageStep[]>();

@@ -1,18 +1,10 @@
-import { options } from '../internal/validate.js';
-import { StubE2b, type StubE2bOptions } from './stub-e2b.js';
-import { StubJina, type StubJinaOptions } from './stub-jina.js';
-import { StubLlm, type StubLlmOptions } from './stub-llm.js';
-import { StubSerper, type StubSerperOptions } from './stub-serper.js';
-
-/** Options of `startStubServices`: those of each service, and a default `timeScale`. */
-export interface StubServicesOptions {
-  readonly llm?: StubLlmOptions;
-  readonly serper?: StubSerperOptions;
-  readonly jina?: StubJinaOptions;
-  readonly e2b?: StubE2bOptions;
-  /** @default 1 */
-  readonly timeScale?: number;
-}
+import { flag, options } from '../internal/validate.js';
+import { type IsolatedStubServices, startIsolatedServices } from './isolated-services.js';
+import { StubE2b } from './stub-e2b.js';
+import { StubJina } from './stub-jina.js';
+import { StubLlm } from './stub-llm.js';
+import { StubSerper } from './stub-serper.js';
+import type { IsolatedStubServicesOptions, StubServicesOptions } from './stub-services-options.js';
 
 /** The four running services of a research pipeline. */
 export interface StubServices extends AsyncDisposable {
@@ -32,14 +24,20 @@ export interface StubServices extends AsyncDisposable {
  * await using services = await startStubServices({ llm: { latencyMs: 200, maxNumSeqs: 8 }, timeScale: 0.1 });
  * const client = new OpenAI({ baseURL: services.llm.baseUrl, apiKey: 'any' });
  */
-export async function startStubServices(given: StubServicesOptions = {}): Promise<StubServices> {
-  const { timeScale } = options('startStubServices options', given, [
+export function startStubServices(given: IsolatedStubServicesOptions): Promise<IsolatedStubServices>;
+export function startStubServices(given?: StubServicesOptions): Promise<StubServices>;
+export async function startStubServices(
+  given: StubServicesOptions & { readonly isolated?: boolean } = {},
+): Promise<StubServices | IsolatedStubServices> {
+  const { timeScale, isolated = false } = options('startStubServices options', given, [
     'llm',
     'serper',
     'jina',
     'e2b',
     'timeScale',
+    'isolated',
   ]);
+  if (flag('isolated', isolated)) return startIsolatedServices(given);
   const services = {
     llm: new StubLlm({ timeScale, ...given.llm }),
     serper: new StubSerper({ timeScale, ...given.serper }),

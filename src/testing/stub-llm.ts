@@ -1,10 +1,13 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { callable, durationMs, options, text, wholeNumber } from '../internal/validate.js';
 import { Batch, type LlmBatchStats } from './batch.js';
+import { chatCompletions } from './chat-completions.js';
 import { goDuration } from './fault.js';
-import { defaultReply, LlmAnswer, type LlmReply, type LlmRequest } from './llm-answer.js';
+import { defaultReply, LlmAnswer, type LlmInterface, type LlmReply, type LlmRequest } from './llm-answer.js';
+import { messages } from './messages.js';
+import { responses } from './responses.js';
 import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
-import { countOrUnlimited, type KeyedRate, type RateDecision, rateOf, type StubRate } from './stub-rate.js';
+import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
 import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
 
 /** Options of `StubLlm`. Its `latencyMs` is the time to the first event, counted from the entry into the batch. */
@@ -24,18 +27,27 @@ export interface StubLlmOptions extends StubServiceOptions {
 }
 
 /**
- * A stub of an OpenAI-compatible LLM server: chat completions, streamed or not, with the continuous batching of vLLM or
- * SGLang and, optionally, OpenAI's rate limit. The `openai` SDK works with it unchanged.
+ * A stub of an LLM server: chat completions (OpenAI, vLLM, SGLang), OpenAI's Responses API, and Anthropic's Messages API,
+ * each streamed or not, with tool calls. It has the continuous batching of vLLM and, optionally, a rate limit. The SDKs work
+ * with it unchanged; `reply` receives the request of any of them as a chat.
  *
- * Bodies and headers follow OpenAI's API reference (errors, `x-ratelimit-*`) and vLLM's server (503, `/metrics`).
+ * Bodies, events and headers follow the API references of OpenAI and Anthropic, and vLLM's server (503, `/metrics`). Nothing
+ * is stored: the Responses API takes all items in `input`.
  *
  * @example
  * const llm = await new StubLlm({ latencyMs: 200, perTokenMs: 10, maxNumSeqs: 8 }).start();
- * const client = new OpenAI({ baseURL: llm.baseUrl, apiKey: 'any', maxRetries: 0 });
+ * const openai = new OpenAI({ baseURL: llm.baseUrl, apiKey: 'any', maxRetries: 0 });
+ * const anthropic = new Anthropic({ baseURL: llm.url, apiKey: 'any', maxRetries: 0 });
  */
 export class StubLlm extends StubService {
   protected override readonly routes: readonly StubRoute[] = [
-    { method: 'POST', path: '/v1/chat/completions', answer: (call) => this.#chat(call) },
+    ...INTERFACES.map(
+      (spoken): StubRoute => ({
+        method: 'POST',
+        path: spoken.path,
+        answer: (call) => this.#chat(call, spoken),
+      }),
+    ),
     { method: 'GET', path: '/v1/models', answer: () => this.#listModels() },
     { method: 'GET', path: '/health', probe: true, answer: () => ({ status: 200 }) },
     { method: 'GET', path: '/metrics', probe: true, answer: () => this.#metrics() },
@@ -93,61 +105,61 @@ export class StubLlm extends StubService {
   }
 
   protected override keyOf(headers: IncomingHttpHeaders): string | undefined {
-    return /^Bearer (.+)$/i.exec(headers.authorization ?? '')?.[1];
+    const key = headers['x-api-key'];
+    return typeof key === 'string' ? key : /^Bearer (.+)$/i.exec(headers.authorization ?? '')?.[1];
   }
 
-  protected override refuse(status: number, { reason, retryAfter }: Refusal): StubReply {
-    const wait = retryAfter === undefined ? '' : ` Please try again in ${goDuration(retryAfter.ms)}.`;
-    if (status === 429 && reason === 'rate') {
-      return openAiError(429, `Rate limit reached for requests.${wait}`, 'requests', 'rate_limit_exceeded');
-    }
-    if (status === 429 || status === 402) {
-      const message = 'You exceeded your current quota, please check your plan and billing details.';
-      return openAiError(status, message, 'insufficient_quota', 'insufficient_quota');
-    }
-    if (status === 401) {
-      return openAiError(401, 'Incorrect API key provided.', 'invalid_request_error', 'invalid_api_key');
-    }
-    if (status < 500) return openAiError(status, REFUSALS[status] ?? 'Bad request', 'invalid_request_error');
-    const [type, message] = FAILURES[status] ?? ['Internal Server Error', 'The server had an error.'];
-    return json(status, { error: { message, type, param: null, code: status } });
+  protected override refuse(status: number, refusal: Refusal, call?: StubCall): StubReply {
+    return json(status, interfaceOf(call).error(status, refusal));
   }
 
   protected override streamError(call: StubCall, status: number, refusal: Refusal): StubReply {
-    const rejected = this.refuse(status, refusal);
-    if ((call.body as LlmRequest | undefined)?.stream !== true) return rejected;
+    if ((call.body as LlmRequest | undefined)?.stream !== true) return this.refuse(status, refusal, call);
+    const { tail, errorEvent } = interfaceOf(call);
     return {
       headers: SSE_HEADERS,
       body: (async function* () {
-        yield `data: ${rejected.body as string}\n\n`;
+        yield errorEvent(status, refusal);
       })(),
-      tail: DONE,
+      tail,
     };
   }
 
-  async #chat(call: StubCall): Promise<StubReply> {
-    if (!this.knowsKey(call.key)) return this.refuse(401, { reason: 'rate' });
-    const request = call.body as LlmRequest;
-    if (!isChat(request)) return this.refuse(400, { reason: 'rate' });
-    if (this.#models !== undefined && !this.#models.includes(request.model)) {
-      const message = `The model \`${request.model}\` does not exist or you do not have access to it.`;
-      return openAiError(404, message, 'invalid_request_error', 'model_not_found');
+  async #chat(call: StubCall, spoken: LlmInterface): Promise<StubReply> {
+    const refuse = (status: number, message?: string): StubReply =>
+      json(status, spoken.error(status, { reason: 'rate' }, message), spoken.headers(call.id, undefined));
+    if (!this.knowsKey(call.key)) return refuse(401);
+    const request = spoken.read(call.body);
+    if (typeof request === 'string') return refuse(400, request);
+    const { model } = request;
+    if (this.#models !== undefined && !this.#models.includes(model)) {
+      return refuse(404, `The model \`${model}\` does not exist or you do not have access to it.`);
     }
-    const admission = this.#rate?.take(call.key ?? '');
-    if (admission?.admitted === false) return tooMany(request.model, admission);
-    if (this.#batch.isFull && this.#batch.stats().queued >= this.#maxQueued)
-      return this.refuse(503, { reason: 'rate' });
+    const rate = this.#rate?.take(call.key ?? '');
+    if (rate?.admitted === false) {
+      const { limit, waitMs } = rate;
+      const message = `Rate limit reached for ${model} on requests: Limit ${limit}, Used ${limit}, Requested 1. Please try again in ${goDuration(waitMs)}.`;
+      return json(429, spoken.error(429, { reason: 'rate' }, message), {
+        ...spoken.headers(call.id, { ...rate, resetMs: waitMs }),
+        'retry-after': String(Math.max(1, Math.ceil(waitMs / 1000))),
+      });
+    }
+    if (this.#batch.isFull && this.#batch.stats().queued >= this.#maxQueued) return refuse(503);
 
     const answer = this.#answer(call, request);
     // If the client disconnects first, nothing awaits it: the rejection must not be unhandled.
     answer.catch(() => {});
-    const headers = { 'x-request-id': `req_${call.id}`, ...(admission && limitHeaders(admission)) };
+    const headers = spoken.headers(call.id, rate);
     if (request.stream === true) {
-      return { headers: { ...headers, ...SSE_HEADERS }, body: this.#stream(call, answer), tail: DONE };
+      return {
+        headers: { ...headers, ...SSE_HEADERS },
+        body: this.#stream(call, answer, spoken),
+        tail: spoken.tail,
+      };
     }
     const whole = await answer;
     await this.pause(this.latencyOf(call) + whole.tokens * this.#perTokenMs, call.signal);
-    return json(200, whole.completion(), headers);
+    return json(200, spoken.complete(whole), headers);
   }
 
   async #answer(call: StubCall, request: LlmRequest): Promise<LlmAnswer> {
@@ -155,16 +167,19 @@ export class StubLlm extends StubService {
     return new LlmAnswer(call.id, request, await this.#reply(request, call));
   }
 
-  async *#stream(call: StubCall, answering: Promise<LlmAnswer>): AsyncGenerator<string> {
+  async *#stream(
+    call: StubCall,
+    answering: Promise<LlmAnswer>,
+    spoken: LlmInterface,
+  ): AsyncGenerator<string> {
     const answer = await answering;
     const startedAtMs = performance.now();
     const latencyMs = this.latencyOf(call);
-    let sent = 0;
-    for (const chunk of answer.chunks()) {
+    for (const [event, tokens] of spoken.stream(answer)) {
       // Relative to the start, so that timer delays do not accumulate over many tokens.
-      const dueMs = latencyMs + Math.min(sent++, answer.tokens) * this.#perTokenMs;
+      const dueMs = latencyMs + tokens * this.#perTokenMs;
       await this.pause(dueMs - (performance.now() - startedAtMs) / this.timeScale, call.signal);
-      yield chunk;
+      yield event;
     }
   }
 
@@ -200,45 +215,10 @@ export class StubLlm extends StubService {
 }
 
 const STUB_MODEL = 'stub-model';
-const DONE = 'data: [DONE]\n\n';
 const SSE_HEADERS = { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache' };
 
-const REFUSALS: Readonly<Record<number, string>> = {
-  400: 'The body must be JSON with a model and a list of messages, for one choice.',
-  403: 'You do not have access to this resource.',
-  404: 'Not Found',
-};
+const INTERFACES: readonly LlmInterface[] = [chatCompletions, responses, messages];
 
-/** vLLM's error format: `type` is the reason phrase, `code` the status. */
-const FAILURES: Readonly<Record<number, readonly [type: string, message: string]>> = {
-  503: ['Service Unavailable', 'The server is overloaded, please try again later.'],
-  504: ['Gateway Timeout', 'The server did not answer in time.'],
-};
-
-const isChat = (body: LlmRequest | undefined): body is LlmRequest =>
-  typeof body === 'object' &&
-  body !== null &&
-  typeof body.model === 'string' &&
-  Array.isArray(body.messages) &&
-  (body.n ?? 1) === 1;
-
-const openAiError = (status: number, message: string, type: string, code: string | null = null): StubReply =>
-  json(status, { error: { message, type, param: null, code } });
-
-const limitHeaders = ({ limit, remaining, resetMs }: RateDecision): Record<string, string> => ({
-  'x-ratelimit-limit-requests': String(limit),
-  'x-ratelimit-remaining-requests': String(remaining),
-  'x-ratelimit-reset-requests': goDuration(resetMs),
-});
-
-function tooMany(model: string, admission: RateDecision): StubReply {
-  const { limit, waitMs } = admission;
-  const message = `Rate limit reached for ${model} on requests: Limit ${limit}, Used ${limit}, Requested 1. Please try again in ${goDuration(waitMs)}.`;
-  const rejected = openAiError(429, message, 'requests', 'rate_limit_exceeded');
-  const headers = {
-    ...limitHeaders({ ...admission, resetMs: waitMs }),
-    'retry-after': String(Math.max(1, Math.ceil(waitMs / 1000))),
-    'retry-after-ms': String(Math.ceil(waitMs)),
-  };
-  return { ...rejected, headers: { ...rejected.headers, ...headers } };
-}
+/** The interface that a call used: for errors outside of any, that of OpenAI. */
+const interfaceOf = (call: StubCall | undefined): LlmInterface =>
+  INTERFACES.find(({ path }) => call?.route === `POST ${path}`) ?? chatCompletions;

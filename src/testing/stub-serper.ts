@@ -14,7 +14,7 @@ export interface SerperRequest {
   readonly tbs?: string;
 }
 
-/** One search result. */
+/** One organic result of a search. */
 export interface SerperResult {
   readonly title: string;
   readonly link: string;

@@ -21,7 +21,7 @@ import { findRoute, nameOf, type StubCall, type StubReply, type StubRoute } from
 export interface StubServiceOptions {
   /** Duration of a call in milliseconds, or a function of the call. Rejections and probes take none. @default 0 */
   readonly latencyMs?: number | ((call: StubCall) => number);
-  /** Returns the fault for a call, or none. Called for each call without a queued fault, except probes. */
+  /** Returns the fault for a call, or none. Called for each call without a queued fault, except probes. @default none */
   readonly fault?: (call: StubCall) => Fault | undefined;
   /**
    * Multiplies all configured durations: latencies, rate windows, lags. 0.01 turns a minute into 0.6 s. Durations requested
@@ -72,7 +72,9 @@ type State =
  * await serper.stop();
  */
 export abstract class StubService implements AsyncDisposable {
+  /** The name of the service, as in its records. */
   readonly name: string;
+  /** Multiplies all configured durations. */
   readonly timeScale: number;
   protected abstract readonly routes: readonly StubRoute[];
   readonly #latencyMs: number | ((call: StubCall) => number);
@@ -100,14 +102,14 @@ export abstract class StubService implements AsyncDisposable {
   }
 
   /** The service's response to a rejected call. */
-  protected abstract refuse(status: number, refusal: Refusal): StubReply;
+  protected abstract refuse(status: number, refusal: Refusal, call?: StubCall): StubReply;
 
   /** The key of a call, from its headers. */
   protected abstract keyOf(headers: IncomingHttpHeaders): string | undefined;
 
   /** A stream whose first event is an error. A call that does not stream is rejected with the status itself. */
-  protected streamError(_call: StubCall, status: number, refusal: Refusal): StubReply {
-    return this.refuse(status, refusal);
+  protected streamError(call: StubCall, status: number, refusal: Refusal): StubReply {
+    return this.refuse(status, refusal, call);
   }
 
   /** Listens on a free port of 127.0.0.1; after a `stop`, on the same port as before. */
@@ -241,17 +243,17 @@ export abstract class StubService implements AsyncDisposable {
     const { call } = conversation;
     const readable = await conversation.readBody();
     const answer = async (): Promise<StubReply> => {
-      if (route === undefined) return this.refuse(404, { reason: 'rate' });
-      return readable ? await route.answer(call) : this.refuse(400, { reason: 'rate' });
+      if (route === undefined) return this.refuse(404, { reason: 'rate' }, call);
+      return readable ? await route.answer(call) : this.refuse(400, { reason: 'rate' }, call);
     };
     const fault = this.#nextFault(call, route);
     if (fault === undefined) return conversation.send(await answer());
     conversation.noteFault(fault.type);
     switch (fault.type) {
       case 'status':
-        return conversation.send(this.#statusReply(fault));
+        return conversation.send(this.#statusReply(fault, call));
       case 'envelope':
-        return conversation.send({ ...this.refuse(fault.status, rejectionOf(fault)), status: 200 });
+        return conversation.send({ ...this.refuse(fault.status, rejectionOf(fault), call), status: 200 });
       case 'stream-error':
         return conversation.send(this.streamError(call, fault.status, rejectionOf(fault)));
       case 'no-headers':
@@ -264,9 +266,9 @@ export abstract class StubService implements AsyncDisposable {
     }
   }
 
-  #statusReply(fault: StatusFault): StubReply {
+  #statusReply(fault: StatusFault, call: StubCall): StubReply {
     const { status, retryAfter } = fault;
-    const usual = this.refuse(status, rejectionOf(fault));
+    const usual = this.refuse(status, rejectionOf(fault), call);
     const { body = usual.body } = fault;
     return {
       status,

@@ -9,6 +9,8 @@ import {
   text,
   wholeNumber,
 } from '../internal/validate.js';
+import type { Budget } from '../request/budget.js';
+import { type JsonSchema, jsonSchemaOf, type StandardSchema } from './schema.js';
 
 /**
  * How long a tool's client lives, and what shares it: `shared` is one for all instances of a factory, `instance` one for
@@ -25,9 +27,6 @@ export interface ConnectContext {
   /** Aborts once nothing waits for the client any more. It does not bound the client's life. */
   readonly signal: AbortSignal;
 }
-
-/** A JSON schema. */
-export type JsonSchema = Readonly<Record<string, unknown>>;
 
 /** What one attempt of a call receives. */
 export interface ToolCallContext {
@@ -60,15 +59,26 @@ export interface ToolGateAttempt {
 
 /** What a tool passes to its gate for a call. */
 export interface ToolGateOptions {
+  /** Aborts the call wherever it is. @default none */
   readonly signal?: AbortSignal | undefined;
+  /** Milliseconds that the whole call may take. @default unlimited */
   readonly timeoutMs?: number | undefined;
+  /** Higher goes first; an integer. @default 0 */
   readonly priority?: number | undefined;
+  /** The owner of the request. @default none */
   readonly tenant?: string | undefined;
+  /** What the call counts in windows of `unit: 'weight'`. @default 1 */
   readonly weight?: number | undefined;
+  /** The task of the call, for events. @default none */
   readonly taskId?: string | undefined;
+  /** The request of the call, for events. @default none */
   readonly requestId?: string | undefined;
+  /** The tool call that this call serves, for events. @default none */
   readonly toolCallId?: number | undefined;
+  /** Calls with the same key share a result. @default not cached */
   readonly cacheKey?: string | undefined;
+  /** What the call spends from. @default none */
+  readonly budget?: Budget | undefined;
   /** @internal The signal and the deadline of the tool call, for a gate that takes them as they are. */
   readonly [CALL_CONTEXT]?: CallContext | undefined;
 }
@@ -121,12 +131,18 @@ export interface Tool<Client, Input, Result> {
   readonly timeoutMs?: number | undefined;
   /**
    * Checks and converts what a model sent as input, synchronously. Its error is the agent's answer. Used by `answer` only.
-   * @default as it is
+   * @default `schema`, or else as it is
    */
   parse?(input: unknown): Input;
+  /**
+   * A schema of zod, valibot or any library that implements Standard Schema: the type of the input, and in place of `parse`
+   * and `inputSchema` how it is checked, and described to the model. Must validate synchronously.
+   * @default none
+   */
+  readonly schema?: StandardSchema<Input> | undefined;
   /** Explains the tool to the model. @default none */
   readonly description?: string | undefined;
-  /** Describes the tool's input to the model: the JSON schema of an object. @default none */
+  /** Describes the tool's input to the model: the JSON schema of an object. @default that of `schema`, if it has one */
   readonly inputSchema?: JsonSchema | undefined;
   /** The most characters of an `answer`; a longer one is cut off and says so. @default 50000 */
   readonly maxAnswerChars?: number | undefined;
@@ -139,6 +155,10 @@ export type AnyTool = Tool<any, any, unknown>;
 export interface ToolSet {
   readonly [name: string]: AnyTool;
 }
+
+/** How a tool's input is described to the model. */
+export const inputSchemaOf = ({ inputSchema, schema }: AnyTool): JsonSchema | undefined =>
+  inputSchema ?? (schema === undefined ? undefined : jsonSchemaOf(schema));
 
 export const scopeOf = (tool: AnyTool): ToolScope => tool.scope ?? 'instance';
 
@@ -160,6 +180,7 @@ type Inferring<Clients, Inputs> = {
 } & {
   readonly [N in keyof Inputs]: {
     parse?(input: unknown): Inputs[N];
+    readonly schema?: StandardSchema<Inputs[N]> | undefined;
     call?(client: never, input: Inputs[N], context: never): unknown;
   };
 };
@@ -201,7 +222,11 @@ type Parses<T> = T extends { parse(input: never): infer Parsed }
   ? [Parsed] extends [ToolInput<T>]
     ? unknown
     : { readonly parse: Mistake<'returns another input than `call` takes'> }
-  : unknown;
+  : T extends { schema: StandardSchema<infer Output> }
+    ? [Output] extends [ToolInput<T>]
+      ? unknown
+      : { readonly schema: Mistake<'describes another input than `call` takes'> }
+    : unknown;
 
 /** Tools as they were defined, by name, with everything inferred. */
 export type DefinedTools<Tools> = {
@@ -220,6 +245,7 @@ const OPTIONS: readonly (keyof AnyTool)[] = [
   'weight',
   'timeoutMs',
   'parse',
+  'schema',
   'description',
   'inputSchema',
   'maxAnswerChars',
@@ -231,7 +257,7 @@ const NAME = /^[A-Za-z0-9_-]{1,64}$/;
 /**
  * Defines the tools of one agent. Names, clients, inputs and results are inferred.
  *
- * The input is what `call` annotates or `parse` returns; `cacheKey` and `weight` are checked against it. TypeScript
+ * The input is what `schema` describes, `call` annotates or `parse` returns; `cacheKey` and `weight` are checked against it. TypeScript
  * cannot infer two parameters inside one object, so annotate them, or write the tool with `defineTool`, which infers
  * both: the context of `connect` (`({ signal }: ConnectContext) => …`), and an input that `cacheKey` or `weight` does not
  * destructure (`(input: { query: string }) => …`).
@@ -308,6 +334,13 @@ export function checkTool(name: string, tool: AnyTool): void {
     }
   }
   optional(of('gate'), tool.gate, (option, gate) => callable(`${option}.run`, gate?.run));
+  optional(of('schema'), tool.schema, (option, schema) => {
+    if (typeof schema?.['~standard']?.validate !== 'function') {
+      throw new TypeError(refusal(option, 'a Standard Schema', schema));
+    }
+    if (tool.parse !== undefined)
+      throw new TypeError(`Expected \`${option}\` or \`${of('parse')}\`, not both`);
+  });
   optional(of('timeoutMs'), tool.timeoutMs, (option, value) => durationMs(option, value, 1));
   optional(of('description'), tool.description, text);
   optional(of('maxAnswerChars'), tool.maxAnswerChars, (option, value) => wholeNumber(option, value, 200));

@@ -54,6 +54,10 @@ export interface FactoryTaskContext extends FactoryContext {
  * - A client of scope `shared` is created once, `instance` once for each pipeline, `task` at most once for each lease.
  * - What belongs to a task ends with its lease: its calls, its tool managers, its clients, its output formatter.
  * - A failing or slow `disconnect` affects nothing else: it is emitted as `tool:disconnect-failed`.
+ *
+ * @example
+ * const factory = pipelineFactory({ mainAgent: tools });
+ * const pool = new PipelinePool({ size: 5, ...factory });
  */
 export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Formatter>
   implements AsyncDisposable

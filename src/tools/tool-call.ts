@@ -4,6 +4,7 @@ import type { TaskIds } from '../hooks/events.js';
 import { anySignal } from '../internal/abort.js';
 import { registerKeys } from '../internal/redaction.js';
 import { refusal, synchronous } from '../internal/validate.js';
+import type { Budget } from '../request/budget.js';
 import type { NamedTool } from './clients.js';
 import { isSessionEnd, type TaskSession } from './clients.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './define-tools.js';
@@ -20,6 +21,7 @@ export interface ToolCallRequest {
   readonly signal: AbortSignal | undefined;
   readonly timeoutMs: number;
   readonly priority: number | undefined;
+  readonly budget: Budget | undefined;
   readonly toolCallId: number;
 }
 
@@ -145,7 +147,7 @@ class ToolCall {
 
   #gateOptions(): ToolGateOptions {
     const context = this.#context;
-    const { wanted, input, task, priority, toolCallId } = this.#request;
+    const { wanted, input, task, priority, budget, toolCallId } = this.#request;
     const { tool } = wanted;
     const weight = tool.weight && synchronous(`${wanted.name}.weight`, tool.weight(input));
     const cacheKey = tool.cacheKey && synchronous(`${wanted.name}.cacheKey`, tool.cacheKey(input));
@@ -167,6 +169,7 @@ class ToolCall {
       ...(taskId === undefined ? {} : { taskId }),
       ...(requestId === undefined ? {} : { requestId }),
       ...(tenant === undefined ? {} : { tenant }),
+      ...(budget === undefined ? {} : { budget }),
     };
   }
 }

@@ -7,6 +7,7 @@
  * - `clients.ts`: the connections to clients, by scope, and the session of a task
  * - `tool-manager.ts` (here): the tools of one agent for one lease
  * - `tool-call.ts`: one call, through the tool's gate
+ * - `schema.ts`: Standard Schemas of inputs. `expect-ok.ts`: `expectOk`, for tools that use `fetch`
  * - `tool-answer.ts`: inputs, results and errors as text for an agent
  */
 import { ToolFailedError, ToolUnknownError } from '../errors.js';
@@ -22,11 +23,20 @@ import {
   optional,
   refusal,
   synchronous,
+  text,
   wholeNumber,
 } from '../internal/validate.js';
-import { currentRequest, type RequestContext } from '../request/current-request.js';
+import { currentScope, type RequestContext } from '../request/current-request.js';
 import type { TaskSession } from './clients.js';
-import type { AnyTool, JsonSchema, ToolClient, ToolInput, ToolResult, ToolSet } from './define-tools.js';
+import {
+  type AnyTool,
+  inputSchemaOf,
+  type ToolClient,
+  type ToolInput,
+  type ToolResult,
+  type ToolSet,
+} from './define-tools.js';
+import { validated } from './schema.js';
 import { cutText, failureText, readInput, resultText } from './tool-answer.js';
 import { callTool, type ToolOutcome } from './tool-call.js';
 
@@ -41,6 +51,8 @@ export interface ToolCallOptions {
   readonly timeoutMs?: number | undefined;
   /** Passed to the gate: higher goes first; an integer. @default that of the current request, or 0 */
   readonly priority?: number | undefined;
+  /** The id that the model gave the call (`tool_call.id`), for events and traces. @default none */
+  readonly modelCallId?: string | undefined;
 }
 
 /** The names of the tools of a set. */
@@ -48,7 +60,10 @@ export type ToolName<T> = keyof T & string;
 
 /** One call of any tool of a set, for `callAll`. */
 export type ToolCall<T> = {
-  readonly [N in ToolName<T>]: { readonly name: N } & (undefined extends ToolInput<T[N]>
+  readonly [N in ToolName<T>]: {
+    readonly name: N;
+    readonly modelCallId?: string | undefined;
+  } & (undefined extends ToolInput<T[N]>
     ? { readonly input?: ToolInput<T[N]> }
     : { readonly input: ToolInput<T[N]> });
 }[ToolName<T>];
@@ -142,12 +157,13 @@ export class ToolManager<T extends ToolSet> {
    */
   async callAll<const Calls extends readonly ToolCall<T>[]>(
     calls: Calls,
-    options?: ToolCallOptions,
+    options?: Omit<ToolCallOptions, 'modelCallId'>,
   ): Promise<ToolResults<T, Calls>> {
     if (!Array.isArray(calls)) throw new TypeError(refusal('calls', 'an array of { name, input }', calls));
     const results = await Promise.allSettled(
-      calls.map(async ({ name, input }: { name: string; input?: unknown }) => {
-        const outcome = await this.#run(name, this.#tool(name), input, options);
+      calls.map(async ({ name, input, modelCallId }: ToolCall<T> & { input?: unknown }) => {
+        const own = modelCallId === undefined ? options : { ...options, modelCallId };
+        const outcome = await this.#run(name, this.#tool(name), input, own);
         if (outcome.kind === 'ok') return outcome.value;
         throw outcome.error;
       }),
@@ -163,8 +179,9 @@ export class ToolManager<T extends ToolSet> {
    * @throws {LeaseReleasedError} if the lease has ended
    *
    * @example
-   * const text = await tools.answer(toolCall.function.name, toolCall.function.arguments, { signal });
-   * messages.push({ role: 'tool', tool_call_id: toolCall.id, content: text });
+   * const { id: modelCallId, function: { name, arguments: input } } = toolCall;
+   * const text = await tools.answer(name, input, { signal, modelCallId });
+   * messages.push({ role: 'tool', tool_call_id: modelCallId, content: text });
    */
   async answer(
     name: ToolName<T> | (string & {}),
@@ -183,7 +200,8 @@ export class ToolManager<T extends ToolSet> {
     let read: unknown;
     try {
       read = readInput(input);
-      if (tool.parse !== undefined) read = synchronous(`${name}.parse`, tool.parse(read));
+      if (tool.schema !== undefined) read = validated(name, tool.schema, read);
+      else if (tool.parse !== undefined) read = synchronous(`${name}.parse`, tool.parse(read));
     } catch (error) {
       return withReason(`The input of tool ${name} cannot be used`, error);
     }
@@ -233,14 +251,18 @@ export class ToolManager<T extends ToolSet> {
    * await openai.chat.completions.create({ model, messages, tools: tools.definitions() });
    */
   definitions(): ToolDefinition[] {
-    return Object.entries(this.#tools).map(([name, { description, inputSchema }]) => ({
-      type: 'function',
-      function: {
-        name,
-        ...(description === undefined ? {} : { description }),
-        ...(inputSchema === undefined ? {} : { parameters: inputSchema satisfies JsonSchema }),
-      },
-    }));
+    return Object.entries(this.#tools).map(([name, tool]) => {
+      const { description } = tool;
+      const parameters = inputSchemaOf(tool);
+      return {
+        type: 'function',
+        function: {
+          name,
+          ...(description === undefined ? {} : { description }),
+          ...(parameters === undefined ? {} : { parameters }),
+        },
+      };
+    });
   }
 
   async #run(
@@ -249,8 +271,10 @@ export class ToolManager<T extends ToolSet> {
     input: unknown,
     options: ToolCallOptions = {},
   ): Promise<ToolOutcome> {
-    const request = currentRequest();
-    const { signal = request?.signal, priority = request?.priority, timeoutMs } = checkCallOptions(options);
+    const scope = currentScope();
+    const request = scope?.requestId === undefined ? undefined : scope;
+    const checked = checkCallOptions(options);
+    const { signal = request?.signal, priority = request?.priority, timeoutMs, modelCallId } = checked;
     const session = this.#session;
     // A call that ends before it begins emits no event.
     if (session.signal.aborted) return { kind: 'aborted', error: session.signal.reason };
@@ -258,7 +282,14 @@ export class ToolManager<T extends ToolSet> {
     const toolCallId = this.#nextCallId();
     const { instanceId } = session;
     const task = session.task.taskId === undefined ? idsOf(request) : session.task;
-    const ids = { ...task, source: this.name, tool: name, instanceId, toolCallId };
+    const ids = {
+      ...task,
+      source: this.name,
+      tool: name,
+      instanceId,
+      toolCallId,
+      ...(modelCallId === undefined ? {} : { modelCallId }),
+    };
     const startedMs = nowMs();
     if (this.#hooks.hasListeners('tool:started')) this.#hooks.emit('tool:started', ids);
     const outcome = await callTool({
@@ -270,6 +301,7 @@ export class ToolManager<T extends ToolSet> {
       signal,
       timeoutMs: timeoutMs ?? tool.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       priority,
+      budget: scope?.budget,
       toolCallId,
     });
     if (this.#hooks.hasListeners('tool:finished')) {
@@ -298,11 +330,12 @@ function idsOf(request: RequestContext | undefined): TaskIds {
 }
 
 function checkCallOptions(given: ToolCallOptions): ToolCallOptions {
-  checkOptions('the options of a call', given, ['signal', 'timeoutMs', 'priority']);
+  checkOptions('the options of a call', given, ['signal', 'timeoutMs', 'priority', 'modelCallId']);
   optional('signal', given.signal, abortSignal);
   optional('timeoutMs', given.timeoutMs, (option, value) => durationMs(option, value, 1));
   optional('priority', given.priority, (option, value) =>
     wholeNumber(option, value, Number.MIN_SAFE_INTEGER),
   );
+  optional('modelCallId', given.modelCallId, text);
   return given;
 }

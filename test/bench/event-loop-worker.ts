@@ -49,6 +49,7 @@ const untilAborted = ({ signal }: { readonly signal: AbortSignal }): Promise<nev
   new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
 const tooManyRequests = (seconds: number): Error =>
   Object.assign(new Error('too many requests'), { status: 429, headers: { 'retry-after': String(seconds) } });
+const unauthorized = Object.assign(new Error('unauthorized'), { status: 401 });
 const heldGate = (): ServiceGate => {
   const gate = new ServiceGate({ name: 'bench', maxConcurrent: 1 });
   gate.run(untilAborted).catch(() => {});
@@ -102,6 +103,16 @@ const SCENARIOS: readonly Scenario[] = [
     },
   },
   {
+    name: 'limiter: timeout of all, each with its own',
+    prepare: async () => {
+      const limiter = heldLimiter();
+      return {
+        settled: each((i) => limiter.run(noWork, { timeoutMs: 200 + (i % 100) / 100 })),
+        trigger: () => {},
+      };
+    },
+  },
+  {
     name: 'pool: close',
     prepare: async () => {
       const { pool, lease } = await heldPool();
@@ -121,7 +132,38 @@ const SCENARIOS: readonly Scenario[] = [
       return aborted((signal) => pool.acquire({ signal }));
     },
   },
-
+  {
+    name: 'pool: timeout of all',
+    prepare: async () => {
+      const { pool } = await heldPool();
+      return { settled: each(() => pool.acquire({ timeoutMs: 200 })), trigger: () => {} };
+    },
+  },
+  {
+    name: 'pool: all acquire from 1,000 idle instances',
+    prepare: async () => {
+      const pool = new PipelinePool({ size: 1_000, min: 1_000, create: () => ({}) });
+      await pool.warmUp();
+      let settle: (settled: Promise<unknown>) => void;
+      const settled = new Promise((resolve) => (settle = resolve));
+      return {
+        settled,
+        trigger: () => settle(each(() => pool.use(noWork))),
+      };
+    },
+  },
+  {
+    name: 'pool: all acquire, and 1,000 instances are created',
+    prepare: async () => {
+      const pool = new PipelinePool({ size: 1_000, create: () => ({}) });
+      let settle: (settled: Promise<unknown>) => void;
+      const settled = new Promise((resolve) => (settle = resolve));
+      return {
+        settled,
+        trigger: () => settle(each(() => pool.use(noWork))),
+      };
+    },
+  },
   {
     name: 'pool: resize to 100',
     prepare: async () => {
@@ -148,6 +190,45 @@ const SCENARIOS: readonly Scenario[] = [
     prepare: () => {
       const gate = heldGate();
       return aborted((signal) => gate.run(noWork, { signal }));
+    },
+  },
+  {
+    name: 'gate: timeout of all',
+    prepare: async () => {
+      const gate = heldGate();
+      return { settled: each(() => gate.run(noWork, { timeoutMs: 200 })), trigger: () => {} };
+    },
+  },
+  {
+    name: 'gate: all keys are quarantined',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', maxConcurrent: 1, keys: ['the-only-key'] });
+      let fail: () => void = noWork;
+      gate.run(() => new Promise((_, reject) => (fail = () => reject(unauthorized)))).catch(() => {});
+      return { settled: each(() => gate.run(noWork)), trigger: () => fail() };
+    },
+  },
+  {
+    name: 'gate: all in flight are rejected with 429',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', retry: { attempts: 1 } });
+      const failures: (() => void)[] = [];
+      const settled = each(() =>
+        gate.run(() => new Promise((_, reject) => failures.push(() => reject(tooManyRequests(1))))),
+      );
+      return {
+        settled,
+        trigger: () => {
+          for (const fail of failures) fail();
+        },
+      };
+    },
+  },
+  {
+    name: 'gate: abort of all in flight on one signal',
+    prepare: () => {
+      const gate = new ServiceGate({ name: 'bench' });
+      return aborted((signal) => gate.run(untilAborted, { signal }));
     },
   },
   {
@@ -210,6 +291,13 @@ const SCENARIOS: readonly Scenario[] = [
     prepare: () => {
       const manager = heldManager();
       return aborted((signal) => manager.run('task', noWork, { signal }));
+    },
+  },
+  {
+    name: 'manager: timeout of all',
+    prepare: async () => {
+      const manager = heldManager();
+      return { settled: each(() => manager.run('task', noWork, { timeoutMs: 300 })), trigger: () => {} };
     },
   },
 ];

@@ -1,11 +1,12 @@
 /**
  * The longest step of the event loop with many waiters: how long other code of the process has to wait.
  *
- *     tsx test/bench/event-loop.ts [--waiters 10000] [--rounds 5] [--only limiter,gate]
+ *     tsx test/bench/event-loop.ts [--waiters 10000] [--rounds 5] [--only limiter,gate] [--strict]
  *
  * Each scenario queues the waiters, lets the event loop turn, and triggers one operation that affects all of them. A
  * callback in every turn records the longest step until all promises have settled, in real time and in CPU time: other
- * processes lengthen the former, the collector's threads the latter. A scenario passes if the smaller median is at most 50 ms.
+ * processes lengthen the former, the collector's threads the latter. A scenario passes if the smaller median is at most 50 ms;
+ * with `--strict`, the process exits with 1 if one does not.
  */
 import { parseArgs } from 'node:util';
 import { buildWorker, machine, markdownTable, median, runWorker } from './harness.js';
@@ -15,6 +16,7 @@ const { values: args } = parseArgs({
     waiters: { type: 'string', default: '10000' },
     rounds: { type: 'string', default: '5' },
     only: { type: 'string' },
+    strict: { type: 'boolean', default: false },
   },
 });
 const ALLOWED_MS = 50;
@@ -35,8 +37,14 @@ try {
     const wallMs = median(steps.map((step) => step.wallMs));
     const cpuMs = median(steps.map((step) => step.cpuMs));
     const passes = Math.min(wallMs, cpuMs) <= ALLOWED_MS;
-    if (!passes) process.exitCode = 1;
-    rows.push([name, wallMs.toFixed(1), cpuMs.toFixed(1), passes ? 'passes' : '**fails**']);
+    if (!passes && args.strict) process.exitCode = 1;
+    const shown = (ms: number, most: number): string => `${ms.toFixed(1)} (${most.toFixed(0)})`;
+    rows.push([
+      name,
+      shown(wallMs, Math.max(...steps.map((step) => step.wallMs))),
+      shown(cpuMs, Math.max(...steps.map((step) => step.cpuMs))),
+      passes ? 'passes' : '**fails**',
+    ]);
     process.stderr.write(`${rows.at(-1)?.join(' | ')}\n`);
   }
 } finally {
@@ -45,4 +53,9 @@ try {
 console.log(
   `${before}; at the end: ${machine()}; ${args.waiters} waiters, median of ${args.rounds} rounds\n`,
 );
-console.log(markdownTable(['longest step', 'ms', 'CPU ms', `at most ${ALLOWED_MS} ms`], rows));
+console.log(
+  markdownTable(
+    ['longest step', 'ms, median (most)', 'CPU ms, median (most)', `at most ${ALLOWED_MS} ms`],
+    rows,
+  ),
+);

@@ -6,7 +6,7 @@ const pages = [
   'README.md',
   'CHANGELOG.md',
   ...readdirSync('docs', { recursive: true, encoding: 'utf8' })
-    .filter((name) => name.endsWith('.md'))
+    .filter((name) => (name.endsWith('.md') || name === 'llms.txt') && !name.startsWith('api/'))
     .map((name) => join('docs', name)),
 ];
 const withoutCode = (text: string): string => text.replace(/^```.*?^```$/gms, '').replace(/`[^`\n]*`/g, '');
@@ -37,6 +37,15 @@ describe('The documentation', () => {
       return !existsSync(target) || (anchor !== undefined && !anchorsOf(target).includes(anchor));
     });
     expect(broken).toEqual([]);
+  });
+
+  it('links only to files that the package contains', () => {
+    const { files } = JSON.parse(readFileSync('package.json', 'utf8')) as { files: string[] };
+    const shipped = new Set([...files, 'README.md', 'LICENSE', 'package.json']);
+    const outside = pages
+      .flatMap((page) => linksOf(page).map((link) => join(dirname(page), link.split('#')[0] || '.')))
+      .filter((target) => !shipped.has(target) && !shipped.has(target.split('/')[0] ?? ''));
+    expect(outside).toEqual([]);
   });
 
   it('has a table of contents with every page', () => {

@@ -13,6 +13,7 @@ import {
   ServiceGate,
   toHttpStatus,
 } from 'pipeline-pool';
+import { RedisLimits } from 'pipeline-pool/redis';
 import { describe, expect, it } from 'vitest';
 
 const reference = readFileSync('docs/reference.md', 'utf8');
@@ -67,6 +68,12 @@ function rows(heading: string): Row[] {
 }
 
 const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+const nothing = (): never => {
+  throw new Error('not connected');
+};
+const limits = new RedisLimits({
+  client: { evalSha: nothing, eval: nothing, duplicate: nothing, on: () => {}, off: () => {} },
+});
 const pool = new PipelinePool({ size: 1, create: () => 1 });
 const manager = new PipelineManager({ pool, limiter });
 const gate = new ServiceGate({ name: 'llm' });
@@ -77,12 +84,15 @@ describe('the reference', () => {
     ['`acquire`, `run`, `wrap` and `map` of a limiter', (unknown) => limiter.acquire(unknown)],
     ['## AdaptiveLimit', (unknown) => new AdaptiveLimit(unknown)],
     ['## PipelinePool', (unknown) => new PipelinePool(unknown)],
+    ['## RedisLimits', (unknown) => new RedisLimits(unknown)],
+    ['`limits.limiter(options)`', (unknown) => limits.limiter(unknown)],
     ['`acquire` and `use` of a pool', (unknown) => pool.acquire(unknown)],
     ['## PipelineManager', (unknown) => new PipelineManager(unknown as PipelineManagerOptions<unknown>)],
     ['`run`, `stream` and `acquirePipeline` of a manager', (unknown) => manager.run('t', () => 1, unknown)],
     ['## Configuration', (unknown) => checkConfig(unknown)],
     ['## ServiceGate', (unknown) => new ServiceGate(unknown)],
     ['`run` and `stream` of a gate', (unknown) => gate.run(() => 1, unknown)],
+    ['`fetch` of a gate', (unknown) => gate.fetch(unknown)],
     ['`pipelineFactory`:', (unknown) => pipelineFactory(unknown)],
   ])('%s lists the options that are taken, and no others', async (heading, give) => {
     expect(documented(heading).sort()).toEqual((await taken(give)).sort());
@@ -107,6 +117,7 @@ describe('the reference', () => {
     ['## ServiceGate', { name: 'llm' }, (options) => new ServiceGate(options)],
     ['Fields of its nested options', { name: 'llm' }, (options) => new ServiceGate(options)],
     ['`run` and `stream` of a gate', {}, (options) => gate.run(() => 1, options)],
+    ['`fetch` of a gate', {}, (options) => gate.fetch(options)],
     ['`pipelineFactory`:', { mainAgent: {} }, (options) => pipelineFactory(options)],
   ])('%s has the lower bounds that are enforced', async (heading, base, give) => {
     const bounded = rows(heading).filter(({ bounds }) => /^(integer, )?from \d/.test(bounds));
@@ -135,6 +146,7 @@ describe('the reference', () => {
     ['## PipelinePool', 'src/pool/options.ts'],
     ['## PipelineManager', 'src/manager/pipeline-manager.ts'],
     ['## ServiceGate', 'src/gate/options.ts'],
+    ['`fetch` of a gate', 'src/gate/fetch.ts'],
   ])('%s has the defaults of the docstrings', (heading, file) => {
     const code = readFileSync(file, 'utf8');
     const documentedDefaults = new Map<string, string>();
@@ -160,7 +172,7 @@ describe('the reference', () => {
 
   it('lists every class of error', () => {
     const classes = Object.keys(everything).filter(
-      (name) => name.endsWith('Error') && name !== 'PipelinePoolError',
+      (name) => /^[A-Z]\w*Error$/.test(name) && !['PipelinePoolError', 'ResponseError'].includes(name),
     );
     expect(documented('All are `PipelinePoolError`s').sort()).toEqual(classes.sort());
   });

@@ -3,7 +3,7 @@ import { RequestTimeoutError, ToolTimeoutError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
-import { httpError } from '../support/gates.js';
+import { httpError, learnedBy } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
 import { deferred, follow } from '../support/promises.js';
 
@@ -65,7 +65,7 @@ describe('an adaptive ServiceGate', () => {
     await vi.advanceTimersByTimeAsync(100);
     expect(limitOf(gate)).toBe(17);
     const queued = new ServiceGate({ name: 'llm', adaptive: { initial: 1, max: 1 } });
-    const adaptive = vi.spyOn(queued.adaptive!, 'onSample');
+    const { outcomes } = learnedBy(queued);
     const first = deferred();
     const call = queued.run(() => first.promise);
     follow(queued.run(() => new Promise(() => {}), { timeoutMs: 100 }));
@@ -73,7 +73,7 @@ describe('an adaptive ServiceGate', () => {
     first.resolve();
     await call;
     await vi.advanceTimersByTimeAsync(10);
-    expect(adaptive.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+    expect(outcomes()).toEqual(['ok', 'ignored']);
   });
 
   it.each([
@@ -89,14 +89,14 @@ describe('an adaptive ServiceGate', () => {
   ])('counts the timeout of %s as overload if the attempt ran for most of it', async (_, reason, outcome) => {
     const { hooks, of } = recorder();
     const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 20 } });
-    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const { outcomes } = learnedBy(gate);
     const control = new AbortController();
     const call = follow(gate.run(() => new Promise(() => {}), { signal: control.signal }));
     await vi.advanceTimersByTimeAsync(100);
     control.abort(reason);
     await settled();
     expect(call.now).toEqual({ is: 'rejected', reason });
-    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual([outcome]);
+    expect(outcomes()).toEqual([outcome]);
     const isTimeout = reason.name !== 'AbortError';
     expect(of('call:finished')).toMatchObject([{ outcome: isTimeout ? 'timeout' : 'aborted' }]);
   });
@@ -109,7 +109,7 @@ describe('an adaptive ServiceGate', () => {
     async (_, reason) => {
       const { hooks, of } = recorder();
       const gate = new ServiceGate({ name: 'llm', hooks, adaptive: { initial: 1, max: 1 } });
-      const samples = vi.spyOn(gate.adaptive!, 'onSample');
+      const { outcomes } = learnedBy(gate);
       const control = new AbortController();
       const first = deferred();
       follow(gate.run(() => first.promise));
@@ -119,7 +119,7 @@ describe('an adaptive ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(40);
       control.abort(reason);
       await settled();
-      expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok', 'ignored']);
+      expect(outcomes()).toEqual(['ok', 'ignored']);
       expect(of('call:finished')).toMatchObject([{ outcome: 'ok' }, { outcome: 'timeout' }]);
     },
   );
@@ -148,24 +148,71 @@ describe('an adaptive ServiceGate', () => {
     expect(limitOf(gate)).toBe(4);
   });
 
-  it('classifies a stream by its first item, at the limit of that moment', async () => {
+  it('reports the first item of a stream as it comes, and its end with the tokens that were generated', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 1 } });
+    const { learned } = learnedBy(gate);
     const stream = gate.stream(async function* () {
-      yield 1;
-      yield 2;
+      yield { choices: [] };
+      yield { choices: [], usage: { completion_tokens: 7, total_tokens: 90 } };
     });
     await stream.next();
-    expect(limitOf(gate)).toBe(2);
-    await stream.return!();
+    expect(learned).toEqual(['first item']);
+    await stream.next();
+    await stream.next();
+    expect(learned).toEqual(['first item', { outcome: 'ok', usage: 7 }]);
     expect(limitOf(gate)).toBe(2);
   });
 
+  it('reports how many items a stream had that says nothing of tokens', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 1 } });
+    const { learned } = learnedBy(gate);
+    const stream = gate.stream(async function* () {
+      yield* [1, 2, 3];
+    });
+    for await (const item of stream) expect(item).toBeGreaterThan(0);
+    expect(learned).toEqual(['first item', { outcome: 'ok', usage: 3 }]);
+  });
+
   it.each([
-    ['waited for an item', (stream: AsyncIterator<number>) => follow(stream.next()), ['ok', 'dropped']],
+    ['OpenAI', { usage: { completion_tokens: 5, total_tokens: 80 } }, 5],
+    ['Responses API', { type: 'response.completed', response: { usage: { output_tokens: 6 } } }, 6],
+    ['Anthropic', { usage: { input_tokens: 70, output_tokens: 8 } }, 8],
+    ['Gemini', { usageMetadata: { candidatesTokenCount: 9 } }, 9],
+    ['tokens that are none', { usage: { completion_tokens: Number.NaN } }, undefined],
+  ])('reports the tokens that a plain call generated: %s', async (_, result, usage) => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: {} });
+    const { learned } = learnedBy(gate);
+    await gate.run(() => result);
+    expect(learned).toEqual([{ outcome: 'ok', usage }]);
+  });
+
+  it('reports what `usage` reads where nothing says how many tokens were generated', async () => {
+    const gate = new ServiceGate({ name: 'llm', adaptive: {}, usage: () => 12 });
+    const { learned } = learnedBy(gate);
+    await gate.run(() => 'fine');
+    expect(learned).toEqual([{ outcome: 'ok', usage: 12 }]);
+  });
+
+  it('neither loses a call nor a permit to a clock of the host that throws', async () => {
+    let isBroken = false;
+    const now = () => {
+      if (isBroken) throw new Error('clock');
+      return 0;
+    };
+    const gate = new ServiceGate({ name: 'llm', adaptive: { now } });
+    const call = gate.run(() => 'fine');
+    isBroken = true;
+    expect(await call).toBe('fine');
+    expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 } });
+    expect(gate.adaptive!.limit).toBe(8);
+  });
+
+  it.each([
+    ['waited for an item', (stream: AsyncIterator<number>) => follow(stream.next()), ['dropped']],
     ['did something else', () => {}, ['ok']],
-  ])('counts the timeout of a stream as overload or not: its reader %s', async (_, read, outcomes) => {
+  ])('counts the timeout of a stream as overload or not: its reader %s', async (_, read, expected) => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
-    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const { outcomes } = learnedBy(gate);
     const stream = gate.stream(
       async function* () {
         yield 1;
@@ -176,12 +223,12 @@ describe('an adaptive ServiceGate', () => {
     await stream.next();
     read(stream);
     await vi.advanceTimersByTimeAsync(100);
-    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(outcomes);
+    expect(outcomes()).toEqual(expected);
   });
 
-  it('takes no sample when a reader leaves a stream while it waits for an item', async () => {
+  it('counts a stream that its reader leaves as one that the service served', async () => {
     const gate = new ServiceGate({ name: 'llm', adaptive: { initial: 20 } });
-    const samples = vi.spyOn(gate.adaptive!, 'onSample');
+    const { outcomes } = learnedBy(gate);
     const control = new AbortController();
     const stream = gate.stream(
       async function* () {
@@ -195,14 +242,14 @@ describe('an adaptive ServiceGate', () => {
     await vi.advanceTimersByTimeAsync(100);
     control.abort();
     await settled();
-    expect(samples.mock.calls.map(([sample]) => sample.outcome)).toEqual(['ok']);
+    expect(outcomes()).toEqual(['ok']);
   });
 
   it('follows a limit that the host updates', async () => {
     const adaptive = new AdaptiveLimit({ initial: 20 });
     const gate = new ServiceGate({ name: 'llm', adaptive });
-    adaptive.onGauge(50);
-    expect(limitOf(gate)).toBe(18);
+    adaptive.onGauge(3);
+    expect(limitOf(gate)).toBe(17);
     await settled();
   });
 

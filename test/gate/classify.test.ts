@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import { AuthenticationError, RateLimitError, SandboxError, TimeoutError } from '@e2b/code-interpreter';
 import OpenAI, { APIConnectionTimeoutError } from 'openai';
 import { describe, expect, it, vi } from 'vitest';
-import { GateTimeoutError } from '../../src/errors.js';
+import { GateTimeoutError, KeysExhaustedError } from '../../src/errors.js';
 import {
   checkedClassification,
   classifyOutcome,
@@ -384,5 +384,61 @@ describe('the errors of other clients', () => {
     });
     for (const error of [proxy, throwing])
       expect(classifyOutcome({ kind: 'error', error })).toEqual({ class: 'fatal' });
+  });
+});
+
+describe('an error whose status is that of another object', () => {
+  const late = { 'retry-after': '7' };
+
+  it.each<[string, unknown]>([
+    ['its cause', new Error('Search failed', { cause: httpError(429, late) })],
+    ['a cause further down', new Error('a', { cause: new Error('b', { cause: httpError(429, late) }) })],
+    ['`lastError`', Object.assign(new Error('Failed after 3 attempts'), { lastError: httpError(429, late) })],
+    ['`res`', Object.assign(new Error('x'), { res: { statusCode: 429, headers: late } })],
+    ['`response`', Object.assign(new Error('x'), { response: { status: 429, headers: late } })],
+    [
+      '`$metadata`',
+      Object.assign(new Error('x'), { $metadata: { httpStatusCode: 429 }, $response: { headers: late } }),
+    ],
+  ])('is classified by it: %s', (_, error) => {
+    expect(ofError(error)).toEqual({ class: 'rate-limited', status: 429, retryAfterMs: 7_000 });
+  });
+
+  it('is classified by its own status first', () => {
+    const error = Object.assign(new Error('x', { cause: httpError(429) }), { status: 404 });
+    expect(ofError(error)).toEqual({ class: 'client-error', status: 404 });
+  });
+
+  it('is not one of another gate', () => {
+    expect(ofError(new KeysExhaustedError('other', 1_000, httpError(429)))).toEqual({ class: 'fatal' });
+  });
+
+  it('is read in bounded steps, whatever its getters do', () => {
+    const circular: { cause?: unknown } & Error = new Error('circular');
+    circular.cause = circular;
+    expect(ofError(circular)).toEqual({ class: 'fatal' });
+    const hostile = new Error('x');
+    for (const field of ['cause', 'lastError', 'res', 'response', '$metadata'])
+      Object.defineProperty(hostile, field, {
+        get: () => {
+          throw new Error('hostile');
+        },
+      });
+    expect(ofError(hostile)).toEqual({ class: 'fatal' });
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    expect(ofError(new Error('x', { cause: proxy }))).toEqual({ class: 'fatal' });
+  });
+
+  it('keeps its time where headers are lists', () => {
+    const headers = { 'Retry-After': ['7'] };
+    expect(ofError(Object.assign(new Error('x'), { response: { status: 429, headers } }))).toMatchObject({
+      retryAfterMs: 7_000,
+    });
+    expect(
+      ofError(Object.assign(new Error('x'), { status: 429, headers: new Map([['retry-after', ['7']]]) })),
+    ).toMatchObject({
+      retryAfterMs: 7_000,
+    });
   });
 });

@@ -1,6 +1,7 @@
 import { PassThrough, Readable } from 'node:stream';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { jinaPreset, openAiPreset } from '../../src/gate/presets.js';
+import { openAiPreset } from '../../src/gate/llm-presets.js';
+import { jinaPreset } from '../../src/gate/presets.js';
 import { discardResponse } from '../../src/gate/response-content.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { Limiter } from '../../src/limiter/limiter.js';
@@ -241,5 +242,34 @@ describe('headers that throw when they are read', () => {
       const returned = { status: 500, ok: false, headers };
       await expect(other.run(() => returned)).resolves.toBe(returned);
     }
+  });
+});
+
+describe('a page in place of a response, without a preset', () => {
+  it.each([401, 402, 403])('under %i takes no key out of use, whatever its headers say', async (status) => {
+    const gate = new ServiceGate({ name: 'search', keys: ['a', 'b'], retry: { attempts: 1 } });
+    const response = await gate.run(() => new Response('<!DOCTYPE html><p>Access denied', { status }));
+    expect(gate.stats().keys.map(({ state }) => state)).toEqual(['ready', 'ready']);
+    // The caller can still read it.
+    await expect(response.text()).resolves.toContain('Access denied');
+    await gate.run(() => new Response('denied', { status, headers: { 'content-type': 'text/html' } }));
+    expect(gate.stats().keys.map(({ state }) => state)).toEqual(['ready', 'ready']);
+  });
+
+  it.each(['denied', '{"error":"denied"}', ''])('is none where the service says %j', async (body) => {
+    const gate = new ServiceGate({ name: 'search', keys: ['a', 'b'], retry: { attempts: 1 } });
+    await gate.run(() => new Response(body, { status: 401 })).catch(() => {});
+    expect(gate.stats().keys.map(({ state }) => state)).toContain('quarantined');
+  });
+
+  it('is one also where a classifier leaves it to the default', async () => {
+    const gate = new ServiceGate({
+      name: 'search',
+      keys: ['a'],
+      retry: { attempts: 1 },
+      classify: () => undefined,
+    });
+    await gate.run(() => new Response('<html>', { status: 403 }));
+    expect(gate.stats().keys[0]?.state).toBe('ready');
   });
 });

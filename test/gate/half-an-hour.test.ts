@@ -1,5 +1,5 @@
 import { describe, expect, it, vi } from 'vitest';
-import { openAiPreset } from '../../src/gate/presets.js';
+import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';

@@ -13,7 +13,6 @@ describe('the options of a ServiceGate', () => {
     [{ limiter: {} }, TypeError, '`limiter`'],
     [{ hooks: {} }, TypeError, '`hooks`'],
     [{ adaptive: { maximum: 3 } }, TypeError, 'Unknown option `maximum`'],
-    [{ adaptive: { latencyGuard: true } }, TypeError, 'Unknown option `latencyGuard` in adaptive'],
     [{ rate: { limit: 1, perMs: 1 } }, TypeError, '`rate` to be an array'],
     [{ sharedRate: [{ limit: 1.5, perMs: 1 }] }, RangeError, '`sharedRate[0].limit`'],
     [{ keys: [] }, TypeError, 'at least one key'],
@@ -33,9 +32,17 @@ describe('the options of a ServiceGate', () => {
     [{ attemptTimeoutMs: 0 }, RangeError, '`attemptTimeoutMs`'],
     [{ timeoutMs: 2 ** 31 }, RangeError, '`timeoutMs`'],
     [{ classify: 'status' }, TypeError, '`classify`'],
+    [{ usage: 'total_tokens' }, TypeError, '`usage`'],
+    [{ estimate: 500 }, TypeError, '`estimate`'],
+    [{ pace: 'fast' }, TypeError, '`pace`'],
   ])('reject %j', (options, kind, message) => {
     expect(make(options)).toThrow(kind);
     expect(make(options)).toThrow(message);
+  });
+
+  it('raise the longest backoff to the first', () => {
+    expect(make({ retry: { baseMs: 60_000 } })).not.toThrow();
+    expect(make({ retry: { baseMs: 'soon' } })).toThrow('`retry.baseMs`');
   });
 
   it('allow only one of maxConcurrent, adaptive and limiter', () => {
@@ -63,7 +70,7 @@ describe('the options of a ServiceGate', () => {
     expect(gate.adaptive).toBe(own);
     expect(gate.stats().limiter!.maxConcurrent).toBe(4);
     own.onGauge(100);
-    expect(gate.stats().limiter!.maxConcurrent).toBe(3);
+    expect(gate.stats().limiter!.maxConcurrent).toBe(2);
     expect(new ServiceGate({ name: 'llm', adaptive: { initial: 5 } }).stats().limiter!.maxConcurrent).toBe(5);
     expect(new ServiceGate({ name: 'llm' }).adaptive).toBeUndefined();
   });

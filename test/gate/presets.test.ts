@@ -2,14 +2,13 @@ import { AuthenticationError, RateLimitError, TimeoutError } from '@e2b/code-int
 import OpenAI from 'openai';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { classifyOutcome, type Observed, type OutcomeJudgement } from '../../src/gate/classify.js';
+import { classifyOpenAi, openAiPreset } from '../../src/gate/llm-presets.js';
 import {
   classifyE2b,
   classifyJina,
-  classifyOpenAi,
   classifySerper,
   e2bPreset,
   jinaPreset,
-  openAiPreset,
   serperPreset,
 } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
@@ -204,43 +203,6 @@ describe('the body of a response', () => {
     await closed;
     await settled;
     vi.useRealTimers();
-  });
-});
-
-describe('openAiPreset with tokensPerMinute', () => {
-  const completion = (tokens: number) => ({ choices: [], usage: { total_tokens: tokens } });
-
-  it('estimates a call, and corrects it from the usage of its result', async () => {
-    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
-    await gate.run(() => completion(300));
-    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.7);
-    await gate.run(() => completion(300));
-    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.4);
-    await gate.run(() => completion(300));
-    // Another call of about 300 does not fit.
-    await expect(gate.run(() => completion(300), { timeoutMs: 1_000 })).rejects.toMatchObject({
-      code: 'ERR_KEYS_EXHAUSTED',
-    });
-    expect(gate.stats().attempts).toBe(3);
-  });
-
-  it('reads the usage of a stream from its last chunk', async () => {
-    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
-    const chunks = gate.stream(async function* () {
-      yield { choices: [{ delta: {} }] };
-      yield { choices: [], usage: { total_tokens: 250 } };
-    });
-    for await (const _ of chunks);
-    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.75);
-  });
-
-  it('keeps the usage that the host reports', async () => {
-    const gate = new ServiceGate({ name: 'llm', ...openAiPreset({ tokensPerMinute: 1_000 }) });
-    await gate.run(({ reportUsage }) => {
-      reportUsage(100);
-      return completion(300);
-    });
-    expect(gate.stats().keys[0]!.free).toBeCloseTo(0.9);
   });
 });
 

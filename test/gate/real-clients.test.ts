@@ -2,14 +2,9 @@ import { Sandbox } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { AttemptContext } from '../../src/gate/attempt.js';
+import { openAiPreset } from '../../src/gate/llm-presets.js';
 import type { ServiceGateOptions } from '../../src/gate/options.js';
-import {
-  e2bPreset,
-  type GatePreset,
-  jinaPreset,
-  openAiPreset,
-  serperPreset,
-} from '../../src/gate/presets.js';
+import { e2bPreset, type GatePreset, jinaPreset, serperPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { Fault } from '../../src/testing/fault.js';
 import { type StubServices, startStubServices } from '../../src/testing/start-stub-services.js';

@@ -1,9 +1,10 @@
 import OpenAI from 'openai';
 import { Agent, fetch as undiciFetch } from 'undici';
 import { describe, expectTypeOf, it } from 'vitest';
+import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { longFetch } from '../../src/gate/long-fetch.js';
 import type { GateCallOptions } from '../../src/gate/options.js';
-import { e2bPreset, openAiPreset } from '../../src/gate/presets.js';
+import { e2bPreset } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { ToolGate } from '../../src/tools/define-tools.js';
@@ -52,8 +53,6 @@ describe('ServiceGate', () => {
     new ServiceGate({ name: 'llm', maxConcurrent: 1, adaptive: {} });
     // @ts-expect-error two of them
     new ServiceGate({ name: 'llm', adaptive: {}, limiter });
-    // @ts-expect-error a gate measures no latency per token
-    new ServiceGate({ name: 'llm', adaptive: { latencyGuard: true } });
   });
 
   it('accepts `undefined` for an option that is omitted', () => {

@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { openAiPreset } from '../../src/gate/presets.js';
+import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';

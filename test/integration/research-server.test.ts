@@ -117,7 +117,7 @@ describe('the research server', { timeout: 120_000 }, () => {
     const { server, stubs, lines } = await start();
     const { status, headers, emitted } = await ask(server.url, 'Why do glaciers look blue?');
     expect(status).toBe(200);
-    expect(headers.get('content-type')).toBe('text/event-stream');
+    expect(headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
     const steps = emitted.flatMap(({ event, data }) => (event === 'step' ? [data.step] : []));
     expect(steps).toEqual(['plan', 'search', 'read', 'calculate', 'answer']);
     const answer = emitted.flatMap(({ event, data }) => (event === 'token' ? [data.text] : [])).join('');

@@ -6,6 +6,8 @@ import {
 } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import { onFakeTimers } from '../support/fake-timers.js';
+import { seeded } from '../support/random-numbers.js';
+import { VirtualTime } from '../support/virtual-time.js';
 
 /** A limit on a clock that the test moves, with one sample at a time: each call starts just after the one before ended. */
 function setUp(given: AdaptiveLimitOptions = {}) {
@@ -65,7 +67,6 @@ describe('AdaptiveLimit', () => {
       [{ initial: 2.5 }, RangeError, 'Expected `initial`'],
       [{ max: Number.NaN }, RangeError, 'Expected `max`'],
       [{ max: '8' as never }, TypeError, 'Expected `max`'],
-      [{ latencyGuard: 1 as never }, TypeError, 'Expected `latencyGuard`'],
       [{ now: 0 as never }, TypeError, 'Expected `now`'],
       [{ random: 0 as never }, TypeError, 'Expected `random`'],
       [{ maximum: 8 } as never, TypeError, 'Unknown option `maximum`'],
@@ -234,12 +235,25 @@ describe('AdaptiveLimit', () => {
   });
 
   describe('the gauge of waiting requests', () => {
-    it('cuts by a tenth when more requests wait than a tenth of the limit', () => {
+    it('cuts by as many as wait, when more wait than 7 % of the limit', () => {
       const { adaptive } = setUp({ initial: 100 });
-      adaptive.onGauge(10);
+      adaptive.onGauge(7);
       expect(adaptive.limit).toBe(100);
-      adaptive.onGauge(11);
-      expect(adaptive.limit).toBe(90);
+      adaptive.onGauge(8);
+      expect(adaptive.limit).toBe(92);
+    });
+
+    it('cuts from the calls in flight, where these are fewer than the limit', () => {
+      const { adaptive } = setUp({ initial: 100 });
+      adaptive.onSample({ startedMs: 0, outcome: 'ignored', inFlight: 81 });
+      adaptive.onGauge(20);
+      expect(adaptive.limit).toBe(60);
+    });
+
+    it('cuts by half at most', () => {
+      const { adaptive } = setUp({ initial: 100 });
+      adaptive.onGauge(90);
+      expect(adaptive.limit).toBe(50);
     });
 
     it('tolerates two waiting requests at any limit', () => {
@@ -247,83 +261,165 @@ describe('AdaptiveLimit', () => {
       adaptive.onGauge(2);
       expect(adaptive.limit).toBe(10);
       adaptive.onGauge(3);
-      expect(adaptive.limit).toBe(9);
+      expect(adaptive.limit).toBe(7);
     });
 
-    it('cuts once a round trip, however often it is read', () => {
+    it('cuts again only after no more calls are in flight than the last cut left, and one of them succeeded', () => {
       const { adaptive, call } = setUp({ initial: 100 });
-      for (let i = 0; i < 50; i++) adaptive.onGauge(60);
-      expect(adaptive.limit).toBe(90);
-      adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 1 });
-      adaptive.onGauge(60);
-      expect(adaptive.limit).toBe(90);
-      call();
-      call({ inFlight: 1 });
-      adaptive.onGauge(60);
-      expect(adaptive.limit).toBe(81);
+      for (let i = 0; i < 50; i++) adaptive.onGauge(20);
+      expect(adaptive.limit).toBe(80);
+      adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 90 });
+      adaptive.onGauge(20);
+      adaptive.onSample({ startedMs: 0, outcome: 'ok', inFlight: 80 });
+      adaptive.onGauge(20);
+      expect(adaptive.limit).toBe(80);
+      call({ inFlight: 60 });
+      adaptive.onGauge(20);
+      expect(adaptive.limit).toBe(40);
     });
   });
 
-  describe('the latency guard', () => {
-    const slowDown = (latencyGuard: boolean) => {
-      const it = setUp({ initial: 20, latencyGuard });
-      it.calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
-      it.calls(39, { inFlight: 1, normalizedLatencyMs: 40 });
-      return it;
+  describe('the times of the calls that `begin` follows', () => {
+    /** A limit, and a service that has as many calls as it allows, each a second long after its first item. */
+    const serving = (given: AdaptiveLimitOptions) => {
+      const time = new VirtualTime();
+      const adaptive = new AdaptiveLimit({ now: () => time.nowMs, random: () => 0, ...given });
+      let inFlight = 0;
+      let firstMs = 0;
+      const fill = () => {
+        if (inFlight >= adaptive.limit) return;
+        inFlight++;
+        const call = adaptive.begin({ streamed: true });
+        time.after(firstMs, call.firstItem);
+        time.after(firstMs + 1_000, () => {
+          call.end({ outcome: 'ok', usage: 50 });
+          inFlight--;
+          fill();
+          fill();
+        });
+      };
+      for (let i = 0; i < adaptive.limit; i++) time.after((i * 1_000) / adaptive.limit, fill);
+      /** For so many milliseconds, first items come after `ms`. */
+      const serve = (forMs: number, ms: number) => {
+        firstMs = ms;
+        time.runUntil(time.nowMs + forMs);
+      };
+      return { adaptive, serve, time };
     };
 
-    it('is off by default', () => {
-      const { adaptive, calls } = slowDown(false);
-      calls(1000, { inFlight: 1, normalizedLatencyMs: 400 });
-      expect(adaptive.limit).toBe(20);
+    it('cut by the share of the calls that only wait', () => {
+      const { adaptive, serve } = serving({ initial: 40, max: 40 });
+      serve(4_000, 20);
+      expect(adaptive.limit).toBe(40);
+      serve(2_000, 1_020);
+      // Half of the time is spent waiting: about half of the calls are too many.
+      expect(adaptive.limit).toBeGreaterThanOrEqual(18);
+      expect(adaptive.limit).toBeLessThanOrEqual(30);
     });
 
-    it('cuts by the slowdown once two means in a row exceed 1.5 times the best', () => {
-      const { adaptive, call } = slowDown(true);
-      expect(adaptive.limit).toBe(20);
-      call({ inFlight: 1, normalizedLatencyMs: 40 });
-      expect(adaptive.limit).toBe(10);
+    it('stop the growth at a first alarm of few that wait, and cut if it repeats', () => {
+      const { adaptive, serve } = serving({ initial: 40, max: 400 });
+      serve(900, 20);
+      const before = adaptive.limit;
+      const limits = Array.from({ length: 20 }, () => {
+        serve(100, 200);
+        return adaptive.limit;
+      });
+      expect(Math.max(...limits)).toBeLessThan(before + 8);
+      expect(adaptive.limit).toBeLessThan(before);
     });
 
-    it('never cuts by more than half at once', () => {
-      const { adaptive, calls } = setUp({ initial: 20, latencyGuard: true });
-      calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
-      calls(40, { inFlight: 1, normalizedLatencyMs: 2000 });
-      expect(adaptive.limit).toBe(10);
+    it('keep growing where the first item comes as fast as ever', () => {
+      const { adaptive, serve } = serving({ initial: 10, max: 400 });
+      serve(8_000, 20);
+      expect(adaptive.limit).toBe(400);
     });
 
-    it('does not grow while the last mean was too slow', () => {
-      const { adaptive, calls } = slowDown(true);
-      calls(18, { normalizedLatencyMs: 40 });
-      expect(adaptive.limit).toBe(10);
-    });
-
-    it('learns its baseline while the limit still grows with each call', () => {
-      const { adaptive, calls } = setUp({ latencyGuard: true });
-      calls(10, { normalizedLatencyMs: 20 });
-      calls(100, { normalizedLatencyMs: 60 });
+    it('count a call that waits for longer than the others with its age', () => {
+      const { adaptive, serve, time } = serving({ initial: 40, max: 40 });
+      serve(3_000, 20);
+      serve(500, 1e6);
+      expect(adaptive.limit).toBe(40);
+      // Nothing has come for three seconds but one first item.
+      const one = adaptive.begin({ streamed: true });
+      time.runUntil(time.nowMs + 3_000);
+      one.firstItem();
+      const two = adaptive.begin({ streamed: true });
+      two.firstItem();
+      const three = adaptive.begin({ streamed: true });
+      three.firstItem();
       expect(adaptive.limit).toBeLessThan(40);
     });
 
-    it('ignores one slow mean', () => {
-      const { adaptive, calls } = setUp({ initial: 20, latencyGuard: true });
-      for (let i = 0; i < 10; i++) {
-        calls(20, { inFlight: 1, normalizedLatencyMs: 20 });
-        calls(20, { inFlight: 1, normalizedLatencyMs: 200 });
-      }
-      expect(adaptive.limit).toBe(20);
+    it('say nothing about calls that began before a cut took effect', () => {
+      const { adaptive, serve, time } = serving({ initial: 40, max: 40 });
+      serve(3_000, 20);
+      const before = Array.from({ length: 20 }, () => adaptive.begin({ streamed: true }));
+      adaptive.onGauge(15);
+      const { limit } = adaptive;
+      expect(limit).toBeLessThan(40);
+      time.runUntil(time.nowMs + 500);
+      for (const call of before) call.firstItem();
+      for (const call of before) call.end({ outcome: 'ok' });
+      expect(adaptive.limit).toBe(limit);
     });
 
-    it('accepts the latency at the minimum limit as the baseline', () => {
-      const { adaptive, call, calls } = setUp({ initial: 20, latencyGuard: true });
-      calls(20, { normalizedLatencyMs: 20 });
-      let lowest = adaptive.limit;
-      for (let i = 0; i < 600; i++) {
-        call({ normalizedLatencyMs: 60 });
-        lowest = Math.min(lowest, adaptive.limit);
+    it('show the wait of plain calls by what a call takes that uses nothing', () => {
+      const { adaptive, clock } = setUp({ initial: 40, max: 40 });
+      const random = seeded(1);
+      const plain = (waitMs: number) => {
+        for (let round = 0; round < 3; round++) {
+          const startedMs = clock.ms;
+          const calls = Array.from({ length: adaptive.limit }, () => ({
+            call: adaptive.begin(),
+            usage: Math.ceil(100 * random()),
+          })).sort((a, b) => a.usage - b.usage);
+          for (const { call, usage } of calls) {
+            clock.ms = startedMs + waitMs + 10 * usage;
+            call.end({ outcome: 'ok', usage });
+          }
+          clock.ms++;
+        }
+      };
+      plain(20);
+      expect(adaptive.limit).toBe(40);
+      plain(500);
+      expect(adaptive.limit).toBeLessThanOrEqual(30);
+    });
+
+    it('stop the growth of a service that only becomes slower', () => {
+      const { adaptive, clock } = setUp({ initial: 4, max: 400 });
+      const slowing = (perItemMs: number) => {
+        for (let i = 0; i < 200; i++) {
+          const calls = Array.from({ length: adaptive.limit }, () => adaptive.begin());
+          clock.ms += 50 * perItemMs;
+          for (const call of calls.slice(1)) call.end({ outcome: 'ignored' });
+          calls[0]!.end({ outcome: 'ok', usage: 50 });
+          if (adaptive.limit === 400) return;
+        }
+      };
+      for (let i = 0; i < 20; i++) adaptive.begin().end({ outcome: 'ok', usage: 50 });
+      clock.ms += 1;
+      for (let i = 0; i < 30; i++) {
+        const call = adaptive.begin();
+        clock.ms += 500;
+        call.end({ outcome: 'ok', usage: 50 });
       }
-      expect(lowest).toBe(1);
-      expect(adaptive.limit).toBeGreaterThan(10);
+      slowing(100);
+      expect(adaptive.limit).toBeLessThan(60);
+    });
+
+    it('are read once for each call', () => {
+      const { adaptive } = setUp({ initial: 4 });
+      const calls = Array.from({ length: 4 }, () => adaptive.begin());
+      calls[0]!.end({ outcome: 'ok' });
+      expect(() => calls[1]!.end({ outcome: 'ok', retryAfterMs: -1 })).toThrow('`retryAfterMs`');
+      expect(() => calls[1]!.end({ outcome: 'ok', usage: Number.NaN })).toThrow('`usage`');
+      calls[0]!.end({ outcome: 'dropped' });
+      calls[0]!.firstItem();
+      expect(adaptive.limit).toBe(5);
+      calls[1]!.end({ outcome: 'ok', retryAfterMs: 500 });
+      expect(adaptive.blockedForMs).toBe(500);
     });
   });
 
@@ -332,7 +428,6 @@ describe('AdaptiveLimit', () => {
     [{ outcome: 'failed' as never }, '`outcome`'],
     [{ inFlight: -1 }, '`inFlight`'],
     [{ retryAfterMs: Number.NaN }, '`retryAfterMs`'],
-    [{ normalizedLatencyMs: -1 }, '`normalizedLatencyMs`'],
   ])('rejects the sample %o and learns nothing from it', (wrong, field) => {
     const { adaptive, clock } = setUp();
     const sample = { startedMs: clock.ms, outcome: 'dropped', inFlight: 8, ...wrong } as const;
@@ -389,7 +484,7 @@ describe('AdaptiveLimit attached to a ConcurrencyLimiter', () => {
   it('changes the limit on the gauge, without waiting for a release', () => {
     const { adaptive, limiter } = held();
     adaptive.onGauge(50);
-    expect(limiter.maxConcurrent).toBe(3);
+    expect(limiter.maxConcurrent).toBe(2);
   });
 
   it('admits no one until a Retry-After has passed, and then in the old order', async () => {
@@ -454,7 +549,7 @@ describe('AdaptiveLimit attached to a ConcurrencyLimiter', () => {
     const stopSecond = adaptive.attach(second);
     stop();
     adaptive.onGauge(50);
-    expect([first.maxConcurrent, second.maxConcurrent]).toEqual([8, 7]);
+    expect([first.maxConcurrent, second.maxConcurrent]).toEqual([8, 4]);
     stopSecond();
   });
 

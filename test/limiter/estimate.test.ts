@@ -114,7 +114,7 @@ const OF_THOSE_WHO_PASS_OTHERS: Record<string, Load> = {
   'of single requests of others beside a batch of constant work': {
     maxConcurrent: 1,
     maxQueue: 22,
-    arrivals: every(31, 60_000),
+    arrivals: every(33, 60_000),
     holdMs: constant(50),
     askedBy: besideBatch((arrival) => ({ tenant: `visitor ${arrival}` })),
     looksAt: ({ tenant }) => tenant !== 'batch',

@@ -54,7 +54,7 @@ describe('The events of a ConcurrencyLimiter', () => {
     const holders = { ...common, taskId: undefined, requestId: undefined, tenant: undefined };
     expect(emitted).toEqual([
       ['permit:acquired', { ...holders, active: 1, queued: 0, waitMs: 0 }],
-      ['permit:queued', { ...common, active: 1, queued: 1 }],
+      ['permit:queued', { ...common, active: 1, queued: 1, position: 1, estimatedWaitMs: 1000 }],
       ['permit:released', { ...holders, active: 1, queued: 0, outcome: 'ok' }],
       ['permit:acquired', { ...common, active: 1, queued: 0, waitMs: 40 }],
       ['permit:released', { ...common, active: 0, queued: 0, outcome: 'ok' }],

@@ -100,7 +100,7 @@ describe('Tenants of one priority', () => {
 });
 
 describe('Priority and tenants together', () => {
-  it('go by priority first, and by turns within each', async () => {
+  it('go by priority first, and within each the one served longest ago is next', async () => {
     const { ask, served } = setUp();
     for (const name of ['a low 1', 'a low 2']) ask(name, { tenant: 'a' });
     for (const name of ['b low 1', 'b low 2']) ask(name, { tenant: 'b' });
@@ -112,10 +112,11 @@ describe('Priority and tenants together', () => {
       'b high 1',
       'a high 2',
       'middle',
-      'a low 1',
+      // `a` has had two grants of high priority since `b` had one.
       'b low 1',
-      'a low 2',
+      'a low 1',
       'b low 2',
+      'a low 2',
     ]);
   });
 

@@ -26,7 +26,11 @@ describe('The options of a ConcurrencyLimiter', () => {
     ],
     [{ maxConcurrent: 1, acquireTimeoutMs: 2 ** 31 }, RangeError, 'from 0 to 2147483647, got 2147483648'],
     [{ maxConcurrent: 1, rejectUnmeetable: 'yes' }, TypeError, 'Expected `rejectUnmeetable` to be a boolean'],
-    [{ maxConcurrent: 1, detectNested: 1 }, TypeError, 'Expected `detectNested` to be a boolean'],
+    [
+      { maxConcurrent: 1, detectNested: 1 },
+      TypeError,
+      'Expected `detectNested` to be a boolean, "reject" or "lend"',
+    ],
     [{ maxConcurrent: 1, name: '' }, TypeError, 'Expected `name` to be a non-empty string'],
     [{ maxConcurrent: 1, hooks: {} }, TypeError, 'Expected `hooks` to be a LifecycleHooks'],
     [{ maxConcurrent: 1, concurrency: 5 }, TypeError, 'Unknown option `concurrency` in ConcurrencyLimiter'],

@@ -43,6 +43,31 @@ describe('healthOf', () => {
     return { status, reasons };
   };
 
+  it('is degraded while the server of a shared limit cannot be reached', () => {
+    const fleet = { active: 0, queued: 0, members: 1, available: false, frozen: false };
+    const limiter = { ...healthy.limiter, fleet };
+    const stats = { ...gate('serper').stats(), limiter: limiter as never };
+    expect(statusOf({ limiter, gates: [stats] })).toEqual({
+      status: 'degraded',
+      reasons: [
+        'The server of the shared request limit cannot be reached',
+        'The server of the shared limits of serper cannot be reached',
+      ],
+    });
+  });
+
+  it('is degraded while a gate without a limit of concurrency cannot reach its shared limits', async () => {
+    const starts = { isAvailable: false };
+    const limits = { name: 'limits', gate: () => ({ limiter: undefined, starts, close: async () => {} }) };
+    const shared = new ServiceGate({ name: 'serper', limits: limits as never });
+    expect(statusOf({ gates: [shared.stats()] })).toEqual({
+      status: 'degraded',
+      reasons: ['The server of the shared limits of serper cannot be reached'],
+    });
+    starts.isAvailable = true;
+    expect(statusOf({ gates: [shared.stats()] }).status).toBe('healthy');
+  });
+
   it('begins with status, active_requests and pool_size in JSON', () => {
     const { status, active_requests, pool_size } = healthOf(healthy);
     expect(JSON.stringify({ status, active_requests, pool_size })).toBe(

@@ -53,7 +53,7 @@ async function play(seed: number, bound: (server: ModelServer) => Partial<Servic
   clock.restart();
   vi.spyOn(Math, 'random').mockImplementation(seeded(seed + 1));
   const server = new ModelServer();
-  const gate = new ServiceGate({ name: 'llm', ...bound(server) });
+  const gate = new ServiceGate({ name: 'llm', ...bound(server) } as ServiceGateOptions);
   const lengthOf = logNormal(seeded(seed), 270, 1);
   let failed = 0;
   const caller = async (): Promise<void> => {

@@ -4,7 +4,6 @@ import { seeded } from '../support/random-numbers.js';
 import {
   type Controller,
   MinuteService,
-  SharedService,
   SlotService,
   TOKENS_PER_SECOND,
   Traffic,
@@ -183,26 +182,6 @@ describe.each(SEEDS)('AdaptiveLimit in front of virtual services, seed %i', (see
     };
     const traffic = play(outage, seed, adaptive);
     expect(traffic.tokens / (5 * 60 * 64 * TOKENS_PER_SECOND)).toBeGreaterThanOrEqual(0.9);
-  });
-
-  it('keeps a service that only gets slower near its full speed, with the latency guard', () => {
-    const slowing: Scenario<SharedService> = {
-      service: (time) => new SharedService(time, 64),
-      happens: (traffic) => {
-        traffic.join(CALLERS);
-        traffic.settleUntil(10 * MINUTE);
-      },
-      minutes: 30,
-    };
-    const slowdown = (latencyGuard: boolean) => {
-      const traffic = play(slowing, seed, (time, _, random) => {
-        return new AdaptiveLimit({ now: () => time.nowMs, random, latencyGuard });
-      });
-      expect(traffic.tokens / (20 * 60 * 64 * TOKENS_PER_SECOND)).toBeGreaterThanOrEqual(0.9);
-      return (traffic.perTokenMs / traffic.answered) * (TOKENS_PER_SECOND / 1000);
-    };
-    expect(slowdown(true)).toBeLessThan(1.6);
-    expect(slowdown(false)).toBeGreaterThan(2.5);
   });
 
   describe('misled, to show the effect of each guard', () => {

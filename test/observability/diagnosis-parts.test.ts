@@ -339,6 +339,27 @@ describe('Recorder', () => {
     expect([report.count('serper:rejected'), report.count('serper:failed')]).toEqual([2, 2]);
   });
 
+  it('finds shared limits whose server cannot be reached, of the manager and of its gates', () => {
+    const { recorder } = build();
+    const report = recorder.report();
+    const unavailable = (limits: object) =>
+      diagnosisOf({ ...report, ...limits } as never).findings.map(
+        ({ code, source }) => `${code} of ${source}`,
+      );
+    const gates = report.gates.map((gate) => ({ ...gate, limitsAvailable: false }));
+    const limiter = { ...report.limiter, fleet: { available: false } };
+    expect(unavailable({})).toEqual([]);
+    expect(unavailable({ gates })).toEqual(['limits-unavailable of serper']);
+    expect(unavailable({ limiter })).toEqual([`limits-unavailable of ${report.limiter.name}`]);
+  });
+
+  it('counts calls that did not fit into a budget', () => {
+    const { recorder, hooks } = build();
+    const meter = { meter: 'usd', limit: 1, spent: 1, reserved: 0, wanted: 0.1 };
+    hooks.emit('budget:exceeded', { source: 'serper', callId: 1, ...meter });
+    expect(recorder.report().count('serper:over-budget')).toBe(1);
+  });
+
   it('learns how long calls of a service take from those with a single attempt', async () => {
     const { recorder, hooks } = build();
     let callId = 0;
@@ -519,6 +540,16 @@ describe('diagnosisOf', () => {
     expect(found(report({}, {}, { 'serper:rejected': 2, 'serper:attempts': 10 }))).toEqual([]);
     expect(found(report({}, {}, { 'serper:rejected': 10, 'serper:attempts': 1_000 }))).toEqual([]);
     expect(found(report({}, {}, { 'serper:rejected': 60, 'serper:attempts': 1_000 }))).toEqual(['cooldown']);
+  });
+
+  it('reports calls that do not fit into budgets, once they are more than a few', () => {
+    const over = (rejected: number) => report({}, {}, { 'serper:over-budget': rejected, 'serper:calls': 40 });
+    expect(found(over(2))).toEqual([]);
+    expect(found(over(3))).toEqual(['budget-exceeded']);
+    expect(diagnosisOf(over(3)).bottleneck).toMatchObject({
+      share: 0,
+      message: '3 of 40 calls of serper were rejected because the budgets of their requests have no room',
+    });
   });
 
   it('measures gates that serve no requests by their own calls', () => {

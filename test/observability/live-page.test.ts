@@ -216,6 +216,21 @@ describe('livePage', () => {
     expect(pool.slots).toMatchObject([{ taskId: 'task-7\\u202e' }]);
   });
 
+  it('shows of a budget the meter that has the least left', async () => {
+    const { manager } = build();
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    const gate = new ServiceGate({ name: 'llm', cost: { estimate: () => ({ usd: 0.3 }) } });
+    const work = async ({ signal }: { signal: AbortSignal }) => {
+      await gate.run(() => 1);
+      return hold(signal);
+    };
+    manager
+      .run('t', work, { budget: { calls: 9, usd: 0.5, tokens: Number.POSITIVE_INFINITY } })
+      .catch(() => {});
+    const { pool } = await watcher.until(({ pool: { slots } }) => (slots[0]?.budget?.spent ?? 0) > 0);
+    expect(pool.slots).toMatchObject([{ budget: { meter: 'usd', spent: 0.3, limit: 0.5 } }]);
+  });
+
   it('keeps each instance at its place, and reuses a free place', async () => {
     const { manager } = build();
     const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
@@ -458,6 +473,18 @@ describe('livePage', () => {
     let last: LiveState | undefined;
     for (let state = await watcher.next(); state !== undefined; state = await watcher.next()) last = state;
     expect(last).toMatchObject({ status: 'draining' });
+  });
+
+  it('sends the last state before it ends a stream, even if no update is due', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
+    closers.push(() => vi.useRealTimers());
+    const { manager } = build();
+    const watcher = await watch(livePage(manager, { updateEveryMs: 60_000 }));
+    await watcher.next();
+    await manager.shutdown();
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect(await watcher.next()).toMatchObject({ status: 'draining' });
+    expect(await watcher.next()).toBeUndefined();
   });
 
   it('removes its listeners when closed, and rejects further watchers', async () => {

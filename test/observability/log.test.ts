@@ -61,7 +61,7 @@ describe('logTo', () => {
     await expect(`${written.join('\n')}\n`).toMatchFileSnapshot('snapshots/log-lines.txt');
   });
 
-  it('logs leaks, revocations, failed creations, unhealthy instances, quarantines and listener errors at warn', () => {
+  it('logs leaks, revocations, failures, unhealthy instances, quarantines and listener errors at warn', () => {
     const warned = LIFECYCLE_EVENTS.filter((event) => defaultLevelOf(event) === 'warn');
     expect(warned).toEqual([
       'instance:create-failed',
@@ -71,7 +71,13 @@ describe('logTo', () => {
       'lease:revoked',
       'request:rejected',
       'key:quarantined',
+      'cache:store-failed',
+      'budget:exceeded',
+      'budget:unmetered',
       'tool:disconnect-failed',
+      'fleet:unavailable',
+      'limit:mismatch',
+      'permit:lost',
       'hook:error',
     ]);
   });
@@ -123,6 +129,15 @@ describe('logTo', () => {
     logTo(hooks, chosen, { levels: { 'key:cooldown': 'info' } });
     hooks.emit('key:cooldown', { ...cooldown, retryAfterMs: 172_800_000 });
     expect(chosen.written.map(([level]) => level)).toEqual(['info']);
+  });
+
+  it('has no listener for events below its level, also where the level depends on the payload', () => {
+    const hooks = new LifecycleHooks();
+    const stop = logTo(hooks, new Lines(), { level: 'error' });
+    expect(LIFECYCLE_EVENTS.filter((event) => hooks.hasListeners(event))).toEqual([]);
+    stop();
+    logTo(hooks, new Lines(), { level: 'warn' });
+    expect(hooks.hasListeners('request:finished')).toBe(true);
   });
 
   it('omits fields that the payload lacks', () => {

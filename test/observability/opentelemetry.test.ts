@@ -1,5 +1,6 @@
+import { readFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
-import { context, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api';
+import { context, metrics as otelMetrics, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api';
 import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks';
 import {
   AggregationTemporality,
@@ -13,7 +14,14 @@ import {
   type ReadableSpan,
   SimpleSpanProcessor,
 } from '@opentelemetry/sdk-trace-base';
-import { LIFECYCLE_EVENTS, LifecycleHooks } from 'pipeline-pool';
+import {
+  anthropicPreset,
+  geminiPreset,
+  LIFECYCLE_EVENTS,
+  LifecycleHooks,
+  openAiPreset,
+  ServiceGate,
+} from 'pipeline-pool';
 import { type TraceOptions, traceTo } from 'pipeline-pool/opentelemetry';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type ErrorSummary, redactError } from '../../src/internal/redaction.js';
@@ -193,7 +201,7 @@ describe('the spans of a request', () => {
     hooks.emit('request:queued', { source: 'manager', ...ids });
     enter(hooks, 'a', 7);
     const tool = { source: 'main', ...ids, instanceId: 7, tool: 'search', toolCallId: 1 };
-    hooks.emit('tool:started', tool);
+    hooks.emit('tool:started', { ...tool, modelCallId: 'call_7' });
     hooks.emit('tool:finished', { ...tool, outcome: 'ok', durationMs: 1 });
     hooks.emit('call:throttled', { ...called, ...ids, reason: 'rate', waitMs: 40 });
     hooks.emit('call:started', { ...called, ...ids, attempt: 2, waitMs: 0, key: '…ab' });
@@ -210,16 +218,22 @@ describe('the spans of a request', () => {
     expect(span('execute_tool search').attributes).toMatchObject({
       'gen_ai.operation.name': 'execute_tool',
       'gen_ai.tool.name': 'search',
+      'gen_ai.tool.type': 'function',
+      'gen_ai.tool.call.id': 'call_7',
     });
+    expect(span('call serper').kind).toBe(SpanKind.CLIENT);
     expect(span('call serper').attributes).toMatchObject({
       'pipeline_pool.attempts': 2,
       'pipeline_pool.cache': 'miss',
     });
     expect(span('call serper').events).toMatchObject([
-      { name: 'throttled', attributes: { reason: 'rate', wait_ms: 40 } },
+      {
+        name: 'pipeline_pool.throttled',
+        attributes: { 'pipeline_pool.reason': 'rate', 'pipeline_pool.wait_ms': 40 },
+      },
     ]);
     const attempt = span('attempt serper');
-    expect(attempt.kind).toBe(SpanKind.CLIENT);
+    expect(attempt.kind).toBe(SpanKind.INTERNAL);
     expect(attempt.attributes).toMatchObject({
       'pipeline_pool.attempt': 2,
       'pipeline_pool.key': '…ab',
@@ -256,7 +270,22 @@ describe('the spans of a request', () => {
       'error.type': '503',
     });
     expect(span('call serper').attributes['error.type']).toBe('timeout');
-    expect(span('call serper').events.map(({ name }) => name)).toEqual(['retry']);
+    expect(span('call serper').events.map(({ name }) => name)).toEqual(['pipeline_pool.retry']);
+  });
+
+  it('name the model’s provider, its tokens and, for calls of `fetch`, the server', async () => {
+    const { hooks, span } = setUp();
+    const gate = new ServiceGate({ name: 'llm', hooks, ...openAiPreset() });
+    const usage = { prompt_tokens: 20, completion_tokens: 3, total_tokens: 23 };
+    const call = gate.fetch({ fetch: async () => Response.json({ usage }) });
+    await (await call('https://llm.example.com:8443/v1/chat/completions?key=secret')).text();
+    expect(span('call llm').attributes).toMatchObject({
+      'server.address': 'llm.example.com',
+      'gen_ai.operation.name': 'chat',
+      'gen_ai.provider.name': 'openai',
+      'gen_ai.usage.input_tokens': 20,
+      'gen_ai.usage.output_tokens': 3,
+    });
   });
 
   it('start at the beginning of a wait even if that was not observed', () => {
@@ -507,12 +536,12 @@ describe('withSpan', () => {
 });
 
 describe('the metrics of OpenTelemetry', () => {
-  const measured = async (emitAll: (hooks: LifecycleHooks) => void) => {
+  const measured = async (emitAll: (hooks: LifecycleHooks) => unknown) => {
     const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE);
     const reader = new PeriodicExportingMetricReader({ exporter, exportIntervalMillis: 1_000_000 });
     const provider = new MeterProvider({ readers: [reader] });
     const { hooks } = setUp({ meter: provider.getMeter('test') });
-    emitAll(hooks);
+    await emitAll(hooks);
     await provider.forceFlush();
     const metrics = exporter
       .getMetrics()
@@ -532,12 +561,22 @@ describe('the metrics of OpenTelemetry', () => {
       hooks.emit('tool:finished', { ...EXAMPLES['tool:finished'], outcome: 'timeout' });
     });
     for (const { descriptor } of metrics) {
-      expect(descriptor.name).toMatch(/^(pipeline_pool|gen_ai\.execute_tool)\./);
+      expect(descriptor.name).toMatch(/^(pipeline_pool|gen_ai\.(execute_tool|client))\./);
       expect(descriptor.unit).toMatch(/^(s|\{\w+\})$/);
       expect(descriptor.description).not.toBe('');
     }
     expect(point(metrics, 'gen_ai.execute_tool.duration')).toMatchObject([
-      [{ 'gen_ai.operation.name': 'execute_tool', 'gen_ai.tool.name': 'search' }, { sum: 2.31 }],
+      [
+        {
+          'gen_ai.operation.name': 'execute_tool',
+          'gen_ai.tool.name': 'search',
+          'gen_ai.tool.type': 'function',
+        },
+        {
+          sum: 2.31,
+          buckets: { boundaries: expect.arrayContaining([0.01, 0.02, 40.96, 81.92, 163.84, 5_242.88]) },
+        },
+      ],
       [{ 'gen_ai.tool.name': 'search', 'error.type': 'timeout' }, { count: 1 }],
     ]);
     expect(point(metrics, 'pipeline_pool.lease.use_time')).toMatchObject([
@@ -545,6 +584,56 @@ describe('the metrics of OpenTelemetry', () => {
         { 'pipeline_pool.pool.name': 'pool' },
         { sum: 200, buckets: { boundaries: expect.arrayContaining([1_800]) } },
       ],
+    ]);
+  });
+
+  it('count the duration and the tokens of calls of models, where the gate knows them', async () => {
+    const metrics = await measured(async (hooks) => {
+      const openai = new ServiceGate({ name: 'llm', hooks, ...openAiPreset() });
+      await openai.run(() => ({ usage: { prompt_tokens: 20, completion_tokens: 3, total_tokens: 23 } }));
+      await openai.run(() => ({ usage: 'none' }));
+      const cacheKey = 'a';
+      const data = { usage: { input_tokens: 5, output_tokens: 0 } };
+      await Promise.all([openai.run(() => data, { cacheKey }), openai.run(() => data, { cacheKey })]);
+      const claude = new ServiceGate({ name: 'claude', hooks, ...anthropicPreset() });
+      const events = [
+        { type: 'message_start', message: { usage: { input_tokens: 0, cache_read_input_tokens: 80 } } },
+        { type: 'message_delta', usage: { output_tokens: 4 } },
+        { type: 'message_delta', usage: { output_tokens: 9 } },
+      ];
+      for await (const _ of claude.stream(() => ReadableStream.from<unknown>(events)));
+      const gemini = new ServiceGate({ name: 'gemini', hooks, ...geminiPreset() });
+      const usageMetadata = { promptTokenCount: 7, candidatesTokenCount: 2, thoughtsTokenCount: 30 };
+      await gemini.run(() => ({ usageMetadata }));
+      await expect(gemini.run(() => Promise.reject(new TypeError('no body')))).rejects.toThrow();
+      const search = new ServiceGate({ name: 'search', hooks });
+      await search.run(() => ({ usage: { prompt_tokens: 1 } }));
+    });
+    const chat = (provider: string) => ({
+      'gen_ai.operation.name': provider === 'gcp.gemini' ? 'generate_content' : 'chat',
+      'gen_ai.provider.name': provider,
+    });
+    const tokens = (provider: string, type: string) => ({ ...chat(provider), 'gen_ai.token.type': type });
+    expect(point(metrics, 'gen_ai.client.token.usage')).toMatchObject([
+      [
+        tokens('openai', 'input'),
+        {
+          sum: 25,
+          count: 2,
+          buckets: { boundaries: Array.from({ length: 14 }, (_, i) => 4 ** i) },
+        },
+      ],
+      [tokens('openai', 'output'), { sum: 3, count: 2 }],
+      [tokens('anthropic', 'input'), { sum: 80 }],
+      [tokens('anthropic', 'output'), { sum: 9, count: 1 }],
+      [tokens('gcp.gemini', 'input'), { sum: 7 }],
+      [tokens('gcp.gemini', 'output'), { sum: 32 }],
+    ]);
+    expect(point(metrics, 'gen_ai.client.operation.duration')).toMatchObject([
+      [chat('openai'), { count: 3, buckets: { boundaries: expect.arrayContaining([0.01, 81.92]) } }],
+      [chat('anthropic'), { count: 1 }],
+      [chat('gcp.gemini'), { count: 1 }],
+      [{ ...chat('gcp.gemini'), 'error.type': 'TypeError' }, { count: 1 }],
     ]);
   });
 
@@ -564,7 +653,7 @@ describe('the metrics of OpenTelemetry', () => {
     });
     expect(point(metrics, 'pipeline_pool.instance.count')).toEqual([
       [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.instance.state': 'used' }, 1],
-      [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.instance.state': 'unused' }, 2],
+      [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.instance.state': 'idle' }, 2],
     ]);
     expect(point(metrics, 'pipeline_pool.instance.max')).toEqual([
       [{ 'pipeline_pool.pool.name': 'pool' }, 5],
@@ -601,6 +690,16 @@ describe('the metrics of OpenTelemetry', () => {
     expect(errorTypes('pipeline_pool.request.rejections')).toEqual([undefined]);
     expect(errorTypes('pipeline_pool.call.duration')).toEqual([undefined, 'TypeError']);
     expect(errorTypes('gen_ai.execute_tool.duration')).toEqual([undefined]);
+  });
+
+  it('come from a tracer and a meter that carry the version of the package', () => {
+    const getTracer = vi.spyOn(trace, 'getTracer');
+    const getMeter = vi.spyOn(otelMetrics, 'getMeter');
+    traceTo(new LifecycleHooks()).stop();
+    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
+    expect(getTracer).toHaveBeenCalledWith('pipeline-pool', version);
+    expect(getMeter).toHaveBeenCalledWith('pipeline-pool', version);
+    vi.restoreAllMocks();
   });
 
   it('end with the tracing', async () => {

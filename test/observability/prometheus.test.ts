@@ -95,6 +95,16 @@ describe('collectMetrics', () => {
     }
   });
 
+  it('counts what calls spent, and calls that did not fit into a budget', async () => {
+    const { hooks, sample } = setUp();
+    hooks.emit('call:finished', { ...EXAMPLES['call:finished'], cost: { usd: 0.04, tokens: 900 } });
+    hooks.emit('call:finished', { ...EXAMPLES['call:finished'], cost: { usd: 0.02 } });
+    hooks.emit('budget:exceeded', EXAMPLES['budget:exceeded']);
+    expect(await sample('pipeline_call_cost_total{gate="serper",meter="usd"}')).toBe(0.06);
+    expect(await sample('pipeline_call_cost_total{gate="serper",meter="tokens"}')).toBe(900);
+    expect(await sample('pipeline_budget_rejections_total{gate="serper",meter="usd"}')).toBe(1);
+  });
+
   it('follows keys through cooldown, quarantine and restoration', async () => {
     vi.useFakeTimers();
     const { hooks, sample } = setUp();

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { checkBundlers } from './bundlers.mjs';
-import { COMPILERS, checkConsumers } from './consumers.mjs';
+import { COMPILERS, checkConsumers, checkRuntimes } from './consumers.mjs';
 import { checkSizes } from './size.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -47,6 +47,8 @@ const CHECKS = {
   consumers: checkConsumers,
   bundlers: checkBundlers,
 };
+/** Run only when selected: they need other runtimes. */
+const SELECTED_ONLY = { runtimes: checkRuntimes };
 
 try {
   await run('npm', ['pack', '--ignore-scripts', '--pack-destination', scratch]);
@@ -56,8 +58,12 @@ try {
   );
   const context = { root, scratch, tarball, installed: await install(tarball), run };
   const selected = process.argv.slice(2);
-  for (const [name, check] of Object.entries(CHECKS)) {
-    if (selected.length > 0 && !selected.includes(name)) continue;
+  const all = { ...CHECKS, ...SELECTED_ONLY };
+  const unknown = selected.filter((name) => !Object.hasOwn(all, name));
+  if (unknown.length > 0)
+    throw new Error(`There is no check ${unknown}; known are ${Object.keys(all).join(', ')}`);
+  for (const name of selected.length > 0 ? selected : Object.keys(CHECKS)) {
+    const check = all[name];
     try {
       await check(context);
       console.log(`${name}: ok`);

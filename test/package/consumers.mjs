@@ -1,4 +1,5 @@
-// Hosts that use the installed package: ESM, CommonJS, and TypeScript with the oldest and the newest supported compiler.
+// Hosts that use the installed package: ESM, CommonJS, and TypeScript with the oldest and the newest supported compiler;
+// on Bun and Deno, ESM and CommonJS.
 import { cp, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
@@ -158,16 +159,40 @@ const HOSTS = {
   ),
 };
 
-export async function checkConsumers({ installed, scratch, run }) {
+/** Other runtimes that run the same hosts: `npx --package bun --package deno --call 'node test/package/check.mjs runtimes'`. */
+const RUNTIMES = { bun: ['run'], deno: ['run', '--allow-all', '--node-modules-dir=manual'] };
+
+export async function checkConsumers(context) {
+  await eachHost(context, HOSTS, (steps, project) =>
+    inTurn(steps, (args) => context.run('node', args, project)),
+  );
+}
+
+export async function checkRuntimes(context) {
+  for (const [runtime, command] of Object.entries(RUNTIMES)) {
+    const version = (await context.run(runtime, ['--version'])).split('\n')[0];
+    console.log(`  ${runtime} ${version.replace(/^\D*/, '')}`);
+    const hosts = Object.fromEntries(['esm', 'cjs'].map((name) => [`${runtime}-${name}`, HOSTS[name]]));
+    await eachHost(context, hosts, (steps, project) =>
+      inTurn(steps, (args) => context.run(runtime, [...command, ...args], project)),
+    );
+  }
+}
+
+async function inTurn(steps, perform) {
+  for (const step of steps) await perform(step);
+}
+
+async function eachHost({ installed, scratch }, hosts, perform) {
   const failures = [];
-  for (const [name, { files, steps }] of Object.entries(HOSTS)) {
+  for (const [name, { files, steps }] of Object.entries(hosts)) {
     const project = join(scratch, name);
     await mkdir(project);
     await cp(join(installed, 'package.json'), join(project, 'package.json'));
     await symlink(join(installed, 'node_modules'), join(project, 'node_modules'));
     for (const [file, content] of Object.entries(files)) await writeFile(join(project, file), content);
     try {
-      for (const args of steps) await run('node', args, project);
+      await perform(steps, project);
       console.log(`  ${name}: works`);
     } catch (error) {
       failures.push(`${name}: ${error.message}\n${error.stdout ?? ''}`);

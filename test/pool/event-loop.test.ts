@@ -3,8 +3,11 @@ import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
 import { FairQueue } from '../../src/queue/fair-queue.js';
+import { servingOrder } from '../../src/queue/serving-order.js';
 import { type Piece, Workshop } from '../support/pools.js';
 import { endOfTurn } from '../support/promises.js';
+
+vi.mock('../../src/queue/serving-order.js', { spy: true });
 
 const poolOf = (more: Partial<PipelinePoolOptions<Piece>> = {}) => {
   const workshop = new Workshop();
@@ -136,7 +139,7 @@ describe('many waiters', () => {
   });
 
   it('are not searched for the one that a creation starts for', async () => {
-    const search = vi.spyOn(FairQueue.prototype, Symbol.iterator);
+    const search = vi.mocked(servingOrder).mockClear();
     const locate = vi.spyOn(FairQueue.prototype, 'locate');
     const pool = new PipelinePool({ size: 100, create: () => Promise.reject(new Error('none')) });
     const all = Promise.allSettled(Array.from({ length: 100 }, () => pool.acquire()));

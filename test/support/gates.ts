@@ -1,3 +1,6 @@
+import { vi } from 'vitest';
+import type { ServiceGate } from '../../src/gate/service-gate.js';
+import type { CallEnd } from '../../src/limiter/adaptive-limit.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from '../../src/tools/define-tools.js';
 
 /** An error as the usual clients throw it. */
@@ -34,4 +37,24 @@ export class KeyedGate implements ToolGate {
       }
     }
   }
+}
+
+/** What the limit of a gate learns from now on: when first items come and how calls end, in that order. */
+export function learnedBy(gate: ServiceGate) {
+  const learned: ('first item' | CallEnd)[] = [];
+  const begin = gate.adaptive!.begin.bind(gate.adaptive!);
+  vi.spyOn(gate.adaptive!, 'begin').mockImplementation((kind) => {
+    const call = begin(kind);
+    return {
+      firstItem: () => {
+        learned.push('first item');
+        call.firstItem();
+      },
+      end: (end) => {
+        learned.push(end);
+        call.end(end);
+      },
+    };
+  });
+  return { learned, outcomes: () => learned.flatMap((one) => (one === 'first item' ? [] : [one.outcome])) };
 }

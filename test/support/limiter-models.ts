@@ -5,6 +5,7 @@ import { PipelinePoolError } from '../../src/errors.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { AcquireOptions, Permit, RunContext } from '../../src/limiter/limiter.js';
+import { FairOrder } from './fair-order.js';
 import { endOfTurn } from './promises.js';
 
 /** A request as the model sees it. */
@@ -26,7 +27,7 @@ interface Waiting extends ModelRequest {
 export type ModelOutcome = 'granted' | 'aborted' | 'timeout' | 'closed' | 'queue-full' | 'too heavy';
 
 /**
- * What a ConcurrencyLimiter guarantees, as plainly as possible: arrays, searched from the start each time. It has no
+ * What a ConcurrencyLimiter guarantees with `fairBy: 'requests'`, as plainly as possible: arrays, searched from the start each time. It has no
  * promises, so its state is at once what the limiter's must be at the end of the step.
  */
 export class LimiterModel {
@@ -42,8 +43,7 @@ export class LimiterModel {
   /** Those who waited and were granted, in the order of the grants. */
   readonly grantedAfterWaiting: number[] = [];
   readonly #aborted = new Set<number>();
-  /** For each priority the tenants who wait, the next to be served first. */
-  readonly #turns = new Map<number, (string | undefined)[]>();
+  #order = new FairOrder();
   #nowMs = 0;
 
   constructor(
@@ -76,7 +76,7 @@ export class LimiterModel {
     copy.isOpen = this.isOpen;
     copy.waiting = [...this.waiting];
     for (const signal of this.#aborted) copy.#aborted.add(signal);
-    for (const [priority, turns] of this.#turns) copy.#turns.set(priority, [...turns]);
+    copy.#order = this.#order.clone();
     copy.#nowMs = this.#nowMs;
     return copy;
   }
@@ -85,25 +85,32 @@ export class LimiterModel {
   request(request: ModelRequest): boolean {
     const { id, weight, priority, tenant, signal, timeoutMs = this.acquireTimeoutMs } = request;
     // Wrong options are not a request: they do not count as rejected.
-    if (weight > this.maxWeight) this.outcomes.set(id, 'too heavy');
-    else if (signal !== undefined && this.#aborted.has(signal)) this.#reject(id, 'aborted');
-    else if (this.#isFree(weight, priority)) this.#grant(request);
+    if (weight > this.maxWeight) {
+      this.outcomes.set(id, 'too heavy');
+      return false;
+    }
+    if (signal !== undefined && this.#aborted.has(signal)) {
+      this.#reject(id, 'aborted');
+      return false;
+    }
+    if (tenant !== undefined) this.#order.isShared = true;
+    if (this.#isFree(weight, priority)) this.#grantFree(request);
     else if (!this.isOpen) this.#reject(id, 'closed');
     else if (this.waiting.length >= this.maxQueue) this.#reject(id, 'queue-full');
     else if (timeoutMs === 0) this.#reject(id, 'timeout');
     else {
+      this.#order.join(request, this.waiting);
       this.waiting.push({ ...request, deadlineMs: this.#nowMs + (timeoutMs ?? Number.POSITIVE_INFINITY) });
-      const turns = this.#turns.get(priority) ?? [];
-      if (!turns.includes(tenant)) turns.push(tenant);
-      this.#turns.set(priority, turns);
+      // It may be next, where a heavier one of another tenant has no room.
+      if (this.#order.isShared) this.#admit();
     }
-    return this.outcomes.get(id) === 'granted';
+    return this.outcomes.get(id) === 'granted' && !this.grantedAfterWaiting.includes(id);
   }
 
   /** Takes a permit if that needs no waiting. Says whether it did. */
   tryRequest(request: ModelRequest): boolean {
     const free = this.waiting.length === 0 && this.#isFree(request.weight, 0);
-    if (free) this.#grant(request);
+    if (free) this.#grantFree(request);
     return free;
   }
 
@@ -186,6 +193,11 @@ export class LimiterModel {
     this.outcomes.set(id, 'granted');
   }
 
+  #grantFree(request: ModelRequest): void {
+    this.#order.grantFree(request.tenant, this.waiting);
+    this.#grant(request);
+  }
+
   #reject(id: number, outcome: ModelOutcome): void {
     this.rejected++;
     this.outcomes.set(id, outcome);
@@ -193,28 +205,19 @@ export class LimiterModel {
 
   #admit(): void {
     for (let next = this.#next(); next !== undefined && this.#fits(next.weight); next = this.#next()) {
-      const turns = this.#turns.get(next.priority) as (string | undefined)[];
-      turns.push(turns.shift());
       this.#leave(next);
+      this.#order.grant(next);
       this.#grant(next);
       this.grantedAfterWaiting.push(next.id);
     }
   }
 
   #next(): Waiting | undefined {
-    const priority = Math.max(...this.waiting.map((one) => one.priority));
-    const tenant = this.#turns.get(priority)?.[0];
-    return this.waiting.find((one) => one.priority === priority && one.tenant === tenant);
+    return this.#order.next(this.waiting);
   }
 
-  #leave({ id, priority, tenant }: Waiting): void {
+  #leave({ id }: Waiting): void {
     this.waiting = this.waiting.filter((one) => one.id !== id);
-    if (this.waiting.some((one) => one.priority === priority && one.tenant === tenant)) return;
-    const turns = this.#turns.get(priority) ?? [];
-    this.#turns.set(
-      priority,
-      turns.filter((one) => one !== tenant),
-    );
   }
 }
 
@@ -293,7 +296,13 @@ export class Pair {
         hooks.on(`permit:${event}`, fail);
     }
     const bound = Number.isFinite(maxQueue) ? { maxQueue } : {};
-    this.limiter = new ConcurrencyLimiter({ maxConcurrent, hooks, acquireTimeoutMs, ...bound });
+    this.limiter = new ConcurrencyLimiter({
+      maxConcurrent,
+      hooks,
+      acquireTimeoutMs,
+      fairBy: 'requests',
+      ...bound,
+    });
     this.model = new LimiterModel(maxConcurrent, maxQueue, acquireTimeoutMs);
     this.#scheduler = scheduler;
   }

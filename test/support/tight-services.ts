@@ -172,8 +172,8 @@ export function gatesFor(
     { limit, perMs: secondMs + marginMs },
   ];
   const retry = { attempts: 6, baseMs: Math.ceil(JINA_REFUSES.cooldownMs * timeScale) };
-  const rest = { baseMs: secondMs };
-  const shared = { retry, rest, hooks };
+  const cooldown = { baseMs: secondMs };
+  const shared = { retry, cooldown, hooks };
   return {
     llm: new ServiceGate({ ...shared, name: 'llm', ...openAiPreset(), maxConcurrent: LIMITS.llmAtOnce }),
     serper: new ServiceGate({

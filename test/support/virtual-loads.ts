@@ -133,7 +133,7 @@ export async function play(load: Load): Promise<Rejection[]> {
   let clock = 0;
   const spied = vi.spyOn(performance, 'now').mockImplementation(() => clock);
   await endOfTurn();
-  const limiter = new ConcurrencyLimiter({ maxConcurrent, maxQueue });
+  const limiter = new ConcurrencyLimiter({ maxConcurrent, maxQueue, fairBy: 'requests' });
   const agenda = Agenda.of(load);
   const permits = new Map<number, Permit>();
   const refused: Rejection[] = [];

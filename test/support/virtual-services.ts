@@ -10,8 +10,6 @@ import type { VirtualTime } from './virtual-time.js';
 export interface Answer {
   readonly ok: boolean;
   readonly retryAfterMs?: number;
-  /** Milliseconds a token took. */
-  readonly perTokenMs?: number;
 }
 
 type Done = (answer: Answer) => void;
@@ -98,27 +96,6 @@ export class MinuteService implements VirtualService {
   }
 }
 
-/** Refuses no call: more calls at once than `fullSpeed` share its speed. A call keeps the speed that it begins with. */
-export class SharedService implements VirtualService {
-  readonly #time: VirtualTime;
-  readonly #fullSpeed: number;
-  #running = 0;
-
-  constructor(time: VirtualTime, fullSpeed: number) {
-    this.#time = time;
-    this.#fullSpeed = fullSpeed;
-  }
-
-  call(tokens: number, done: Done): void {
-    this.#running++;
-    const perTokenMs = FULL_SPEED_MS * Math.max(1, this.#running / this.#fullSpeed);
-    this.#time.after(tokens * perTokenMs, () => {
-      this.#running--;
-      done({ ok: true, perTokenMs });
-    });
-  }
-}
-
 /** What decides how many calls are under way. */
 export interface Controller {
   readonly limit: number;
@@ -139,7 +116,6 @@ export class Traffic {
   refused = 0;
   answered = 0;
   tokens = 0;
-  perTokenMs = 0;
   readonly #queue: number[] = [];
   readonly #length: () => number;
   readonly #pause: () => number;
@@ -172,7 +148,6 @@ export class Traffic {
     this.refused = 0;
     this.answered = 0;
     this.tokens = 0;
-    this.perTokenMs = 0;
   }
 
   #go(): void {
@@ -193,19 +168,17 @@ export class Traffic {
     const startedMs = this.time.nowMs;
     this.sent++;
     this.#inFlight++;
-    this.service.call(tokens, ({ ok, retryAfterMs, perTokenMs }) => {
+    this.service.call(tokens, ({ ok, retryAfterMs }) => {
       this.controller.onSample({
         startedMs,
         outcome: ok ? 'ok' : 'dropped',
         inFlight: this.#inFlight,
         ...(retryAfterMs !== undefined && { retryAfterMs }),
-        ...(perTokenMs !== undefined && { normalizedLatencyMs: perTokenMs }),
       });
       this.#inFlight--;
       if (ok) {
         this.answered++;
         this.tokens += tokens;
-        this.perTokenMs += perTokenMs ?? 0;
         this.#queue.push(this.#length());
       } else {
         this.refused++;

@@ -1,5 +1,7 @@
 import type OpenAI from 'openai';
+import * as v from 'valibot';
 import { describe, expectTypeOf, it } from 'vitest';
+import { z } from 'zod';
 import type { ServiceGate } from '../../src/gate/service-gate.js';
 import {
   type ConnectContext,
@@ -143,6 +145,35 @@ describe('defineTools', () => {
     () => defineTool({ connect, call: (_, i: Input) => i, gate, cacheKey: ({ qeury }) => qeury });
     // @ts-expect-error the field is a string
     () => defineTool({ connect, call: (_, i: Input) => i, gate, weight: ({ query }) => query });
+  });
+
+  it('takes the input from a Standard Schema', () => {
+    const defined = defineTools({
+      zod: {
+        connect: () => 1,
+        schema: z.object({ query: z.string(), limit: z.number().default(10) }),
+        call: (_, input) => {
+          expectTypeOf(input).toEqualTypeOf<{ query: string; limit: number }>();
+          return input.query;
+        },
+        gate,
+        cacheKey: (input) => input.query,
+      },
+      valibot: {
+        connect: () => 1,
+        schema: v.object({ url: v.string() }),
+        call: (_, { url }) => url,
+      },
+    });
+    expectTypeOf<ToolInput<(typeof defined)['zod']>>().toEqualTypeOf<{ query: string; limit: number }>();
+    expectTypeOf<ToolInput<(typeof defined)['valibot']>>().toEqualTypeOf<{ url: string }>();
+    const schema = z.object({ query: z.string() });
+    const connect = () => 1;
+    const read = (_: number, input: { url: string }) => input.url;
+    // @ts-expect-error `call` takes another input than the schema describes
+    () => defineTools({ s: { connect, schema, call: read } });
+    // @ts-expect-error the input has no such field
+    () => defineTools({ s: { connect, schema, call: (_, i) => i, gate, cacheKey: ({ qeury }) => qeury } });
   });
 
   it('does not compile what is wrong', () => {

@@ -6,30 +6,12 @@ import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { redactError } from '../../src/internal/redaction.js';
 import { createPipelineManager } from '../../src/manager/pipeline-manager.js';
 import { defineTools, type ToolSet } from '../../src/tools/define-tools.js';
-import { type PipelineFactory, pipelineFactory } from '../../src/tools/pipeline-factory.js';
-import type { ToolManager } from '../../src/tools/tool-manager.js';
+import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
 import { KeyedGate } from '../support/gates.js';
 import { deferred, microtasks } from '../support/promises.js';
+import { managerOf } from '../support/tool-managers.js';
 
 const never = (): Promise<never> => new Promise(() => {});
-
-async function managerOf<T extends ToolSet>(
-  tools: T,
-  { hooks = new LifecycleHooks(), taskId = 'task-1', instanceId = 1 } = {},
-): Promise<{
-  tools: ToolManager<T>;
-  release: () => Promise<void>;
-  factory: PipelineFactory<T, Record<never, never>, undefined>;
-}> {
-  const factory = pipelineFactory({ mainAgent: tools, hooks });
-  const pipeline = await factory.create({ instanceId });
-  await factory.prepare(pipeline, { instanceId, taskId });
-  return {
-    tools: pipeline.mainAgentToolManager,
-    release: () => factory.reset(pipeline, { instanceId }),
-    factory,
-  };
-}
 
 afterEach(() => {
   vi.useRealTimers();
@@ -447,6 +429,16 @@ describe('ToolManager.callAll', () => {
     ]);
   });
 
+  it("reports the model's id of each call in its events", async () => {
+    const hooks = new LifecycleHooks();
+    const ids: unknown[] = [];
+    hooks.on('tool:finished', ({ modelCallId }) => ids.push(modelCallId));
+    const { tools } = await managerOf(defineTools({ quick: { connect: () => 1, call: () => 1 } }), { hooks });
+    await tools.callAll([{ name: 'quick', modelCallId: 'call_1' }, { name: 'quick' }]);
+    expect(ids).toEqual(['call_1', undefined]);
+    await expect(tools.call('quick', undefined, { modelCallId: 7 as never })).rejects.toThrow(/modelCallId/);
+  });
+
   it('aborts all calls with the caller', async () => {
     const { tools } = await managerOf(defineTools({ slow: { connect: () => 1, call: never } }));
     const caller = new AbortController();
@@ -704,14 +696,17 @@ describe('the events of a ToolManager', () => {
       }),
       { hooks, instanceId: 4 },
     );
-    const works = tools.call('works', { q: 'a private question' });
+    const works = tools.call('works', { q: 'a private question' }, { modelCallId: 'call_1' });
     await vi.advanceTimersByTimeAsync(40);
     await works;
     const error: Error = await tools.call('fails', { q: 'a private question' }).catch((thrown) => thrown);
     const common = { source: 'mainAgent', instanceId: 4, taskId: 'task-1' };
     expect(emitted).toEqual([
-      ['started', { ...common, tool: 'works', toolCallId: 1 }],
-      ['finished', { ...common, tool: 'works', toolCallId: 1, outcome: 'ok', durationMs: 40 }],
+      ['started', { ...common, tool: 'works', toolCallId: 1, modelCallId: 'call_1' }],
+      [
+        'finished',
+        { ...common, tool: 'works', toolCallId: 1, modelCallId: 'call_1', outcome: 'ok', durationMs: 40 },
+      ],
       ['started', { ...common, tool: 'fails', toolCallId: 2 }],
       [
         'finished',

@@ -1,4 +1,7 @@
-import type { RateWindow, WindowEntry } from './sliding-window.js';
+import type { ReportedLimit } from '../retry-after.js';
+import type { CooldownReason, SharedStart } from '../shared-limits.js';
+import { LearnedWindows, type StartEntries } from './learned-windows.js';
+import type { RateWindow } from './sliding-window.js';
 import { maxWeightOf, SlidingWindow, windowsOf } from './sliding-window.js';
 
 /**
@@ -21,15 +24,16 @@ type KeyState =
       readonly onTrial: Set<KeyReservation>;
     };
 
-/** Why a key is in cooldown. */
-export type CooldownReason = 'cooldown' | 'exhausted' | 'quarantined';
-
 /** One attempt's reservation of a key, from the choice of the key to the end of the attempt. */
 export interface KeyReservation {
   readonly key: ApiKey;
-  readonly entries: readonly (readonly [SlidingWindow, WindowEntry])[];
+  readonly entries: StartEntries;
+  /** What it counts in windows of that unit. */
+  weight: number;
   /** When the attempt began; until then its capacity is only reserved. */
   beganMs: number | undefined;
+  /** The start that other processes know of, in place of `entries`. */
+  readonly shared?: SharedStart | undefined;
 }
 
 /** How long a cooldown lasts where the service names no time. */
@@ -47,6 +51,8 @@ export interface CooldownSettings {
 const REJECTS_WITHIN_MS = 1_000;
 /** After so many consecutive rounds of failures, the service is taken to be down. See `failed` for what a round is. */
 const FAILED_ROUNDS = 5;
+/** Two reports of one cooldown differ by less. */
+const SAME_MS = 50;
 
 /**
  * One key: its windows, and its circuit breaker.
@@ -56,14 +62,20 @@ const FAILED_ROUNDS = 5;
  * - A reservation is in use from `reserve` to `end`, once.
  * - An attempt that began before a cooldown can extend it, but neither ends the trial after it nor counts against it.
  * - It has no timer. Its state follows from the time that each call passes.
+ * - Where it is shared, its windows and the trial after a cooldown are those of the server, which no call passes.
  */
 export class ApiKey {
   readonly key: string;
   readonly label: string;
+  /** Those that were declared, and those that its service reports. */
   windows: readonly SlidingWindow[];
+  rate: readonly RateWindow[];
+  #declared: readonly SlidingWindow[];
+  readonly #learned = new LearnedWindows();
   readonly hasOwnRate: boolean;
   /** It cannot serve a heavier call. */
   maxWeight: number;
+  readonly #isShared: boolean;
   readonly #cooldown: CooldownSettings;
   readonly #onReady: (key: ApiKey) => void;
   #state: KeyState = { is: 'ready' };
@@ -81,19 +93,31 @@ export class ApiKey {
     label: string,
     cooldown: CooldownSettings,
     onReady: (key: ApiKey) => void,
+    isShared: boolean,
   ) {
     this.key = key;
     this.label = label;
     this.hasOwnRate = hasOwnRate;
-    this.windows = rate.map((window) => new SlidingWindow(window));
+    this.#isShared = isShared;
+    this.rate = rate;
+    this.#declared = isShared ? [] : rate.map((window) => new SlidingWindow(window));
+    this.windows = this.#declared;
     this.maxWeight = maxWeightOf(rate);
     this.#cooldown = cooldown;
     this.#onReady = onReady;
   }
 
   setRate(rate: readonly RateWindow[]): void {
-    this.windows = windowsOf(rate, this.windows);
+    this.rate = rate;
+    if (!this.#isShared) this.#declared = windowsOf(rate, this.#declared);
+    this.windows = [...this.#declared, ...this.#learned.all];
     this.maxWeight = maxWeightOf(rate);
+  }
+
+  /** Takes the limits that the response to a start reports. */
+  learn({ entries }: KeyReservation, reported: readonly ReportedLimit[], nowMs: number): void {
+    if (this.#learned.learn(reported, entries, nowMs))
+      this.windows = [...this.#declared, ...this.#learned.all];
   }
 
   get inUse(): number {
@@ -170,7 +194,8 @@ export class ApiKey {
     this.#update(nowMs);
     const state = this.#state;
     if (state.is === 'cooldown') return undefined;
-    if (state.is === 'half-open' && state.allowed === 1 && state.onTrial.has(reservation)) {
+    const isProbe = state.is === 'half-open' && state.allowed === 1 && state.onTrial.has(reservation);
+    if (isProbe || reservation.shared?.isOnTrial) {
       return this.throttled(reservation, undefined, nowMs);
     }
     const [oldest] = this.#reservations;
@@ -198,6 +223,16 @@ export class ApiKey {
     return cooldownMs;
   }
 
+  /** Another process has put it out of use. Returns whether that changes anything. */
+  coolDownWithFleet(why: CooldownReason, cooldownMs: number, nowMs: number): boolean {
+    this.#update(nowMs);
+    const state = this.#state;
+    if (state.is === 'cooldown' && state.why === why && state.untilMs >= nowMs + cooldownMs - SAME_MS)
+      return false;
+    this.#coolDown(why, cooldownMs, nowMs);
+    return true;
+  }
+
   /** Ends a cooldown or a trial by hand. */
   restore(): void {
     if (this.#state.is !== 'ready') this.#becomeReady();
@@ -214,6 +249,10 @@ export class ApiKey {
   #update(nowMs: number): void {
     if (this.#state.is === 'ready') return;
     if (this.#state.is === 'cooldown' && this.#state.untilMs <= nowMs) {
+      if (this.#isShared) {
+        this.#state = { is: 'ready' };
+        return;
+      }
       this.#state = { is: 'half-open', allowed: 1, inFlight: this.#state.inFlight, onTrial: new Set() };
     }
     const state = this.#state;

@@ -1,4 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
+import { settleInTurn } from '../../internal/clock.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
 import type { KeyRing } from './key-ring.js';
@@ -125,7 +126,7 @@ export class CooldownQueue {
         handleEvent: () => {
           this.#remove(waiter);
           if (this.#queued === 0) this.#stopTimer();
-          reject(bounds.reason);
+          settleInTurn(() => reject(bounds.reason));
         },
       };
       const waiter: Waiter = {

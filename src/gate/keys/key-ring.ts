@@ -1,6 +1,9 @@
+import { createHash } from 'node:crypto';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import type { Classification } from '../classify.js';
-import { ApiKey, type CooldownReason, type CooldownSettings, type KeyReservation } from './api-key.js';
+import type { ReportedLimit } from '../retry-after.js';
+import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
+import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
 import {
   maxWeightOf,
   type RateWindow,
@@ -26,6 +29,8 @@ export interface KeyRingOptions {
   readonly cooldown: CooldownSettings;
   /** Whether the gate has keys, which can be taken out of use. */
   readonly keyed: boolean;
+  /** Present where windows and keys are shared with other processes. */
+  readonly limits?: unknown;
   /** Milliseconds on a monotonic clock. */
   readonly now: () => number;
 }
@@ -66,8 +71,13 @@ export class KeyRing {
   readonly #source: string;
   readonly #hooks: LifecycleHooks;
   readonly #keyed: boolean;
+  readonly #isShared: boolean;
+  /** The starts that are shared with other processes. */
+  shared: SharedStarts | undefined;
+  readonly #byHash = new Map<string, ApiKey>();
   #shared: readonly SlidingWindow[];
   #sharedMaxWeight: number;
+  #sharedRate: readonly RateWindow[];
   /** The least recently used first. */
   readonly #keys: ApiKey[];
   readonly #all: readonly ApiKey[];
@@ -80,18 +90,28 @@ export class KeyRing {
   /** A key is in cooldown. */
   onCooldown: () => void = () => {};
 
-  constructor({ name, hooks, keys, sharedRate, cooldown, keyed, now }: KeyRingOptions) {
+  constructor({ name, hooks, keys, sharedRate, cooldown, keyed, now, limits }: KeyRingOptions) {
     this.now = now;
     this.#source = name;
     this.#hooks = hooks;
     this.#keyed = keyed;
-    this.#shared = sharedRate.map((window) => new SlidingWindow(window));
+    this.#isShared = limits !== undefined;
+    this.#sharedRate = sharedRate;
+    this.#shared = this.#isShared ? [] : sharedRate.map((window) => new SlidingWindow(window));
     this.#sharedMaxWeight = maxWeightOf(sharedRate);
     const onReady = (key: ApiKey): void => this.#emitRestored(key);
     this.#all = keys.map(
-      (spec, i) => new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', cooldown, onReady),
+      (spec, i) =>
+        new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', cooldown, onReady, this.#isShared),
     );
     this.#keys = [...this.#all];
+    if (this.#isShared) for (const key of this.#all) this.#byHash.set(hashOf(key.key), key);
+  }
+
+  /** Whether some window counts weight. */
+  get countsWeight(): boolean {
+    const counts = ({ unit }: SlidingWindow): boolean => unit === 'weight';
+    return this.#shared.some(counts) || this.#keys.some((key) => key.windows.some(counts));
   }
 
   /** The heaviest call that some key can serve. */
@@ -103,9 +123,11 @@ export class KeyRing {
   setRate(rate: readonly RateWindow[] | undefined, sharedRate: readonly RateWindow[] | undefined): void {
     if (rate !== undefined) for (const key of this.#keys) if (!key.hasOwnRate) key.setRate(rate);
     if (sharedRate !== undefined) {
-      this.#shared = windowsOf(sharedRate, this.#shared);
+      this.#sharedRate = sharedRate;
+      if (!this.#isShared) this.#shared = windowsOf(sharedRate, this.#shared);
       this.#sharedMaxWeight = maxWeightOf(sharedRate);
     }
+    this.shared?.setRates(this.sharedKeys(), this.#sharedRate);
     this.onCapacity();
   }
 
@@ -138,12 +160,21 @@ export class KeyRing {
   /** The attempt begins. */
   begin(reservation: KeyReservation, nowMs: number): void {
     reservation.beganMs = nowMs;
+    reservation.shared?.begin();
     for (const [window, entry] of reservation.entries) window.begin(entry, nowMs);
   }
 
   /** Corrects the weight that was estimated for a start. */
   correct(reservation: KeyReservation, weight: number): void {
+    reservation.shared?.correct(weight - reservation.weight);
+    reservation.weight = weight;
     for (const [window, entry] of reservation.entries) window.correct(entry, weight);
+    this.onCapacity();
+  }
+
+  /** Takes the limits that the response to an attempt reports. */
+  learn(reservation: KeyReservation, reported: readonly ReportedLimit[]): void {
+    reservation.key.learn(reservation, reported, this.now());
     this.onCapacity();
   }
 
@@ -154,11 +185,11 @@ export class KeyRing {
     switch (classification.class) {
       case 'ok':
       case 'client-error':
-        key.succeeded(reservation);
+        this.#succeeded(reservation);
         break;
       case 'fatal':
         // With a status the service has responded; without one it is a bug of the host, and says nothing.
-        if (status !== undefined) key.succeeded(reservation);
+        if (status !== undefined) this.#succeeded(reservation);
         break;
       case 'retryable':
         this.#emitCooldown(
@@ -175,7 +206,7 @@ export class KeyRing {
       case 'quota-exhausted':
       case 'unauthorized':
         if (this.#keyed) this.#quarantine(key, classification, nowMs);
-        else key.succeeded(reservation);
+        else this.#succeeded(reservation);
         break;
     }
     if (key.cooldownMs(nowMs) > 0) this.onCooldown();
@@ -188,6 +219,9 @@ export class KeyRing {
       if (reservation.beganMs === undefined) window.cancel(entry);
       else window.finish(entry);
     }
+    const { shared } = reservation;
+    if (reservation.beganMs === undefined) shared?.cancel();
+    else shared?.end();
     reservation.key.end(reservation);
     this.onCapacity();
   }
@@ -232,6 +266,7 @@ export class KeyRing {
   restore(key: string): boolean {
     const found = this.#keys.find((candidate) => candidate.key === key);
     found?.restore();
+    if (found !== undefined) this.shared?.restore(hashOf(key));
     this.onCapacity();
     return found !== undefined;
   }
@@ -253,22 +288,70 @@ export class KeyRing {
     const entries: [SlidingWindow, WindowEntry][] = [];
     for (const window of key.windows) entries.push([window, window.reserve(weight)]);
     for (const window of this.#shared) entries.push([window, window.reserve(weight)]);
-    const reservation: KeyReservation = { key, entries, beganMs: undefined };
+    const reservation: KeyReservation = { key, entries, weight, beganMs: undefined };
     key.reserve(reservation);
     if (this.#keys.length > 1) this.#keys.push(...this.#keys.splice(this.#keys.indexOf(key), 1));
     return reservation;
   }
 
+  /** What other processes know of the keys. */
+  sharedKeys(): readonly SharedKey[] {
+    return this.#all.map(({ key, rate }) => ({ key: hashOf(key), rate }));
+  }
+
+  /** A start that the server has granted, as a reservation; `undefined` if the gate has no such key. */
+  takeShared(start: SharedStart, weight: number): KeyReservation | undefined {
+    const key = this.#byHash.get(start.key);
+    if (key === undefined) return undefined;
+    const reservation: KeyReservation = { key, entries: [], weight, beganMs: undefined, shared: start };
+    key.reserve(reservation);
+    return reservation;
+  }
+
+  /** Another process has put a key out of use, or back. */
+  onSharedKey(hash: string, why: CooldownReason | 'ready', ms: number): void {
+    const key = this.#byHash.get(hash);
+    if (key === undefined) return;
+    const now = this.now();
+    if (why === 'ready') {
+      if (key.cooldownMs(now) > 0) key.restore();
+      else this.#emitRestored(key);
+    } else if (key.coolDownWithFleet(why, ms, now)) {
+      if (why === 'cooldown') this.#emitCooldown(key, ms, undefined, false);
+      else this.#emitQuarantined(key, why, ms);
+      this.onCooldown();
+    }
+    this.onCapacity();
+  }
+
+  #succeeded(reservation: KeyReservation): void {
+    reservation.key.succeeded(reservation);
+    reservation.shared?.succeeded();
+  }
+
   #quarantine(key: ApiKey, classification: Classification, nowMs: number): void {
     const reason = classification.class === 'unauthorized' ? 'quarantined' : 'exhausted';
     const cooldownMs = key.quarantine(reason, classification.retryAfterMs, nowMs);
-    if (cooldownMs === undefined || !this.#hooks.hasListeners('key:quarantined')) return;
+    if (cooldownMs === undefined) return;
+    this.shared?.coolDown(hashOf(key.key), reason, cooldownMs, key.inUse);
+    this.#emitQuarantined(key, reason, cooldownMs);
+  }
+
+  #emitQuarantined(key: ApiKey, reason: 'quarantined' | 'exhausted', cooldownMs: number): void {
+    if (!this.#hooks.hasListeners('key:quarantined')) return;
     const retryAfterMs = Number.isFinite(cooldownMs) ? { retryAfterMs: cooldownMs } : {};
     this.#hooks.emit('key:quarantined', { source: this.#source, key: key.label, reason, ...retryAfterMs });
   }
 
-  #emitCooldown(key: ApiKey, retryAfterMs: number | undefined, status: number | undefined): void {
-    if (retryAfterMs === undefined || !this.#hooks.hasListeners('key:cooldown')) return;
+  #emitCooldown(
+    key: ApiKey,
+    retryAfterMs: number | undefined,
+    status: number | undefined,
+    isOwn = true,
+  ): void {
+    if (retryAfterMs === undefined) return;
+    if (isOwn) this.shared?.coolDown(hashOf(key.key), 'cooldown', retryAfterMs, key.inUse);
+    if (!this.#hooks.hasListeners('key:cooldown')) return;
     const known = status === undefined ? {} : { status };
     this.#hooks.emit('key:cooldown', { source: this.#source, key: key.label, retryAfterMs, ...known });
   }
@@ -285,6 +368,9 @@ const MIN_CHARS_FOR_SUFFIX = 16;
 /** How events name a key: by its position among the gate's keys and, if it is long enough, by its last four characters. */
 const labelOf = (key: string, index: number): string =>
   `#${index + 1}${key.length < MIN_CHARS_FOR_SUFFIX ? '' : `…${key.slice(-4)}`}`;
+
+/** How a key is named outside of this process. */
+const hashOf = (key: string): string => createHash('sha256').update(key).digest('hex').slice(0, 32);
 
 /** Milliseconds until all of the windows have capacity. */
 function longestWaitMs(

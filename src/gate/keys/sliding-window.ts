@@ -18,6 +18,8 @@ export interface WindowEntry {
   amount: number;
   /** When it began; until then it is reserved, and counts without end. */
   beganMs: number | undefined;
+  /** What its window counted when it began, this included. */
+  countedThen: number;
   /** Where it is in the log; `undefined` before it began, and after it expired. */
   block: Block | undefined;
   /** It counts no longer: it has left the window, or never began. */
@@ -51,20 +53,24 @@ const BLOCK_SIZE = 256;
  */
 export class SlidingWindow {
   limit: number;
-  readonly perMs: number;
+  /** It may become longer. */
+  perMs: number;
   readonly unit: 'calls' | 'weight';
   readonly #perCall: boolean;
+  readonly #fitsAll: boolean;
   /** Oldest first. */
   readonly #blocks: Block[] = [];
   #counted = 0;
   #final = 0;
   #reserved = 0;
 
-  constructor({ limit, perMs, unit = 'calls' }: RateWindow) {
+  /** @param fitsAll counts a call that is too heavy for it as the heaviest that is not, instead of never admitting it */
+  constructor({ limit, perMs, unit = 'calls' }: RateWindow, fitsAll = false) {
     this.limit = limit;
     this.perMs = perMs;
     this.unit = unit;
     this.#perCall = unit === 'calls';
+    this.#fitsAll = fitsAll;
   }
 
   /** Counts what another window of the same unit counts. */
@@ -98,10 +104,31 @@ export class SlidingWindow {
     return Math.max(0, (this.limit - this.#counted - this.#reserved) / this.limit);
   }
 
+  /** What counts now, and what is reserved. */
+  used(nowMs: number): number {
+    this.#expire(nowMs);
+    return this.#counted + this.#reserved;
+  }
+
+  /** Counts what began elsewhere, as if it began now. */
+  add(amount: number, nowMs: number): void {
+    const block = this.#lastBlock();
+    const entry = { amount, beganMs: nowMs, countedThen: 0, block, over: false, final: true };
+    block.entries.push(entry);
+    this.#count(entry, amount);
+  }
+
   reserve(weight: number): WindowEntry {
     const amount = this.#amountOf(weight);
     this.#reserved += amount;
-    return { amount, beganMs: undefined, block: undefined, over: false, final: this.#perCall };
+    return {
+      amount,
+      beganMs: undefined,
+      countedThen: 0,
+      block: undefined,
+      over: false,
+      final: this.#perCall,
+    };
   }
 
   /** The work begins. `nowMs` never goes back from one call to the next. */
@@ -113,6 +140,7 @@ export class SlidingWindow {
     entry.beganMs = nowMs;
     this.#reserved -= entry.amount;
     this.#count(entry, entry.amount);
+    entry.countedThen = this.#counted;
   }
 
   /** The work is over. */
@@ -141,7 +169,8 @@ export class SlidingWindow {
   }
 
   #amountOf(weight: number): number {
-    return this.#perCall ? 1 : weight;
+    if (this.#perCall) return 1;
+    return this.#fitsAll ? Math.min(weight, this.limit) : weight;
   }
 
   /** Adds to the sums of an entry that has begun. */

@@ -1,5 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
-import { afterThisTurn } from '../../internal/clock.js';
+import { afterThisTurn, settleInTurn } from '../../internal/clock.js';
 import { JobQueue } from '../../internal/job-queue.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
@@ -16,6 +16,20 @@ export interface StartOptions {
   readonly onUnmeetable: (closedMs: number) => void;
   /** Called once, when it is first and has to wait. */
   readonly onWait: ((capacity: NoCapacity) => void) | undefined;
+}
+
+/** Where calls with a permit wait for a key with capacity. */
+export interface Starts {
+  /** Calls that wait here. */
+  readonly queued: number;
+  /** Whether the limiter grants no permits now: calls with a permit release it, and wait for it to resume. */
+  isLimiterPaused: () => boolean;
+  /** A start at once, where no call waits and a key has capacity. */
+  tryEnter(weight: number): KeyReservation | undefined;
+  /** Waits for a start; `undefined` if all keys are in cooldown now. Rejects with the call's reason. */
+  enter(options: StartOptions): Promise<KeyReservation | undefined>;
+  /** Checks again whether calls can start: something has changed. */
+  check(): void;
 }
 
 class StartRequest implements AbortListener {
@@ -51,7 +65,7 @@ class StartRequest implements AbortListener {
 
   handleEvent(): void {
     this.settled = true;
-    this.#reject(this.options.bounds.reason);
+    settleInTurn(() => this.#reject(this.options.bounds.reason));
     this.#startQueue.leave(this);
   }
 }
@@ -82,7 +96,7 @@ const MAX_SETTLED = 64;
  * - However many may start at once, a turn of the event loop starts no more than `MAX_STARTS`.
  * - While all keys are in cooldown the queue is empty: calls with a permit wait only for windows, or for a probe.
  */
-export class StartQueue {
+export class StartQueue implements Starts {
   readonly #ring: KeyRing;
   readonly #jobs = new JobQueue({ concurrency: 1 });
   #first: Turn | undefined;

@@ -9,6 +9,8 @@
  * - `pace.ts`: durations of a service's calls by concurrency
  * - `machine-findings.ts`, `gate-findings.ts`, `request-findings.ts`: from a report to findings
  * - `finding.ts`: the finding codes
+ *
+ * @module pipeline-pool/diagnosis
  */
 import { options as checkOptions, durationMs } from '../../internal/validate.js';
 import { type Diagnosis, diagnosisOf } from './findings.js';

@@ -4,12 +4,14 @@
  * - `event-loop-blocked`: long-running JavaScript, or too little CPU.
  * - `memory-short`: the heap or the process is close to its limit.
  * - `no-keys`: every API key of a service is unauthorized or exhausted.
+ * - `limits-unavailable`: the server of limits that several processes share cannot be reached.
  * - `creation-failing`: instances cannot be created.
  * - `service-failing`: a service responds with errors, or not in time.
  * - `cooldown`: a service rejects calls as too many, and its keys are in cooldown.
  * - `rate-window`: calls wait for capacity in a rate window.
  * - `service-at-limit`: a service gets more concurrent calls than it can serve.
  * - `service-slower`: a service takes longer than before at the same concurrency.
+ * - `budget-exceeded`: calls are rejected because the budgets of their requests have no room.
  * - `creation-slow`: requests wait for instances being created.
  * - `preparation-slow`: requests wait for instances being validated, prepared or reset.
  * - `admission-paused`, `admission-too-small`: requests wait to be admitted while instances are free.
@@ -19,12 +21,14 @@ export type FindingCode =
   | 'event-loop-blocked'
   | 'memory-short'
   | 'no-keys'
+  | 'limits-unavailable'
   | 'creation-failing'
   | 'service-failing'
   | 'cooldown'
   | 'rate-window'
   | 'service-at-limit'
   | 'service-slower'
+  | 'budget-exceeded'
   | 'creation-slow'
   | 'preparation-slow'
   | 'admission-paused'

@@ -54,7 +54,10 @@ const isQueue = (code: Finding['code']): boolean =>
   code === 'pool-too-small' || code === 'admission-too-small';
 
 const isFailure = ({ code }: Finding): boolean =>
-  code === 'no-keys' || code === 'creation-failing' || code === 'service-failing';
+  code === 'no-keys' ||
+  code === 'limits-unavailable' ||
+  code === 'creation-failing' ||
+  code === 'service-failing';
 
 const worstFirst = (a: Finding, b: Finding): number =>
   Number(isFailure(b)) - Number(isFailure(a)) || b.share - a.share;

@@ -1,5 +1,5 @@
 import type { GateStats } from '../../gate/service-gate.js';
-import { isWithoutKeys } from '../../manager/health.js';
+import { isUnavailable, isWithoutKeys, isWithoutLimits } from '../../manager/health.js';
 import { counted, type Finding, MIN_SHARE, percent, rounded, shownMs } from './finding.js';
 import type { PaceFinding } from './pace.js';
 import type { Report } from './recorder.js';
@@ -23,16 +23,20 @@ export function kindOf(gate: string): ServiceKind {
 
 /** What the gates show about their services. */
 export function gateFindings(report: Report): Finding[] {
-  return report.gates.flatMap((gate) =>
+  const admission = isUnavailable(report.limiter) ? [limitsUnavailable(report.limiter.name)] : [];
+  const gates = report.gates.flatMap((gate) =>
     [
+      isWithoutLimits(gate) ? limitsUnavailable(gate.name) : undefined,
       withoutKeys(gate),
       failing(report, gate),
       cooldown(report, gate),
       rateWindow(report, gate),
       atLimit(report, gate),
       slower(report, gate),
+      overBudget(report, gate),
     ].filter((finding) => finding !== undefined),
   );
+  return [...admission, ...gates];
 }
 
 /** The share of the running time of requests in which this many of their calls are delayed, on average. */
@@ -43,6 +47,16 @@ function shareOf(report: Report, calls: number): number {
   const running = report.gates.reduce((sum, { name }) => sum + report.average(`${name}:running`), 0);
   return calls > 0 ? calls / (calls + running) : 0;
 }
+
+const limitsUnavailable = (source: string): Finding => ({
+  code: 'limits-unavailable',
+  source,
+  share: 0,
+  message: `The server of the shared limits of ${source} cannot be reached`,
+  evidence: {},
+  remedy:
+    'Check Redis and the way to it. Until it answers, new work waits, fails, or keeps to a share of the limit, as `whenUnavailable` says.',
+});
 
 function withoutKeys(gate: GateStats): Finding | undefined {
   if (!isWithoutKeys(gate)) return undefined;
@@ -189,6 +203,21 @@ function slower(report: Report, { name }: GateStats): Finding | undefined {
       kindOf(name) === 'llm'
         ? 'Check the server: whether others use it too (vLLM shows `num_requests_waiting`), whether it runs out of KV cache and preempts requests (`num_preemptions`), and whether prompts or responses have grown. More capacity: vLLM `--max-num-seqs` and `--gpu-memory-utilization`, or replicas: SGLang `--dp`, vLLM `--data-parallel-size`.'
         : `Check ${name}: its status page, and whether its inputs have grown.`,
+  };
+}
+
+function overBudget(report: Report, { name }: GateStats): Finding | undefined {
+  const rejected = report.count(`${name}:over-budget`);
+  const calls = Math.max(rejected, report.count(`${name}:calls`));
+  if (rejected < A_FEW || rejected < REJECTED * calls) return undefined;
+  return {
+    code: 'budget-exceeded',
+    source: name,
+    // They fail at once.
+    share: 0,
+    message: `${rejected} of ${counted(calls, 'call')} of ${name} were rejected because the budgets of their requests have no room`,
+    evidence: { rejected, calls },
+    remedy: `Raise the caps (\`budget\`), or make \`cost.estimate\` of the gate of ${name} tighter: what calls in flight may cost is reserved. If agents go on after the rejection, pass \`budget.signal\` on to them.`,
   };
 }
 

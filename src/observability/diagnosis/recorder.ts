@@ -42,7 +42,7 @@ export type Count =
   | 'created'
   | 'create.ms'
   | 'create-failed'
-  | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed'}`;
+  | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed' | 'over-budget'}`;
 
 /** The window that ends now. */
 export interface Report {
@@ -161,6 +161,7 @@ export class Recorder {
         .on('call:started', (payload) => this.#callStarted(payload))
         .on('call:retried', (payload) => this.#callRetried(payload))
         .on('call:throttled', onActivity)
+        .on('budget:exceeded', ({ source }) => this.#count(`${source}:over-budget`))
         .on('call:finished', (payload) => this.#callFinished(payload));
     }
   }

@@ -97,12 +97,14 @@ export class LiveFeed {
 
   #tick(): void {
     const now = nowMs();
-    const isDue = now - this.#updatedMs >= this.#everyMs;
+    // The last update is sent whether one is due or not: no other follows.
+    const { isOver } = this.#source;
+    const isDue = isOver || now - this.#updatedMs >= this.#everyMs;
     if (isDue) this.#updatedMs = now;
     const update = isDue ? this.#source.update() : undefined;
     for (const watcher of this.#watchers) {
       const { response } = watcher;
-      if (response.writableNeedDrain || response.writableLength > 0) {
+      if (!isOver && (response.writableNeedDrain || response.writableLength > 0)) {
         watcher.undrainedSinceMs ??= now;
         if (now - watcher.undrainedSinceMs >= DRAIN_TIMEOUT_MS) response.destroy();
         continue;
@@ -111,7 +113,7 @@ export class LiveFeed {
       if (update !== undefined) send(watcher, update);
       if (now - watcher.sinceMs >= MAX_STREAM_MS) response.end();
     }
-    if (this.#source.isOver) this.close();
+    if (isOver) this.close();
   }
 
   #dropUnconfirmed(): boolean {

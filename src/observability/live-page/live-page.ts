@@ -5,6 +5,8 @@
  * - `feed.ts`: the watchers and their server-sent events
  * - `state.ts`: the content of an update
  * - `script.ts`, `style.ts`: what runs in the browser, and its look
+ *
+ * @module pipeline-pool/live-page
  */
 
 import { createHash } from 'node:crypto';

@@ -125,7 +125,8 @@ export const LIVE_PAGE_SCRIPT = `
       look(tile, 'slot ' + slot.state);
       say(number, slot.instanceId === undefined ? ' ' : 'instance ' + slot.instanceId);
       say(word, WORD[slot.state]);
-      say(more, slot.ageMs === undefined ? '' : shown(slot.ageMs) + (slot.taskId ? ' · ' + slot.taskId : ''));
+      const spent = slot.budget ? ' · ' + +slot.budget.spent.toPrecision(3) + ' of ' + slot.budget.limit + ' ' + slot.budget.meter : '';
+      say(more, slot.ageMs === undefined ? '' : shown(slot.ageMs) + spent + (slot.taskId ? ' · ' + slot.taskId : ''));
       tile.title = slot.taskId || '';
     });
   };

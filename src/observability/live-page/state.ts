@@ -1,12 +1,13 @@
 import type { GateStats } from '../../gate/service-gate.js';
 import { Attachment } from '../../hooks/attachment.js';
-import type { RequestOutcome } from '../../hooks/events.js';
+import type { BudgetFigures, RequestOutcome } from '../../hooks/events.js';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { nowMs } from '../../internal/clock.js';
 import { escapeControls } from '../../internal/format.js';
 import type { Limiter } from '../../limiter/limiter.js';
 import type { Health } from '../../manager/health.js';
 import { gateStatsOf } from '../../manager/health.js';
+import type { RequestInfo } from '../../manager/request.js';
 import type { PoolStats } from '../../pool/options.js';
 import { diagnose } from '../diagnosis/diagnosis.js';
 import { type Diagnosis, diagnosisOf } from '../diagnosis/findings.js';
@@ -20,6 +21,8 @@ export interface Watched {
   readonly limiter: Pick<Limiter, 'name' | 'stats'>;
   readonly gates: readonly { readonly name: string; readonly hooks?: LifecycleHooks; stats(): unknown }[];
   health(): Health;
+  /** For the budgets of the requests. */
+  requests?(): readonly RequestInfo[];
 }
 
 /** One update: figures and names, and nothing of the contents of tasks. */
@@ -58,6 +61,8 @@ interface Slot {
   /** Time in this state. */
   readonly ageMs: number;
   readonly taskId?: string;
+  /** Of the request that runs on it: the meter of its budget that has the least left. */
+  readonly budget?: { readonly meter: string; readonly spent: number; readonly limit: number };
 }
 
 type LiveGate = Pick<GateStats, 'name' | 'running' | 'backingOff' | 'attempts' | 'retries' | 'calls'> & {
@@ -160,8 +165,15 @@ export class StateSource {
   }
 
   #slots(atMs: number): readonly Slot[] {
+    const budgets = new Map<number, Slot['budget']>();
+    for (const { instanceId, budget } of this.#manager.requests?.() ?? [])
+      if (instanceId !== undefined && budget !== undefined) budgets.set(instanceId, tightest(budget));
     return [...this.#instances.values()]
-      .map(({ sinceMs, ...slot }) => ({ ...slot, ageMs: Math.round(atMs - sinceMs) }))
+      .map(({ sinceMs, ...slot }) => {
+        const budget = slot.state === 'running' ? budgets.get(slot.instanceId) : undefined;
+        const ageMs = Math.round(atMs - sinceMs);
+        return { ...slot, ageMs, ...(budget === undefined ? {} : { budget }) };
+      })
       .sort((a, b) => a.place - b.place);
   }
 
@@ -228,6 +240,16 @@ export class StateSource {
 
 /** An abort by the client is not a failure of the service. */
 const isFailure = (outcome: RequestOutcome): boolean => outcome !== 'ok' && outcome !== 'aborted';
+
+/** The meter with the smallest share left; `undefined` if none has a cap. */
+function tightest({ limits, spent }: BudgetFigures): Slot['budget'] {
+  const used = (meter: string): number => (spent[meter] ?? 0) / (limits[meter] as number);
+  const [meter] = Object.keys(limits)
+    .filter((name) => Number.isFinite(used(name)) && Number.isFinite(limits[name]))
+    .sort((a, b) => used(b) - used(a));
+  if (meter === undefined) return undefined;
+  return { meter: escapeControls(meter), spent: spent[meter] as number, limit: limits[meter] as number };
+}
 
 function liveGate(gate: GateStats): LiveGate {
   const { name, running, limiter, queuedForStart, backingOff, calls, attempts, retries, cache } = gate;

@@ -21,7 +21,15 @@ const LEVELS: Readonly<Partial<Record<LifecycleEventName, LogLevel>>> = {
   'key:cooldown': 'info',
   'key:quarantined': 'warn',
   'key:restored': 'info',
+  'cache:store-failed': 'warn',
+  'budget:exceeded': 'warn',
+  'budget:unmetered': 'warn',
   'tool:disconnect-failed': 'warn',
+  'fleet:joined': 'info',
+  'fleet:unavailable': 'warn',
+  'fleet:restored': 'info',
+  'limit:mismatch': 'warn',
+  'permit:lost': 'warn',
   'hook:error': 'warn',
 };
 
@@ -34,12 +42,15 @@ export const defaultLevelOf = (event: LifecycleEventName): LogLevel => LEVELS[ev
 const DAY_MS = 86_400_000;
 
 /** The level of the end of a request. An abort is the caller's decision. */
-const levelOfEnd = ({ outcome }: { readonly outcome: RequestOutcome }): LogLevel =>
+const levelOfEnd = ({ outcome }: { readonly outcome: RequestOutcome }): 'debug' | 'warn' =>
   outcome === 'ok' || outcome === 'aborted' ? 'debug' : 'warn';
+
+/** The highest of the default levels that depend on the payload. */
+export const HIGHEST_BY_PAYLOAD = 'warn';
 
 /** The default levels that depend on the payload. */
 export const LEVEL_BY_PAYLOAD: {
-  readonly [E in LifecycleEventName]?: (payload: LifecycleEvents[E]) => LogLevel;
+  readonly [E in LifecycleEventName]?: (payload: LifecycleEvents[E]) => Exclude<LogLevel, 'error'>;
 } = {
   'request:finished': levelOfEnd,
   'request:rejected': levelOfEnd,
@@ -101,11 +112,24 @@ export const LOG_LINES: { readonly [E in LifecycleEventName]: (payload: Lifecycl
   'key:restored': (p) => `Key ${one(p.key)} of ${one(p.source)} restored`,
   'cache:hit': (p) => `Cache of ${one(p.source)}: ${p.shared ? 'shared an in-flight call' : 'hit'}`,
   'cache:miss': (p) => `Cache of ${one(p.source)}: miss`,
+  'cache:store-failed': (p) =>
+    `Cache of ${one(p.source)}: \`${p.operation}\` of the store failed: ${why(p.error)}`,
+  'budget:exceeded': (p) =>
+    `Call ${p.callId} of ${one(p.source)} for ${task(p)} exceeds its budget: ${p.wanted} ${one(p.meter)} wanted, ${p.spent} of ${p.limit} spent, ${p.reserved} reserved`,
+  'budget:unmetered': (p) =>
+    `Gate ${one(p.source)} does not count ${one(p.meters.join(', '))}: set its \`cost\``,
   'tool:started': (p) => `Tool ${one(p.tool)} started for ${task(p)}`,
   'tool:finished': (p) =>
     `Tool ${one(p.tool)} finished for ${task(p)} in ${ms(p.durationMs)}: ${p.outcome}${p.error === undefined ? '' : `: ${why(p.error)}`}`,
   'tool:disconnect-failed': (p) =>
     `Could not disconnect the client of tool ${one(p.tool)}${p.instanceId === undefined ? '' : ` of pipeline instance ${p.instanceId}`}: ${why(p.error)}`,
+  'fleet:joined': (p) =>
+    `Joined the limit ${one(p.source)}: ${p.maxConcurrent} for ${p.members} ${p.members === 1 ? 'process' : 'processes'}`,
+  'fleet:unavailable': (p) => `Limit ${one(p.source)} is unavailable: ${why(p.error)}`,
+  'fleet:restored': (p) => `Limit ${one(p.source)} is available again after ${ms(p.outageMs)}`,
+  'limit:mismatch': (p) =>
+    `Limit ${one(p.source)} is ${p.fleetMaxConcurrent}, although this process was configured with ${p.maxConcurrent}`,
+  'permit:lost': (p) => `Permit of ${one(p.source)} lost by ${task(p)} after ${ms(p.heldMs)}`,
   'hook:error': (p) => `A listener of ${p.event} failed: ${why(p.error)}`,
 };
 

@@ -8,7 +8,13 @@ import { LIFECYCLE_EVENTS, type LifecycleEventName, type LifecycleEvents } from 
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { enableRedaction } from '../../internal/redaction.js';
 import { callable, oneOf, options as readOptions, refusal, wholeNumber } from '../../internal/validate.js';
-import { defaultLevelOf, LEVEL_BY_PAYLOAD, LOG_LINES, type LogLevel } from './log-lines.js';
+import {
+  defaultLevelOf,
+  HIGHEST_BY_PAYLOAD,
+  LEVEL_BY_PAYLOAD,
+  LOG_LINES,
+  type LogLevel,
+} from './log-lines.js';
 
 export type { LogLevel } from './log-lines.js';
 
@@ -22,7 +28,7 @@ export interface Logger {
   error(first: object | string, message?: string): unknown;
 }
 
-/** Options of `logTo`. */
+/** What `logTo` writes, and how. */
 export interface LogOptions {
   /**
    * The lowest level written. Events below it get no listener, so they cost nothing.
@@ -31,7 +37,7 @@ export interface LogOptions {
   readonly level?: LogLevel;
   /** Overrides the level of single events; `off` omits an event. Defaults: see the table in docs/observability.md. */
   readonly levels?: Readonly<Partial<Record<LifecycleEventName, LogLevel | 'off'>>>;
-  /** For frequent events: writes the first and then every n-th. */
+  /** For frequent events: writes the first and then every n-th. @default every event */
   readonly sampleEvery?: Readonly<Partial<Record<LifecycleEventName, number>>>;
   /**
    * `text`: calls the logger with the line. `structured`: calls it with an object (the event's name and payload, its
@@ -77,12 +83,14 @@ export function logTo(hooks: LifecycleHooks, logger: Logger, options: LogOptions
     const chosen: LogLevel | 'off' | undefined = levels[event];
     const level = chosen ?? defaultLevelOf(event);
     const levelOf = chosen === undefined ? LEVEL_BY_PAYLOAD[event] : undefined;
-    if (level === 'off' || (levelOf === undefined && LEVELS.indexOf(level) < threshold)) return;
+    // Of a level that depends on the payload, `HIGHEST_BY_PAYLOAD` is the highest.
+    const highest = levelOf === undefined ? level : HIGHEST_BY_PAYLOAD;
+    if (highest === 'off' || LEVELS.indexOf(highest) < threshold) return;
     const every = sampleEvery[event] ?? 1;
     let seen = 0;
     // The logger's result is returned so that the hooks catch a rejection.
     attachment.on(event, (payload) => {
-      const own = levelOf?.(payload) ?? level;
+      const own = levelOf?.(payload) ?? (level as LogLevel);
       if (LEVELS.indexOf(own) < threshold || seen++ % every !== 0) return undefined;
       const message = LOG_LINES[event](payload);
       return structured ? logger[own](record(event, payload, every), message) : logger[own](message);

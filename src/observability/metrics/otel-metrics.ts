@@ -2,6 +2,12 @@ import type { Attachment } from '../../hooks/attachment.js';
 import { readError } from '../../internal/redaction.js';
 import { BoundedLabels, WAIT_BUCKETS, WORK_BUCKETS } from './prometheus-metrics.js';
 
+/** From 0.01 doubling to 81.92 by the GenAI conventions; beyond that our own, since a tool may run for an hour. In seconds. */
+const GEN_AI_BUCKETS = Array.from({ length: 20 }, (_, i) => 2 ** i / 100);
+
+/** By the GenAI conventions. */
+const TOKEN_BUCKETS = Array.from({ length: 14 }, (_, i) => 4 ** i);
+
 /** The methods of an OpenTelemetry `Meter` that `traceTo` calls. */
 export interface MeterLike {
   createHistogram(name: string, options?: object): object;
@@ -39,8 +45,8 @@ const REASON = 'pipeline_pool.reason';
 const STATE = 'pipeline_pool.instance.state';
 
 /**
- * Records lifecycle events as OpenTelemetry metrics. Tool calls follow the semantic convention
- * `gen_ai.execute_tool.duration`. For pools only database connections have one; its shape and terms (`wait_time`,
+ * Records lifecycle events as OpenTelemetry metrics. Tool calls and calls of models follow the semantic conventions
+ * (`gen_ai.execute_tool.duration`, `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`). For pools only database connections have one; its shape and terms (`wait_time`,
  * `use_time`, `create_time`, `pending_requests`, `count`, `max`) are kept in our own namespace. Durations are in seconds.
  *
  * @returns a function that removes the observable instruments' callbacks
@@ -51,6 +57,7 @@ export function recordMetrics(meter: MeterLike, attachment: Attachment): () => v
   recordPools(instruments, attachment);
   recordGates(instruments, attachment);
   recordTools(instruments, attachment);
+  recordModels(instruments, attachment);
   return () => instruments.stop();
 }
 
@@ -65,7 +72,13 @@ export function errorType(error: unknown, outcome: string): string {
 /** Whether an operation failed. An abort is the caller's decision, not an error. */
 export const isFailure = (outcome: string): boolean => outcome !== 'ok' && outcome !== 'aborted';
 
-/** Tool calls have a name by convention; all other instruments are in our own namespace. */
+/** What a call of a model is by the GenAI conventions. */
+export const modelCall = (provider: string): Attributes => ({
+  'gen_ai.operation.name': provider.startsWith('gcp.') ? 'generate_content' : 'chat',
+  'gen_ai.provider.name': provider,
+});
+
+/** Tool calls and those of models have a name by convention; all other instruments are in our own namespace. */
 const full = (name: string): string => (name.startsWith('gen_ai.') ? name : `pipeline_pool.${name}`);
 
 class Instruments {
@@ -84,9 +97,19 @@ class Instruments {
     return (ms, attributes) => histogram.record(ms / 1_000, attributes);
   }
 
-  count(name: string, unit: string, description: string): (attributes: Attributes) => void {
+  tokens(name: string, description: string): Observe {
+    const options = {
+      description,
+      unit: '{token}',
+      advice: { explicitBucketBoundaries: [...TOKEN_BUCKETS] },
+    };
+    const histogram = this.#meter.createHistogram(name, options) as Histogram;
+    return (value, attributes) => histogram.record(value, attributes);
+  }
+
+  count(name: string, unit: string, description: string): (attributes: Attributes, by?: number) => void {
     const counter = this.#meter.createCounter(full(name), { description, unit }) as Counter;
-    return (attributes) => counter.add(1, attributes);
+    return (attributes, by = 1) => counter.add(by, attributes);
   }
 
   /** An up-down counter that is read at each collection. */
@@ -165,7 +188,7 @@ function recordPools(instruments: Instruments, attachment: Attachment): void {
     });
   level('instance.count', '{instance}', 'Live instances, by state', (observe, p, attributes) => {
     observe(p.leased, { ...attributes, [STATE]: 'used' });
-    observe(p.live - p.leased, { ...attributes, [STATE]: 'unused' });
+    observe(p.live - p.leased, { ...attributes, [STATE]: 'idle' });
   });
   level('instance.max', '{instance}', 'Maximum instances', (observe, p, attributes) =>
     observe(p.size, attributes),
@@ -197,13 +220,24 @@ function recordGates(instruments: Instruments, attachment: Attachment): void {
   const throttles = instruments.count('call.throttles', '{call}', 'Waits of calls, by reason');
   const lookups = instruments.count('cache.lookups', '{lookup}', 'Cache lookups, by result');
   const quarantines = instruments.count('key.quarantines', '{key}', 'Quarantined API keys');
+  const costs = instruments.count('call.cost', '{unit}', 'What calls spent of budgets, by meter');
+  const unaffordable = instruments.count(
+    'budget.rejections',
+    '{call}',
+    'Calls that did not fit into a budget',
+  );
   const gates = new BoundedLabels();
+  const meters = new BoundedLabels();
+  const meter = (name: string): Attributes => ({ 'pipeline_pool.meter': meters.name(name) });
   const gate = ({ source }: { readonly source: string }): Attributes => ({ [GATE]: gates.name(source) });
   attachment
     .on('call:finished', (p) => {
       duration(p.durationMs, { ...gate(p), [OUTCOME]: p.outcome, ...instruments.failure(p) });
       wait(p.waitMs, gate(p));
+      for (const [name, amount] of Object.entries(p.cost ?? {}))
+        costs({ ...gate(p), ...meter(name) }, amount);
     })
+    .on('budget:exceeded', (p) => unaffordable({ ...gate(p), ...meter(p.meter) }))
     .on('call:retried', (p) => retries({ ...gate(p), [OUTCOME]: p.class }))
     .on('call:throttled', (p) => throttles({ ...gate(p), [REASON]: p.reason }))
     .on('cache:hit', (p) => lookups({ ...gate(p), 'pipeline_pool.cache': p.shared ? 'shared' : 'hit' }))
@@ -212,7 +246,7 @@ function recordGates(instruments: Instruments, attachment: Attachment): void {
 }
 
 function recordTools(instruments: Instruments, attachment: Attachment): void {
-  const duration = instruments.time('gen_ai.execute_tool.duration', 'Duration of tool calls', WORK_BUCKETS);
+  const duration = instruments.time('gen_ai.execute_tool.duration', 'Duration of tool calls', GEN_AI_BUCKETS);
   const errors = instruments.count('hook.errors', '{error}', 'Errors of listeners');
   const tools = new BoundedLabels();
   attachment
@@ -220,8 +254,24 @@ function recordTools(instruments: Instruments, attachment: Attachment): void {
       duration(p.durationMs, {
         'gen_ai.operation.name': 'execute_tool',
         'gen_ai.tool.name': tools.name(p.tool),
+        'gen_ai.tool.type': 'function',
         ...instruments.failure(p),
       }),
     )
     .on('hook:error', ({ event }) => errors({ 'pipeline_pool.event': event }));
+}
+
+function recordModels(instruments: Instruments, attachment: Attachment): void {
+  const name = 'gen_ai.client.operation.duration';
+  const duration = instruments.time(name, 'Duration of calls of models, without their waits', GEN_AI_BUCKETS);
+  const usage = instruments.tokens('gen_ai.client.token.usage', 'Tokens of calls of models');
+  const providers = new BoundedLabels();
+  attachment.on('call:finished', (p) => {
+    // A call that made no attempt, as with a cached result, used no model.
+    if (p.provider === undefined || p.attempts === 0) return;
+    const call = modelCall(providers.name(p.provider));
+    duration(Math.max(0, p.durationMs - p.waitMs), { ...call, ...instruments.failure(p) });
+    if (p.inputTokens !== undefined) usage(p.inputTokens, { ...call, 'gen_ai.token.type': 'input' });
+    if (p.outputTokens !== undefined) usage(p.outputTokens, { ...call, 'gen_ai.token.type': 'output' });
+  });
 }

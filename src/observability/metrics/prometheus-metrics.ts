@@ -53,6 +53,8 @@ export const COUNTERS = {
   callAttempts: ['call_attempts_total', 'Attempts of calls', 'gate'],
   callRetries: ['call_retries_total', 'Failed attempts that were retried', 'gate', 'class'],
   callThrottles: ['call_throttles_total', 'Waits of calls, by reason', 'gate', 'reason'],
+  callCost: ['call_cost_total', 'What calls spent of budgets, by meter', 'gate', 'meter'],
+  budgetRejections: ['budget_rejections_total', 'Calls that did not fit into a budget', 'gate', 'meter'],
   cacheLookups: ['cache_lookups_total', 'Cache lookups, by result', 'gate', 'result'],
   quarantines: ['key_quarantines_total', 'Quarantined API keys, by reason', 'gate', 'reason'],
   disconnectFailures: ['tool_disconnect_failures_total', 'Failed disconnections of tool clients', 'tool'],

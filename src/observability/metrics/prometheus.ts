@@ -5,6 +5,8 @@
  * - `prometheus-metrics.ts`: name, help and labels of each Prometheus metric; the buckets and the bound on label values that
  *   both exporters share.
  * - `otel-metrics.ts`: the OpenTelemetry instruments; `traceTo` creates them together with the spans.
+ *
+ * @module pipeline-pool/prometheus
  */
 
 import { Counter, Gauge, Histogram, type Registry, register } from 'prom-client';
@@ -64,6 +66,7 @@ export interface MetricsOptions {
   /**
    * One manager or several, or objects with a pool, a limiter and gates. Their gauges are read at each scrape. Gauges of
    * a kind without a source show the state after the last event, and no sample before the first.
+   * @default none
    */
   readonly sources?: MetricsSources | readonly MetricsSources[];
 }
@@ -71,7 +74,7 @@ export interface MetricsOptions {
 /**
  * Exports the lifecycle events as Prometheus metrics. Requires prom-client 15, an optional peer dependency.
  *
- * Label values are names of pools, limiters, gates and tools (at most 100 of each, all others become `other`), outcomes and
+ * Label values are names of pools, limiters, gates, tools and meters of budgets (at most 100 of each, all others become `other`), outcomes and
  * reasons; never a task, a request, a tenant or an API key. Durations are in seconds.
  *
  * @returns a function that removes the listeners, and the metrics from the registry
@@ -123,6 +126,7 @@ class PrometheusCollector {
   readonly #limiters = new BoundedLabels();
   readonly #gates = new BoundedLabels();
   readonly #tools = new BoundedLabels();
+  readonly #meters = new BoundedLabels();
   /** By label value, the figures of the last event. */
   readonly #poolFigures = new Map<string, PoolFigures>();
   readonly #limiterFigures = new Map<string, LimiterFigures>();
@@ -230,7 +234,12 @@ class PrometheusCollector {
       .on('call:finished', (p) => {
         m.callDuration.observe({ ...label(p), outcome: p.outcome }, p.durationMs / 1_000);
         m.callWait.observe(label(p), p.waitMs / 1_000);
+        for (const [meter, amount] of Object.entries(p.cost ?? {}))
+          m.callCost.inc({ ...label(p), meter: this.#meters.name(meter) }, amount);
       })
+      .on('budget:exceeded', (p) =>
+        m.budgetRejections.inc({ ...label(p), meter: this.#meters.name(p.meter) }),
+      )
       .on('cache:hit', (p) => m.cacheLookups.inc({ ...label(p), result: p.shared ? 'shared' : 'hit' }))
       .on('cache:miss', (p) => m.cacheLookups.inc({ ...label(p), result: 'miss' }))
       .on('key:cooldown', (p) => this.#setKey(p, 'cooldown', p.retryAfterMs))

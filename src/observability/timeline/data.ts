@@ -65,7 +65,7 @@ export interface TimelineInstance {
   readonly reason?: string;
 }
 
-/** A whole recording. */
+/** A whole recording: requests with their spans, and instances. */
 export interface TimelineData {
   readonly version: 1;
   /** The wall-clock time of millisecond 0, in ISO 8601. */

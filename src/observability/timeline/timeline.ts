@@ -6,6 +6,8 @@
  * - `data.ts`: the recorded data.
  * - `layout.ts`: rows, bars and strips; `svg.ts` and `svg-primitives.ts` draw them.
  * - `text.ts`: the drawing for terminals. `chrome-trace.ts`: the export for Perfetto.
+ *
+ * @module pipeline-pool/timeline
  */
 
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';

@@ -1,6 +1,8 @@
 /**
  * Lifecycle events as OpenTelemetry spans and metrics. `opentelemetry.ts` has `traceTo` and `withSpan`; `request-spans.ts`
  * turns events into spans; the metrics are in `../metrics/otel-metrics.ts`.
+ *
+ * @module pipeline-pool/opentelemetry
  */
 
 import { type Context, context, metrics, type Tracer, trace } from '@opentelemetry/api';
@@ -10,6 +12,9 @@ import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { callable, optional, options as readOptions, refusal, wholeNumber } from '../../internal/validate.js';
 import { type MeterLike, recordMetrics } from '../metrics/otel-metrics.js';
 import { RequestSpans } from './request-spans.js';
+
+/** The version of the package, as in package.json. */
+const VERSION = '0.1.0';
 
 export type { MeterLike } from '../metrics/otel-metrics.js';
 
@@ -68,8 +73,8 @@ export interface Tracing extends Disposable {
  */
 export function traceTo(hooks: LifecycleHooks, options: TraceOptions = {}): Tracing {
   readOptions('traceTo', options, ['tracer', 'meter', 'maxOpenSpans']);
-  const tracer = optional('tracer', options.tracer, tracerOf) ?? trace.getTracer('pipeline-pool');
-  const meter = optional('meter', options.meter, meterOf) ?? metrics.getMeter('pipeline-pool');
+  const tracer = optional('tracer', options.tracer, tracerOf) ?? trace.getTracer('pipeline-pool', VERSION);
+  const meter = optional('meter', options.meter, meterOf) ?? metrics.getMeter('pipeline-pool', VERSION);
   const maxSpans = optional('maxOpenSpans', options.maxOpenSpans, wholeNumber) ?? 10_000;
   const attachment = new Attachment(hooks);
   const spans = new RequestSpans(tracer as Tracer, maxSpans);

@@ -12,7 +12,7 @@ import {
 import type { Attachment } from '../../hooks/attachment.js';
 import type { GateEvents, LifecycleEvents, TaskIds } from '../../hooks/events.js';
 import { describeError } from '../../internal/redaction.js';
-import { errorType, isFailure } from '../metrics/otel-metrics.js';
+import { errorType, isFailure, modelCall } from '../metrics/otel-metrics.js';
 
 /** Attributes that are undefined are omitted. */
 type SpanAttributes = Readonly<Record<string, string | number | boolean | undefined>>;
@@ -29,6 +29,8 @@ interface Ending {
 }
 
 interface SpanStart {
+  /** @default INTERNAL */
+  readonly kind?: SpanKind;
   readonly attributes?: SpanAttributes;
   /** How long ago the span started. */
   readonly agoMs?: number;
@@ -89,14 +91,21 @@ export class RequestSpans {
       .on('lease:acquired', (p) => this.#leaseAcquired(p))
       .on('lease:released', (p) => this.#end(leaseKey(p), { 'pipeline_pool.lease.discarded': p.discarded }))
       .on('lease:revoked', (p) => this.#end(leaseKey(p), {}, { outcome: p.reason }))
-      .on('lease:leaked', (p) => this.#open.get(leaseKey(p))?.span.addEvent('leak', { kind: p.kind }))
+      .on('lease:leaked', (p) =>
+        this.#open
+          .get(leaseKey(p))
+          ?.span.addEvent('pipeline_pool.leak', { 'pipeline_pool.leak.kind': p.kind }),
+      )
       .on('lease:rejected', (p) => this.#waitEnded('lease', 'pipeline wait', p, p))
 
       .on('tool:started', (p) => this.#toolStarted(p))
       .on('tool:finished', (p) => this.#end(toolKey(p), outcomeOf(p), p))
 
       .on('call:throttled', (p) =>
-        this.#call(p, 0).span.addEvent('throttled', { reason: p.reason, wait_ms: p.waitMs }),
+        this.#call(p, 0).span.addEvent('pipeline_pool.throttled', {
+          'pipeline_pool.reason': p.reason,
+          'pipeline_pool.wait_ms': p.waitMs,
+        }),
       )
       .on('call:started', (p) => this.#callStarted(p))
       .on('call:retried', (p) => this.#callRetried(p))
@@ -156,6 +165,8 @@ export class RequestSpans {
     const attributes = {
       'gen_ai.operation.name': 'execute_tool',
       'gen_ai.tool.name': p.tool,
+      'gen_ai.tool.type': 'function',
+      'gen_ai.tool.call.id': p.modelCallId,
       'pipeline_pool.instance.id': p.instanceId,
     };
     this.#start(toolKey(p), `execute_tool ${p.tool}`, p, { attributes });
@@ -163,12 +174,13 @@ export class RequestSpans {
 
   #call(p: CallEvent, agoMs: number): OpenSpan {
     const key = callKey(p);
-    return this.#open.get(key) ?? this.#start(key, `call ${p.source}`, p, { agoMs });
+    return this.#open.get(key) ?? this.#start(key, `call ${p.source}`, p, { kind: SpanKind.CLIENT, agoMs });
   }
 
   #callStarted(p: LifecycleEvents['call:started']): void {
     const call = this.#call(p, p.waitMs);
     call.attempt?.end();
+    if (p.serverAddress !== undefined) call.span.setAttribute('server.address', p.serverAddress);
     const attributes = {
       ...idsOf(p),
       'pipeline_pool.attempt': p.attempt,
@@ -176,7 +188,8 @@ export class RequestSpans {
       // By convention, the first attempt is not counted.
       'http.request.resend_count': p.attempt > 1 ? p.attempt - 1 : undefined,
     };
-    const options = { kind: SpanKind.CLIENT, attributes: attributes as Attributes };
+    // The call with its retries is the CLIENT span; the host's HTTP instrumentation adds one for each attempt.
+    const options = { kind: SpanKind.INTERNAL, attributes: attributes as Attributes };
     call.attempt = this.#tracer.startSpan(`attempt ${p.source}`, options, call.context);
   }
 
@@ -188,7 +201,10 @@ export class RequestSpans {
       endSpan(call.attempt, { outcome: p.status === undefined ? p.class : String(p.status) });
     }
     call.attempt = undefined;
-    call.span.addEvent('retry', { class: p.class, delay_ms: p.retryAfterMs });
+    call.span.addEvent('pipeline_pool.retry', {
+      'pipeline_pool.outcome': p.class,
+      'pipeline_pool.retry_after_ms': p.retryAfterMs,
+    });
   }
 
   #callFinished(p: LifecycleEvents['call:finished']): void {
@@ -200,6 +216,9 @@ export class RequestSpans {
       'pipeline_pool.attempts': p.attempts,
       'pipeline_pool.cache': p.cache,
       'pipeline_pool.wait_ms': p.waitMs,
+      ...(p.provider === undefined || p.attempts === 0 ? {} : modelCall(p.provider)),
+      'gen_ai.usage.input_tokens': p.inputTokens,
+      'gen_ai.usage.output_tokens': p.outputTokens,
     };
     this.#end(callKey(p), attributes, p);
   }
@@ -208,12 +227,17 @@ export class RequestSpans {
     return requestId !== undefined && this.#open.has(requestKey({ requestId }));
   }
 
-  #start(key: string, name: string, p: Emitted, { attributes, agoMs = 0, taskId }: SpanStart = {}): OpenSpan {
+  #start(
+    key: string,
+    name: string,
+    p: Emitted,
+    { kind = SpanKind.INTERNAL, attributes, agoMs = 0, taskId }: SpanStart = {},
+  ): OpenSpan {
     this.#end(key);
     if (this.#open.size >= this.#maxSpans) this.#endOldest();
     const parent = this.#parentOf(p);
     const options = {
-      kind: SpanKind.INTERNAL,
+      kind,
       attributes: { ...idsOf(p), ...attributes } as Attributes,
       ...(agoMs === 0 ? {} : { startTime: Date.now() - agoMs }),
     };

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { openAiPreset } from '../../../src/gate/presets.js';
+import { openAiPreset } from '../../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../../src/gate/service-gate.js';
 import type { Limiter } from '../../../src/limiter/limiter.js';
 import { onFakeTimers, settled } from '../../support/fake-timers.js';

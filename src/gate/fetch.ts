@@ -1,0 +1,357 @@
+import { GateTimeoutError, PipelinePoolError } from '../errors.js';
+import { boundedCall, linkedController } from '../internal/abort.js';
+import { CheckedIterator } from '../internal/iteration.js';
+import { fieldOf } from '../internal/redaction.js';
+import {
+  callable,
+  durationMs,
+  oneOf,
+  optional,
+  options,
+  synchronous,
+  text,
+  wholeNumber,
+} from '../internal/validate.js';
+import type { Budget } from '../request/budget.js';
+import { currentRequest } from '../request/current-request.js';
+import type { AttemptContext } from './attempt.js';
+import type { Work } from './call.js';
+import { judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
+import { FetchRequest, type GateFetchRequest } from './fetch-request.js';
+import {
+  type CachedResponse,
+  type ResponsePart,
+  ResponseSource,
+  responseOfCached,
+} from './fetch-response.js';
+import type { GateCallOptions, GateSettings, UsageReader } from './options.js';
+import { isErrorStatus, isResponse } from './response-content.js';
+import { GateStream, type OpenedStream, type StreamCall } from './stream.js';
+
+/** Options of `gate.fetch`. */
+export interface GateFetchOptions {
+  /** Makes the requests: that of undici, of `longFetch`, or any other. @default the global `fetch` of this moment */
+  // biome-ignore lint/suspicious/noExplicitAny: whichever library it is from, with types of its own
+  readonly fetch?: ((input: any, init?: any) => Promise<any>) | undefined;
+  /** Puts the key of an attempt into its headers, over the client's own. @default none; the client's own key is sent */
+  readonly authorize?: ((headers: Headers, key: string) => void) | undefined;
+  /** The options of a call, by its request. @default none */
+  readonly options?: ((request: GateFetchRequest) => GateCallOptions | undefined) | undefined;
+  /**
+   * Reads from the JSON of a response, or of an event of a stream, what the call weighed. A JSON body of more than 4 MiB is
+   * not read. @default the gate's `usage`
+   */
+  readonly usage?: UsageReader | undefined;
+  /** Milliseconds for which a body may stay unread; then it is cancelled. @default 60_000 */
+  readonly bodyIdleTimeoutMs?: number | undefined;
+  /**
+   * How many bytes of a body that can be read only once (a stream) are kept for another attempt; a call with a longer
+   * one has one attempt. @default 1_048_576
+   */
+  readonly maxReplayBytes?: number | undefined;
+  /**
+   * What a call that the gate itself rejects gets: a `Response` with 429, 503 or 504, since clients wrap or retry what `fetch`
+   * throws; or the typed error. @default 'response'
+   */
+  readonly rejections?: 'response' | 'throw' | undefined;
+}
+
+/** `Authorization: Bearer` with the key of the attempt, as OpenAI and most others take it. */
+export const bearer = (headers: Headers, key: string): void => headers.set('authorization', `Bearer ${key}`);
+
+/**
+ * Puts the key of the attempt into a header of this name.
+ *
+ * @throws {TypeError} when it is no name of a header
+ *
+ * @example
+ * const anthropic = new Anthropic({ apiKey: 'unused', maxRetries: 0, fetch: gate.fetch({ authorize: apiKeyHeader('x-api-key') }) });
+ */
+export function apiKeyHeader(name: string): (headers: Headers, key: string) => void {
+  new Headers().set(text('name', name), '');
+  return (headers, key) => headers.set(name, key);
+}
+
+/** How a gate makes the calls of its `fetch`. */
+export interface FetchCalls {
+  /** Checks the options of a call, and adds those of the current request. */
+  check(given: GateCallOptions): GateCallOptions;
+  /** Estimates what a call weighs, from the JSON body of its request, where a window or its budget counts that. */
+  estimate(json: () => unknown, budget: Budget | undefined): number | undefined;
+  /** Begins a call that returns a stream. */
+  begin<T>(options: GateCallOptions, work: Work<OpenedStream<T>>): StreamCall<T>;
+  /** Makes a call that returns a complete result, through the cache. */
+  answer<R>(options: GateCallOptions, work: Work<R>): Promise<R>;
+}
+
+/** Bodies whose reader may be garbage-collected before their end. */
+const unreadBodies = /* @__PURE__ */ new FinalizationRegistry((stream: GateStream<ResponsePart>) => {
+  stream.return().catch(() => {});
+});
+
+/** See `ServiceGate.fetch`. */
+export function gatedFetch(
+  given: GateFetchOptions,
+  settings: GateSettings,
+  calls: FetchCalls,
+): typeof globalThis.fetch {
+  options('fetch', given, [
+    'fetch',
+    'authorize',
+    'options',
+    'usage',
+    'bodyIdleTimeoutMs',
+    'maxReplayBytes',
+    'rejections',
+  ]);
+  const fetch: typeof globalThis.fetch = callable('fetch', given.fetch ?? globalThis.fetch);
+  const authorize = optional('authorize', given.authorize, callable);
+  const optionsOf = optional('options', given.options, callable);
+  const readUsage = optional('usage', given.usage, callable) ?? settings.usage;
+  const idleMs = durationMs('bodyIdleTimeoutMs', given.bodyIdleTimeoutMs ?? 60_000, 1);
+  const maxReplayBytes = wholeNumber('maxReplayBytes', given.maxReplayBytes ?? 1_048_576, 0);
+  const rejections = oneOf('rejections', given.rejections ?? 'response', ['response', 'throw']);
+
+  /** One attempt, until its call can be classified. */
+  const send = async (
+    request: FetchRequest,
+    context: AttemptContext,
+    { budget }: GateCallOptions,
+  ): Promise<ResponseSource> => {
+    const { key, signal } = context;
+    const init = request.init(signal, (headers) => {
+      if (key !== '') synchronous('authorize', authorize?.(headers, key));
+    });
+    const response: unknown = await fetch(request.url, init);
+    if (!isResponse(response)) throw new TypeError('Expected `fetch` to return a Response');
+    const isRead =
+      readUsage !== undefined ||
+      settings.adaptive !== undefined ||
+      (budget !== undefined && settings.cost?.actual !== undefined);
+    return ResponseSource.open(response, readUsage, isRead);
+  };
+
+  const stream = async (
+    request: FetchRequest,
+    callOptions: GateCallOptions,
+    onOver: () => void,
+  ): Promise<Response> => {
+    const idle = new IdleTimer(idleMs, () => body.abort(new GateTimeoutError(settings.name, 'body', idleMs)));
+    const over = (): void => {
+      idle.end();
+      unreadBodies.unregister(body);
+      onOver();
+    };
+    let source: ResponseSource | undefined;
+    const body = new GateStream<ResponsePart>(
+      (work) => {
+        const begun = calls.begin(callOptions, work);
+        return {
+          ...begun,
+          onOpen: () => begun.context.liftDeadline(),
+          onEnd: (attempt) => source?.readUsage(attempt),
+          finish: (failure) => {
+            over();
+            begun.finish(failure);
+          },
+        };
+      },
+      {
+        run: async (context) => {
+          const source = await send(request, context, callOptions);
+          const iterator = CheckedIterator.of<ResponsePart, undefined>(
+            source,
+            'the response',
+            'an async iterator',
+          );
+          return { iterator, first: await iterator.next() };
+        },
+        observe: ({ first }) => sourceIn(first).observe(),
+        url: request.url,
+        headersOf: ({ first }) => sourceIn(first).headers,
+        judge: judgeFirstEvent,
+        isRepeatable: () => request.isRepeatable,
+        readUsage: ({ first }, attempt) => sourceIn(first).readFirstUsage(attempt),
+        discard: ({ iterator }) => iterator.return(),
+      },
+    );
+    try {
+      source = sourceIn(await body.next());
+    } catch (error) {
+      // The gate may have rejected it before it began.
+      over();
+      throw error;
+    }
+    try {
+      const whole = source.whole();
+      if (whole === undefined) return source.withBody(readableOf(body, idle));
+      await body.return();
+      return whole;
+    } catch (error) {
+      // The inner `fetch` returned something of which no Response can be made.
+      await body.return();
+      throw error;
+    }
+  };
+
+  const cached = async (request: FetchRequest, callOptions: GateCallOptions): Promise<Response> => {
+    let source: ResponseSource;
+    const response = await calls.answer<CachedResponse>(callOptions, {
+      run: async (context) => {
+        source = await send(request, context, callOptions);
+        return source.read();
+      },
+      observe: () => source.observe(),
+      url: request.url,
+      headersOf: () => source.headers,
+      judge: judgeFirstEvent,
+      isRepeatable: () => request.isRepeatable,
+      readUsage: (_, attempt) => {
+        source.readUsage(attempt);
+        attempt.settleUsage();
+      },
+      discard: () => {},
+    });
+    return responseOfCached(response);
+  };
+
+  const call = async (request: FetchRequest): Promise<Response> => {
+    const { signals } = request;
+    if (request.isToBeRead) {
+      const { controller, unlink } = linkedController(...signals);
+      const { timeoutMs } = settings;
+      await boundedCall(() => request.read(), {
+        signal: controller.signal,
+        timeoutMs,
+        timeoutError: (ms) => new GateTimeoutError(settings.name, 'call', ms),
+      }).finally(unlink);
+    }
+    const chosen = calls.check(synchronous('options', optionsOf?.(request)) ?? {});
+    if (chosen.signal !== undefined) signals.push(chosen.signal);
+    const { controller, unlink } = linkedController(...signals);
+    const weight = chosen.weight ?? calls.estimate(() => request.json, chosen.budget);
+    const callOptions = { ...chosen, weight, signal: controller.signal };
+    const over = (): void => {
+      unlink();
+      request.end();
+    };
+    return chosen.cacheKey === undefined
+      ? stream(request, callOptions, over)
+      : cached(request, callOptions).finally(over);
+  };
+
+  return async (input, init) => {
+    // These reach no service. Clients use them to find out which `fetch` they have.
+    if (/^(data|blob):/i.test(String(input))) return fetch(input, init);
+    const request = new FetchRequest(input, init, maxReplayBytes);
+    const own = currentRequest()?.signal;
+    if (own !== undefined) request.signals.push(own);
+    try {
+      return await call(request);
+    } catch (error) {
+      request.end();
+      const isReason = request.signals.some(({ aborted, reason }) => aborted && reason === error);
+      if (rejections === 'throw' || isReason || !(error instanceof PipelinePoolError)) throw error;
+      return rejectionOf(error);
+    }
+  };
+}
+
+const sourceIn = ({ value }: IteratorResult<ResponsePart>): ResponseSource => value as ResponseSource;
+
+/** Runs out when the body of a response is not read. It keeps no process alive. */
+class IdleTimer {
+  readonly #ms: number;
+  readonly #onIdle: () => void;
+  #timer: NodeJS.Timeout | undefined;
+  #hasEnded = false;
+
+  constructor(ms: number, onIdle: () => void) {
+    this.#ms = ms;
+    this.#onIdle = onIdle;
+  }
+
+  start(): void {
+    this.stop();
+    if (this.#hasEnded) return;
+    this.#timer = setTimeout(this.#onIdle, this.#ms);
+    this.#timer.unref?.();
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+
+  /** Stops it for good. */
+  end(): void {
+    this.#hasEnded = true;
+    this.stop();
+  }
+}
+
+/**
+ * The body that a client reads. The service is read only while its reader waits. Nothing else refers to it, so that it can
+ * be garbage-collected while its call is in progress.
+ */
+function readableOf(parts: GateStream<ResponsePart>, idle: IdleTimer): ReadableStream<Uint8Array> {
+  const body = new ReadableStream({
+    type: 'bytes',
+    async pull(controller) {
+      idle.stop();
+      const { done, value } = await parts.next();
+      if (done) {
+        controller.close();
+        controller.byobRequest?.respond(0);
+      } else {
+        controller.enqueue(value as Uint8Array<ArrayBuffer>);
+        idle.start();
+      }
+    },
+    async cancel() {
+      await parts.return();
+    },
+  });
+  idle.start();
+  unreadBodies.register(body, parts, parts);
+  return body;
+}
+
+/** Several services open a stream with 200, and report a failure in its first event. */
+function judgeFirstEvent({ kind, ...observed }: Observed): OutcomeJudgement | undefined {
+  if (kind !== 'first-item' || !('value' in observed)) return undefined;
+  const { value } = observed;
+  const error = fieldOf(value, 'error');
+  if (error === undefined || error === null || error === '') return undefined;
+  const status = [
+    fieldOf(error, 'status'),
+    fieldOf(error, 'code'),
+    fieldOf(value, 'status'),
+    fieldOf(value, 'code'),
+  ]
+    .map(Number)
+    .find(isErrorStatus);
+  return status === undefined ? { class: 'retryable' } : withBodyTime(judgeStatus(status), value);
+}
+
+const TOO_MANY: readonly string[] = [
+  'ERR_KEYS_EXHAUSTED',
+  'ERR_QUEUE_FULL',
+  'ERR_BUDGET_EXCEEDED',
+  'ERR_DEADLINE_UNMEETABLE',
+];
+
+/** The response of a gate that rejects a call. SDKs read from it that another attempt makes no sense. */
+function rejectionOf(error: PipelinePoolError): Response {
+  const { code, message } = error;
+  const status = TOO_MANY.includes(code) ? 429 : code.endsWith('_TIMEOUT') ? 504 : 503;
+  const afterMs = fieldOf(error, 'retryAfterMs');
+  const seconds = Math.max(1, Math.ceil(typeof afterMs === 'number' ? afterMs / 1_000 : 1));
+  return new Response(JSON.stringify({ error: { message, type: 'pipeline_pool', code } }), {
+    status,
+    headers: {
+      'content-type': 'application/json',
+      'retry-after': String(seconds),
+      'x-should-retry': 'false',
+    },
+  });
+}

@@ -1,0 +1,80 @@
+import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import type { Limiter } from '../limiter/limiter.js';
+import type { RateWindow } from './keys/sliding-window.js';
+
+/** Why a key is in cooldown. */
+export type CooldownReason = 'cooldown' | 'exhausted' | 'quarantined';
+
+/**
+ * Limits that gates of the same name in several processes share: permits, windows, and the state of their keys.
+ * `RedisLimits` of `pipeline-pool/redis` is one.
+ */
+export interface SharedLimits {
+  readonly name: string;
+  /** @internal */
+  gate(config: SharedGateConfig): SharedGate;
+}
+
+/** What a gate shares. Keys are hashes. */
+export interface SharedGateConfig {
+  readonly name: string;
+  readonly hooks: LifecycleHooks;
+  readonly maxConcurrent: number | undefined;
+  /** Whether the gate's starts are shared: it has keys or windows. */
+  readonly sharedRate: readonly RateWindow[];
+  readonly keys: readonly SharedKey[];
+  /** A key is out of use for all members, or `ready` again. */
+  onKey(key: string, why: CooldownReason | 'ready', ms: number): void;
+}
+
+/** A key, by its hash. */
+export interface SharedKey {
+  readonly key: string;
+  readonly rate: readonly RateWindow[];
+}
+
+/** A gate's part of the shared limits. */
+export interface SharedGate {
+  /** The shared permits; `undefined` if nothing limits them. */
+  readonly limiter: Limiter | undefined;
+  readonly starts: SharedStarts;
+  close(): Promise<void>;
+}
+
+/** What a request for a start is answered. */
+export interface SharedStartListener {
+  onGrant(start: SharedStart): void;
+  onReject(error: unknown): void;
+  /** It has to wait, for so long if that is known. */
+  onWait(retryAfterMs: number): void;
+}
+
+/** The starts of a gate, in the order of priorities and arrival across all members. */
+export interface SharedStarts {
+  /** Whether the server of the limits can be reached. */
+  readonly isAvailable: boolean;
+  /** Waits for a key with capacity in all windows. Returns what ends the wait. */
+  request(weight: number, priority: number, listener: SharedStartListener): () => void;
+  /** Puts a key out of use for all members: `Infinity` until it is restored. */
+  coolDown(key: string, why: CooldownReason, ms: number, inFlight: number): void;
+  restore(key: string): void;
+  setRates(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): void;
+}
+
+/** A start that was granted. Until `begin` or `cancel`, its capacity is reserved. */
+export interface SharedStart {
+  /** The hash of its key. */
+  readonly key: string;
+  /** Whether it goes first after a cooldown. */
+  readonly isOnTrial: boolean;
+  /** Whether the reservation still holds. To be read in the step in which the work begins. */
+  isCertain(): boolean;
+  begin(): void;
+  cancel(): void;
+  /** The work weighs so much more than was estimated. */
+  correct(more: number): void;
+  /** The service accepted the key. */
+  succeeded(): void;
+  /** It ended without a verdict. */
+  end(): void;
+}

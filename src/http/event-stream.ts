@@ -1,0 +1,308 @@
+import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
+import { ignoreRejection } from '../internal/abort.js';
+import { CheckedIterator } from '../internal/iteration.js';
+import {
+  callable,
+  options as checkOptions,
+  durationMs,
+  oneOf,
+  optional,
+  refusal,
+} from '../internal/validate.js';
+import { type EventSink, NodeSink, type PlainAnswer, WebSink } from './event-sinks.js';
+import { findPoolError } from './find-pool-error.js';
+import { toHttpStatus } from './http-status.js';
+
+/** Anything to iterate asynchronously: `manager.stream`, `gate.stream`, a generator. */
+type Items<T> = AsyncIterable<T> | AsyncIterator<T>;
+
+/**
+ * What `eventStream` sends: the items, or a function that returns them. Its signal aborts when the client leaves; a
+ * generator that waits for something else than its request's signal needs it.
+ */
+export type EventStreamSource<T> = Items<T> | Opener<T>;
+
+type Opener<T> = (context: { readonly signal: AbortSignal }) => Items<T> | PromiseLike<Items<T>>;
+
+/** Options of `eventStream`. */
+export interface EventStreamOptions<T> {
+  /** Milliseconds without an event after which a comment is sent, so that proxies keep the connection. @default 15000 */
+  readonly heartbeatMs?: number | undefined;
+  /** The name of an item's event. @default none: browsers dispatch it as `message` */
+  readonly event?: ((item: T) => string | undefined) | undefined;
+  /** The data of an item's event, as text. @default the item as JSON */
+  readonly data?: ((item: T) => string) | undefined;
+  /**
+   * When the headers are sent. With `first-item` an error before the first item, such as a full queue, is answered with its
+   * own status; nothing is sent until then. With `early` the headers are sent at once, and heartbeats while the request is
+   * queued; every error is then an `event: error`.
+   * @default 'first-item'
+   */
+  readonly headers?: 'early' | 'first-item' | undefined;
+  /** Milliseconds for which a client may read nothing while an event waits; then it counts as gone. @default 60000 */
+  readonly stallTimeoutMs?: number | undefined;
+  /** Receives the error that ended the stream, for logs. It affects nothing. @default nothing */
+  readonly onError?: ((error: unknown) => void) | undefined;
+}
+
+/** Node's response; for Fastify `reply.raw`, after `reply.hijack()`. */
+export interface NodeTarget {
+  readonly request?: IncomingMessage | undefined;
+  readonly response: ServerResponse;
+}
+
+/** The web request: it says that the client has left before there is a `Response` whose body could be cancelled. */
+export interface WebTarget {
+  readonly request?: Request | undefined;
+  readonly response?: undefined;
+}
+
+/**
+ * Sends the items of a stream as server-sent events: to a response of Node's `http` (Express, Fastify), or as a web
+ * `Response` (Hono, Next.js, Bun, Deno).
+ *
+ * - The next item is requested when the client has taken the last one (backpressure).
+ * - When the client leaves, `return` of the source is called, which aborts a request of `manager.stream` and frees what it
+ *   holds, and the signal of a source that is a function aborts.
+ * - An error before the headers is answered with the status and `Retry-After` of `toHttpStatus`, or else 500; after them
+ *   it is an `event: error`. Both have `{ "error": { "message", "code"?, "retryAfterSeconds"? } }`, in which the message is
+ *   that of the status: nothing of the error itself is sent.
+ *
+ * The promise never rejects. For Node's response it resolves when the stream is over; else with the `Response`, as soon as
+ * its status is known.
+ *
+ * @throws {TypeError | RangeError} naming the wrong argument or option
+ *
+ * @example
+ * app.post('/research', (request, response) =>
+ *   eventStream(manager.stream(request.id, research), { request, response }, { event: ({ type }) => type }),
+ * );
+ *
+ * @example
+ * app.post('/research', ({ req }) => eventStream(manager.stream(id, research), { request: req.raw }));
+ */
+export function eventStream<T>(
+  source: EventStreamSource<T>,
+  target: NodeTarget,
+  options?: EventStreamOptions<T>,
+): Promise<void>;
+export function eventStream<T>(
+  source: EventStreamSource<T>,
+  target?: WebTarget,
+  options?: EventStreamOptions<T>,
+): Promise<Response>;
+export function eventStream<T>(
+  source: EventStreamSource<T>,
+  target: NodeTarget | WebTarget = {},
+  options: EventStreamOptions<T> = {},
+): Promise<unknown> {
+  const settings = checkedSettings(options);
+  const { request, response } = checkOptions('the target', target, ['request', 'response']);
+  const items = typeof source === 'function' ? source : CheckedIterator.of(source, 'source', EXPECTED);
+  if (response !== undefined) {
+    if (typeof response?.writeHead !== 'function' || response.headersSent)
+      throw new TypeError(refusal('response', 'a response of Node.js that has no headers yet', response));
+    return new EventStream(new NodeSink(response, request as IncomingMessage), settings).run(items);
+  }
+  if (request !== undefined && typeof (request as Request)?.signal?.aborted !== 'boolean')
+    throw new TypeError(refusal('request', 'a web Request, where there is no `response`', request));
+  const sink = new WebSink(request as Request | undefined);
+  ignoreRejection(new EventStream(sink, settings).run(items));
+  return sink.response;
+}
+
+type Settings<T> = EventStreamOptions<T> & {
+  readonly heartbeatMs: number;
+  readonly stallTimeoutMs: number;
+};
+
+function checkedSettings<T>(given: EventStreamOptions<T>): Settings<T> {
+  checkOptions('eventStream', given, [
+    'heartbeatMs',
+    'event',
+    'data',
+    'headers',
+    'stallTimeoutMs',
+    'onError',
+  ]);
+  optional('event', given.event, callable);
+  optional('data', given.data, callable);
+  optional('onError', given.onError, callable);
+  optional('headers', given.headers, (option, value) => oneOf(option, value, ['early', 'first-item']));
+  return {
+    ...given,
+    heartbeatMs: durationMs('heartbeatMs', given.heartbeatMs ?? 15_000, 1),
+    stallTimeoutMs: durationMs('stallTimeoutMs', given.stallTimeoutMs ?? 60_000, 1),
+  };
+}
+
+const EXPECTED = 'an async iterable, or a function that returns one';
+const GONE = Symbol('the client has left');
+
+/**
+ * One stream.
+ *
+ *     waiting ──first item, or `early`──► open ──last item, or error──► over
+ *        ├──error: answered with a status────────────────────────────► over
+ *        └──the client leaves or stalls, in any state────────────────► over
+ *
+ * Invariants:
+ * - When the client leaves, `return` of the source is called at once, whatever the source is doing.
+ * - It is over in every case in which the client has left, even if the source never settles.
+ * - Nothing is written and no timer runs after the end.
+ */
+class EventStream<T> {
+  readonly #sink: EventSink;
+  readonly #settings: Settings<T>;
+  readonly #left = new AbortController();
+  #isOpen = false;
+  #isOver = false;
+  #heartbeat: NodeJS.Timeout | undefined;
+  /** Ends the present wait, for the source or for room. */
+  #endWait: () => void = () => {};
+
+  constructor(sink: EventSink, settings: Settings<T>) {
+    this.#sink = sink;
+    this.#settings = settings;
+    sink.onGone = () => this.#leave();
+    if (sink.isGone) this.#leave();
+  }
+
+  async run(source: CheckedIterator<T> | Opener<T>): Promise<void> {
+    try {
+      if (this.#sink.isHead) this.#open();
+      else {
+        if (this.#settings.headers === 'early') this.#open();
+        const iterator = await this.#begin(source);
+        if (iterator !== GONE) await this.#sendAll(iterator);
+        // A stream without an item.
+        this.#open();
+      }
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      this.#isOver = true;
+      clearTimeout(this.#heartbeat);
+      if (this.#left.signal.aborted) this.#sink.destroy();
+      else if (this.#isOpen) this.#sink.end();
+    }
+  }
+
+  #leave(): void {
+    if (this.#isOver || this.#left.signal.aborted) return;
+    this.#left.abort(new DOMException('The client has left the stream', 'AbortError'));
+    this.#endWait();
+  }
+
+  async #begin(source: CheckedIterator<T> | Opener<T>): Promise<CheckedIterator<T> | typeof GONE> {
+    if (typeof source !== 'function') return source;
+    const { signal } = this.#left;
+    if (signal.aborted) return GONE;
+    const opening = Promise.resolve(source({ signal })).then((items) =>
+      CheckedIterator.of(items, 'source', EXPECTED),
+    );
+    const iterator = await this.#orGone(opening);
+    // What arrives late has no reader.
+    if (iterator === GONE) ignoreRejection(opening.then((late) => late.return()));
+    return iterator;
+  }
+
+  async #sendAll(iterator: CheckedIterator<T>): Promise<void> {
+    for (;;) {
+      if (this.#left.signal.aborted) break;
+      // If it rejects, the source is over.
+      const result = await this.#orGone(iterator.next());
+      if (result === GONE) break;
+      if (result.done) return;
+      try {
+        if (!(await this.#send(result.value))) break;
+      } catch (error) {
+        ignoreRejection(iterator.return());
+        throw error;
+      }
+    }
+    ignoreRejection(iterator.return());
+  }
+
+  /** Settles as `work` does, or when the client leaves. */
+  #orGone<R>(work: Promise<R>): Promise<R | typeof GONE> {
+    return new Promise((resolve, reject) => {
+      this.#endWait = () => resolve(GONE);
+      work.then(resolve, reject);
+    });
+  }
+
+  /** Sends one item; resolves when there is room for the next, with `false` if the client has left. */
+  #send(item: T): boolean | Promise<boolean> {
+    const { event, data, stallTimeoutMs } = this.#settings;
+    const text = eventText(event?.(item), data === undefined ? (JSON.stringify(item) ?? 'null') : data(item));
+    this.#open();
+    if (this.#left.signal.aborted) return false;
+    this.#heartbeat?.refresh();
+    if (this.#sink.write(text)) return true;
+    return new Promise((resolve) => {
+      const settle = (hasRoom: boolean): void => {
+        clearTimeout(stalled);
+        this.#sink.onRoom = () => {};
+        resolve(hasRoom);
+      };
+      const stalled = setTimeout(() => this.#leave(), stallTimeoutMs);
+      this.#sink.onRoom = () => settle(true);
+      this.#endWait = () => settle(false);
+    });
+  }
+
+  /** Sends the headers, once. */
+  #open(): void {
+    if (this.#isOpen || this.#left.signal.aborted) return;
+    this.#sink.open();
+    this.#isOpen = true;
+    if (this.#sink.isHead) return;
+    this.#heartbeat = setTimeout(() => {
+      this.#sink.write(':\n\n');
+      this.#heartbeat?.refresh();
+    }, this.#settings.heartbeatMs);
+  }
+
+  #fail(error: unknown): void {
+    if (this.#left.signal.aborted) return;
+    try {
+      ignoreRejection(this.#settings.onError?.(error));
+    } catch {
+      // An observer: it affects nothing.
+    }
+    try {
+      const plain = answerTo(error);
+      if (this.#isOpen) this.#sink.write(eventText('error', plain.body));
+      else this.#sink.answer(plain);
+    } catch {
+      // The host has answered by itself meanwhile.
+      this.#sink.destroy();
+    }
+  }
+}
+
+function answerTo(error: unknown): PlainAnswer {
+  const http = toHttpStatus(error);
+  const { status = 500, retryAfterSeconds } = http ?? {};
+  const code = findPoolError(error)?.code;
+  return {
+    status,
+    headers: {
+      'content-type': 'application/json; charset=utf-8',
+      'cache-control': 'no-store',
+      ...(retryAfterSeconds === undefined ? {} : { 'retry-after': String(retryAfterSeconds) }),
+    },
+    body: JSON.stringify({ error: { message: STATUS_CODES[status], code, retryAfterSeconds } }),
+  };
+}
+
+/** An event as text (HTML, "Server-sent events", 9.2.6). */
+function eventText(event: string | undefined, data: string): string {
+  if (event !== undefined && (typeof event !== 'string' || /[\r\n]/.test(event)))
+    throw new TypeError(refusal('event', 'a function that returns one line of text', event));
+  if (typeof data !== 'string')
+    throw new TypeError(refusal('data', 'a function that returns a string', data));
+  const lines = data.split(/\r\n|\r|\n/).map((line) => `data: ${line}\n`);
+  return `${event === undefined ? '' : `event: ${event}\n`}${lines.join('')}\n`;
+}

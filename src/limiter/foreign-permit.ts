@@ -1,0 +1,20 @@
+import type { PermitOutcome } from '../hooks/events.js';
+import { abortSignal } from '../internal/validate.js';
+import type { Permit } from './limiter.js';
+
+/** Releases a permit. An error of a foreign limiter must not cost a call its result. */
+export function releasePermit(permit: Permit | undefined, outcome?: PermitOutcome): void {
+  try {
+    permit?.release(outcome);
+  } catch {}
+}
+
+/** The signal that aborts when the permit is lost, as far as a foreign limiter gives one. Never throws. */
+export function lossSignalOf(permit: Permit | undefined): AbortSignal | undefined {
+  try {
+    const signal = permit?.signal;
+    return signal === undefined ? undefined : abortSignal('permit.signal', signal);
+  } catch {
+    return undefined;
+  }
+}

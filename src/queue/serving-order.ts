@@ -1,0 +1,42 @@
+import type { FairQueue } from './fair-queue.js';
+import { type HeapItem, IndexedHeap } from './indexed-heap.js';
+import { isNext, type Orderable, type QueueNode, type Tenant, type TenantQueue } from './tenant.js';
+
+/** A tenant as it will stand once some of its elements have been taken. */
+interface Preview extends Orderable, HeapItem {
+  readonly tenant: Tenant;
+  readonly queues: readonly TenantQueue[];
+  at: number;
+  head: QueueNode;
+  held: number;
+}
+
+/** All elements that may be taken, in the order in which they would be if no others came and nothing was released. */
+export function* servingOrder<W extends QueueNode>(queue: FairQueue<W>): Generator<W, void, undefined> {
+  const previews = new IndexedHeap<Preview>(isNext);
+  let turns = 0;
+  for (const tenant of queue.ready.items) {
+    const queues = [...tenant.queues].sort((a, b) => b.level.priority - a.level.priority);
+    const [top] = queues as [TenantQueue];
+    const { isUrgent, received, turn, held } = tenant;
+    turns = Math.max(turns, turn);
+    const head = top.head as QueueNode;
+    previews.place({ tenant, queues, top, at: 0, head, isUrgent, received, turn, held, heapIndex: -1 });
+  }
+  for (let next = previews.top; next !== undefined; next = previews.top) {
+    const { head, tenant } = next;
+    const weight = head.weight ?? 1;
+    yield head as W;
+    next.received += queue.isShared ? queue.costOf(tenant, weight) : 0;
+    next.turn = ++turns;
+    next.held += weight;
+    next.isUrgent = next.held < tenant.guaranteed;
+    next.top = next.queues[head.next === undefined ? ++next.at : next.at];
+    const following = head.next ?? next.top?.head;
+    if (following === undefined || next.held + (following.weight ?? 1) > tenant.cap) previews.remove(next);
+    else {
+      next.head = following;
+      previews.place(next);
+    }
+  }
+}

@@ -1,0 +1,526 @@
+import { createHash } from 'node:crypto';
+import { GateClosedError, type LimitsUnavailableError } from '../errors.js';
+import type { RateWindow } from '../gate/keys/sliding-window.js';
+import type {
+  CooldownReason,
+  SharedGateConfig,
+  SharedKey,
+  SharedStart,
+  SharedStartListener,
+  SharedStarts,
+} from '../gate/shared-limits.js';
+import { nowMs } from '../internal/clock.js';
+import { summaryOf } from '../internal/error-summary.js';
+import { type CommandConnection, type Subscriber, scriptOf } from './client.js';
+import { FleetMember, type MemberOwner, type Operation } from './member.js';
+import type { FleetOptions } from './options.js';
+import { STARTS_SCRIPT } from './starts-script.js';
+
+/** Windows are kept in so many slices: they count too long by a thousandth of their length at most. */
+const SLICES = 1_000;
+/** Starts are reported together, within this share of the shortest window and this time. */
+const REPORT_SHARE = 1 / 20;
+const MAX_REPORT_MS = 50;
+/** What a failover may lack of windows that it has kept. */
+const MAX_LAG_MS = 10_000;
+/** A cooldown that ends within this time has ended on the server's clock. */
+const LATE_MS = 100;
+
+const SCRIPT = /* @__PURE__ */ scriptOf(STARTS_SCRIPT);
+
+/** One window, as the script knows it. */
+interface FleetWindow {
+  readonly id: string;
+  readonly limit: number;
+  readonly perMs: number;
+  readonly sliceMs: number;
+  readonly perCall: boolean;
+}
+
+/** The windows of a gate, and which keys they apply to. */
+interface Layout {
+  readonly windows: readonly FleetWindow[];
+  readonly shared: readonly number[];
+  readonly keys: readonly (readonly [key: string, windows: readonly number[]])[];
+  readonly argument: string;
+  readonly reportMs: number;
+}
+
+/**
+ * The starts of a gate, shared over Redis.
+ *
+ * Invariants:
+ * - A start is reserved from its grant until its beginning is reported, and can begin only while the lease is certain.
+ * - What this process has started is remembered for as long as its windows count it, to be reported again after a loss of
+ *   data.
+ */
+export class FleetStarts implements SharedStarts, MemberOwner {
+  readonly member: FleetMember;
+  readonly limit = Number.MAX_SAFE_INTEGER;
+  readonly #config: SharedGateConfig;
+  readonly #whenUnavailable: FleetOptions['whenUnavailable'];
+  readonly #keyPrefix: string;
+  #layout: Layout;
+  #nextId = 0;
+  readonly #waiting = new Map<string, StartWaiter>();
+  /** Granted, and not begun. */
+  readonly #reserved = new Map<string, FleetStart>();
+  /** Begun, and not confirmed to be counted. */
+  readonly #begun = new Map<string, FleetStart>();
+  #unreported: FleetStart[] = [];
+  /** What Redis counted as reserved when it listed that last, before the operations of the same batch. */
+  #lastHeld: ReadonlySet<string> = new Set();
+  #reportTimer: NodeJS.Timeout | undefined;
+  /** What this process has started, by window and slice of the monotonic clock. */
+  readonly #history = new Map<string, Map<number, number>>();
+  /** Keys out of use as far as is known here, with the end on the monotonic clock. */
+  readonly #closed = new Map<
+    string,
+    { readonly why: CooldownReason; readonly untilMs: number; readonly isConfirmed: boolean }
+  >();
+  #unavailable: LimitsUnavailableError | undefined;
+  #retryAfterMs = -1;
+  #closing: Promise<void> | undefined;
+
+  constructor(
+    config: SharedGateConfig,
+    { prefix, leaseMs, commandTimeoutMs, whenUnavailable }: FleetOptions,
+    connection: CommandConnection,
+    subscriber: Subscriber,
+  ) {
+    this.#config = config;
+    this.#whenUnavailable = whenUnavailable;
+    this.#keyPrefix = `${encodeURIComponent(prefix)}:${encodeURIComponent(config.name)}:starts`;
+    this.#layout = layoutOf(config.keys, config.sharedRate);
+    this.member = new FleetMember(this, connection, subscriber, {
+      source: config.name,
+      keyPrefix: this.#keyPrefix,
+      leaseMs,
+      commandTimeoutMs,
+      keepsShare: false,
+      script: {
+        script: SCRIPT,
+        keys: () => this.#layout.windows.map(({ id }) => `{${this.#keyPrefix}}:window:${id}`),
+        argument: () => this.#layout.argument,
+      },
+    });
+  }
+
+  get isAvailable(): boolean {
+    return this.member.isAvailable;
+  }
+
+  request(weight: number, priority: number, listener: SharedStartListener): () => void {
+    if (this.#unavailable !== undefined && this.#whenUnavailable === 'fail') {
+      listener.onReject(this.#unavailable);
+      return () => {};
+    }
+    const id = (this.#nextId++).toString(36);
+    const waiter = new StartWaiter(id, weight, priority, listener, (result) =>
+      this.#onAnswer(waiter, result),
+    );
+    this.#waiting.set(id, waiter);
+    this.#sendReports();
+    this.member.send(waiter.ask);
+    return () => {
+      if (this.#waiting.delete(id)) this.member.send(waiter.cancel);
+    };
+  }
+
+  coolDown(key: string, why: CooldownReason, ms: number, inFlight: number): void {
+    this.#closed.set(key, { why, untilMs: nowMs() + ms, isConfirmed: false });
+    this.#sendCooldown(key, why, ms, inFlight);
+  }
+
+  restore(key: string): void {
+    this.#closed.delete(key);
+    this.#send('U', key);
+  }
+
+  setRates(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): void {
+    this.#layout = layoutOf(keys, sharedRate);
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    clearTimeout(this.#reportTimer);
+    this.#rejectAll(new GateClosedError(this.#config.name));
+    this.#sendReports();
+    // The reports travel with the batch of this turn.
+    await new Promise((resolve) => setImmediate(resolve));
+    await this.member.settled();
+    await this.member.leave();
+  }
+
+  // For the starts.
+
+  begin(start: FleetStart): void {
+    this.#reserved.delete(start.id);
+    this.#begun.set(start.id, start);
+    this.#note(start.key, start.startedMs, start.weight);
+    this.#unreported.push(start);
+    this.#reportTimer ??= setTimeout(() => this.#sendReports(), this.#layout.reportMs);
+  }
+
+  cancel(start: FleetStart): void {
+    if (this.#reserved.delete(start.id)) this.#send('R', start.id);
+  }
+
+  correct({ key, startedMs }: FleetStart, more: number): void {
+    this.#note(key, startedMs, more, true);
+    this.member.send(operation(() => ['V', key, ageOf(startedMs), String(more)]));
+  }
+
+  /** Whether a reservation is certain at this moment. */
+  holds(start: FleetStart): boolean {
+    return this.member.checkLease() && this.#reserved.get(start.id) === start;
+  }
+
+  verdict(key: string, letter: 'O' | 'N'): void {
+    this.#send(letter, key);
+  }
+
+  // For the member.
+
+  get hasWaiters(): boolean {
+    return this.#waiting.size > 0;
+  }
+
+  /** A reservation that Redis has lost is not claimed: the call asks again. */
+  claims(): Iterable<readonly [string, number]> {
+    return [];
+  }
+
+  waiters(): Operation[] {
+    return [...this.#waiting.values()].map(({ ask }) => ask);
+  }
+
+  onJoined(isFirst: boolean): void {
+    this.#unavailable = undefined;
+    // Their reports were executed, although the replies were lost.
+    for (const id of this.#begun.keys()) if (!this.#lastHeld.has(id)) this.#begun.delete(id);
+    const { hooks, name, maxConcurrent = Number.POSITIVE_INFINITY } = this.#config;
+    if (!isFirst || !hooks.hasListeners('fleet:joined')) return;
+    hooks.emit('fleet:joined', { source: name, maxConcurrent, members: this.member.figures.members });
+  }
+
+  onGranted(tagged: string): void {
+    const [id = '', key = '', trial] = tagged.split('/');
+    const waiter = this.#waiting.get(id);
+    if (waiter === undefined) return;
+    this.#waiting.delete(id);
+    const start = new FleetStart(this, id, key, waiter.weight, trial === 't');
+    this.#reserved.set(id, start);
+    waiter.listener.onGrant(start);
+  }
+
+  onHeld(tags: readonly string[]): void {
+    const held = new Set<string>();
+    for (const tag of tags) {
+      const [id = ''] = tag.split('/');
+      held.add(id);
+      const begun = this.#begun.get(id);
+      if (this.#waiting.has(id)) this.onGranted(tag);
+      else if (begun !== undefined) this.member.send(begun.report);
+      else if (!this.#reserved.has(id)) this.#send('R', id);
+    }
+    this.#lastHeld = held;
+  }
+
+  onLost(): void {}
+
+  onLimit(): void {}
+
+  onLeaseEnd(): void {
+    this.#reserved.clear();
+    this.#begun.clear();
+    this.#unreported = [];
+  }
+
+  onUnavailable(error: LimitsUnavailableError): void {
+    this.#unavailable = error;
+    const { hooks, name } = this.#config;
+    if (hooks.hasListeners('fleet:unavailable'))
+      hooks.emit('fleet:unavailable', { source: name, error: summaryOf(error) });
+    if (this.#whenUnavailable === 'fail') this.#rejectAll(error);
+  }
+
+  onStillUnavailable(): void {}
+
+  onAvailable(outageMs: number): void {
+    const { hooks, name } = this.#config;
+    if (hooks.hasListeners('fleet:restored')) hooks.emit('fleet:restored', { source: name, outageMs });
+  }
+
+  onExtra(extra: unknown, isNewEpoch: boolean): void {
+    const [states, missing, waitMs] = extra as [unknown[] | null, unknown[], unknown];
+    this.#retryAfterMs = Number(waitMs);
+    if (states !== null && !isNewEpoch) this.#onStates(states);
+    if (!isNewEpoch) return;
+    this.#reserved.clear();
+    this.#begun.clear();
+    this.#unreported = [];
+    this.#reportHistory(new Set(missing.map(String)));
+    for (const [key, { why, untilMs }] of this.#closed) this.#sendCooldown(key, why, untilMs - nowMs(), 1);
+  }
+
+  /** All keys that are out of use: one that is missing has been restored, by a push that was lost. */
+  #onStates(states: readonly unknown[]): void {
+    const closed = new Set<string>();
+    for (let i = 0; i < states.length; i += 3) {
+      closed.add(String(states[i]));
+      this.#onClosed(String(states[i]), states[i + 1] as CooldownReason, Number(states[i + 2]));
+    }
+    for (const [key, { untilMs, isConfirmed }] of this.#closed) {
+      if (closed.has(key) || !isConfirmed) continue;
+      this.#closed.delete(key);
+      if (untilMs > nowMs() + LATE_MS) this.#config.onKey(key, 'ready', 0);
+    }
+  }
+
+  onBroadcast([kind, key = '', why, ms]: readonly string[]): void {
+    if (kind !== 'K') return;
+    if (why === 'ready') {
+      this.#closed.delete(key);
+      this.#config.onKey(key, 'ready', 0);
+    } else this.#onClosed(key, why as CooldownReason, Number(ms));
+  }
+
+  #onAnswer(waiter: StartWaiter, result: unknown): void {
+    const answer = String(result);
+    const isGranted = answer.startsWith('0');
+    if (this.#waiting.get(waiter.id) !== waiter) {
+      if (!isGranted) waiter.number = answer;
+      return;
+    }
+    if (isGranted) {
+      this.onGranted(waiter.id + answer.slice(1));
+      return;
+    }
+    const isNew = waiter.number === '';
+    waiter.number = answer;
+    if (isNew) waiter.listener.onWait(Math.max(0, this.#retryAfterMs));
+  }
+
+  #onClosed(key: string, why: CooldownReason, ms: number): void {
+    const lastsMs = ms < 0 ? Number.POSITIVE_INFINITY : ms;
+    this.#closed.set(key, { why, untilMs: nowMs() + lastsMs, isConfirmed: true });
+    this.#config.onKey(key, why, lastsMs);
+  }
+
+  #sendCooldown(key: string, why: CooldownReason, ms: number, inFlight: number): void {
+    if (ms > 0)
+      this.#send('C', key, why, Number.isFinite(ms) ? String(Math.ceil(ms)) : '-1', String(inFlight));
+  }
+
+  #send(...words: string[]): void {
+    this.member.send(operation(() => words));
+  }
+
+  #sendReports(): void {
+    clearTimeout(this.#reportTimer);
+    this.#reportTimer = undefined;
+    const starts = this.#unreported;
+    this.#unreported = [];
+    for (const start of starts) this.member.send(start.report);
+  }
+
+  /** Confirmed: the entry in the windows is made, or the start was counted when it was reaped. */
+  reported(start: FleetStart): void {
+    this.#begun.delete(start.id);
+  }
+
+  #note(key: string, startedMs: number, amount: number, isCorrection = false): void {
+    const { windows, shared, keys } = this.#layout;
+    const own = keys.find(([candidate]) => candidate === key)?.[1] ?? [];
+    for (const at of [...shared, ...own]) {
+      const { id, sliceMs, perMs, perCall } = windows[at] as FleetWindow;
+      if (perCall && isCorrection) continue;
+      let slices = this.#history.get(id);
+      if (slices === undefined) {
+        slices = new Map();
+        this.#history.set(id, slices);
+      }
+      const slice = Math.ceil(startedMs / sliceMs);
+      slices.set(slice, (slices.get(slice) ?? 0) + (perCall ? 1 : amount));
+      for (const old of slices.keys()) {
+        if (old * sliceMs + perMs > nowMs()) break;
+        slices.delete(old);
+      }
+    }
+  }
+
+  /** Reports what this process has started: all of it to windows that are lost, the latest of it to those that were kept. */
+  #reportHistory(missing: ReadonlySet<string>): void {
+    for (const { id, sliceMs, perMs } of this.#layout.windows) {
+      const memoryMs = missing.has(id) ? perMs : Math.min(perMs, MAX_LAG_MS);
+      for (const [slice, amount] of this.#history.get(id) ?? []) {
+        const startedMs = slice * sliceMs;
+        if (nowMs() - startedMs < memoryMs)
+          this.member.send(operation(() => ['M', id, ageOf(startedMs), String(amount)]));
+      }
+    }
+  }
+
+  #rejectAll(error: unknown): void {
+    const waiters = [...this.#waiting.values()];
+    for (const waiter of waiters) {
+      this.#waiting.delete(waiter.id);
+      this.member.send(waiter.cancel);
+      waiter.listener.onReject(error);
+    }
+  }
+}
+
+const operation = (
+  words: () => readonly string[],
+  settle: (result: unknown) => void = () => {},
+): Operation => ({
+  encode(args) {
+    args.push(...words());
+    return true;
+  },
+  settle,
+});
+
+/** Whole milliseconds, never too many: a start must not count from earlier than it was. */
+const ageOf = (startedMs: number): string => String(Math.max(0, Math.floor(nowMs() - startedMs)));
+
+/** A request for a start. */
+class StartWaiter {
+  readonly id: string;
+  readonly weight: number;
+  readonly listener: SharedStartListener;
+  /** Its number in the queue, once it has one. */
+  number = '';
+  #isSent = false;
+  readonly ask: Operation;
+  readonly cancel: Operation;
+
+  constructor(
+    id: string,
+    weight: number,
+    priority: number,
+    listener: SharedStartListener,
+    onAnswer: (result: unknown) => void,
+  ) {
+    this.id = id;
+    this.weight = weight;
+    this.listener = listener;
+    const score = priority === 0 ? '0' : String(-priority);
+    this.ask = {
+      encode: (args) => {
+        this.#isSent = true;
+        args.push('A', id, score, String(weight), this.number);
+        return true;
+      },
+      settle: onAnswer,
+    };
+    this.cancel = {
+      encode: (args) => {
+        if (!this.#isSent) return false;
+        if (this.number === '') args.push('R', id);
+        else args.push('X', id, score, String(weight), this.number);
+        return true;
+      },
+      settle: () => {},
+    };
+  }
+}
+
+class FleetStart implements SharedStart {
+  readonly id: string;
+  readonly key: string;
+  readonly weight: number;
+  readonly isOnTrial: boolean;
+  startedMs = 0;
+  readonly report: Operation;
+  readonly #starts: FleetStarts;
+  #state: 'reserved' | 'begun' | 'over' = 'reserved';
+  #isJudged = false;
+
+  constructor(starts: FleetStarts, id: string, key: string, weight: number, isOnTrial: boolean) {
+    this.#starts = starts;
+    this.id = id;
+    this.key = key;
+    this.weight = weight;
+    this.isOnTrial = isOnTrial;
+    this.report = operation(
+      () => ['S', id, ageOf(this.startedMs)],
+      () => starts.reported(this),
+    );
+  }
+
+  isCertain(): boolean {
+    return this.#starts.holds(this);
+  }
+
+  begin(): void {
+    this.#state = 'begun';
+    this.startedMs = nowMs();
+    this.#starts.begin(this);
+  }
+
+  cancel(): void {
+    if (this.#state !== 'reserved') return;
+    this.#state = 'over';
+    this.#starts.cancel(this);
+  }
+
+  correct(more: number): void {
+    if (this.#state === 'begun' && more !== 0) this.#starts.correct(this, more);
+  }
+
+  succeeded(): void {
+    this.#judge('O');
+  }
+
+  end(): void {
+    this.#judge('N');
+  }
+
+  #judge(letter: 'O' | 'N'): void {
+    if (!this.isOnTrial || this.#isJudged || this.#state !== 'begun') return;
+    this.#isJudged = true;
+    this.#starts.verdict(this.key, letter);
+  }
+}
+
+const hashOf = (text: string): string => createHash('sha256').update(text).digest('hex').slice(0, 24);
+
+/** The windows by what they apply to and their length: a member that sets another limit uses the same one. */
+function layoutOf(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): Layout {
+  const windows: FleetWindow[] = [];
+  const add = (scope: string, rate: readonly RateWindow[]): number[] =>
+    rate.map(({ limit, perMs, unit = 'calls' }) => {
+      const id = hashOf(JSON.stringify([scope, perMs, unit]));
+      const sliceMs = Math.max(1, Math.floor(perMs / SLICES));
+      return windows.push({ id, limit, perMs, sliceMs, perCall: unit === 'calls' }) - 1;
+    });
+  const shared = add('', sharedRate);
+  const own = keys.map(({ key, rate }) => [key, add(key, rate)] as const);
+  const lengths = windows.map(({ perMs }) => perMs);
+  const position = (at: number): number => at + 1;
+  return {
+    windows,
+    shared,
+    keys: own,
+    argument: JSON.stringify({
+      w: windows.map(({ id, limit, perMs, sliceMs, perCall }) => [
+        id,
+        limit,
+        perMs,
+        sliceMs,
+        perCall ? 1 : 0,
+      ]),
+      s: shared.map(position),
+      k: own.map(([key, of]) => [key, of.map(position)]),
+      t: Math.max(0, ...lengths),
+    }),
+    reportMs: Math.min(MAX_REPORT_MS, ...lengths.map((perMs) => Math.floor(perMs * REPORT_SHARE))),
+  };
+}

@@ -1,0 +1,373 @@
+import { SCRIPT } from './script.js';
+
+/**
+ * The script of a gate's starts: that of a limit, with windows and keys in place of a count. What is held is a start that
+ * has been granted and has not begun; a start that has begun is an entry in its windows.
+ *
+ *     KEYS   6… one sorted set for each window: `slice:amount`, scored by the slice
+ *     ARGV   12 as JSON: { w: [[id, limit, perMs, sliceMs, perCall]…], s: [shared window…],
+ *            k: [[key, [window…]]…], t: the longest perMs }; windows by their position in `w`
+ *     reply  15 [states, where it renews: key, why, ms…; windows that lack what was lost: id…; ms until the head of the queue can start, or -1]
+ *
+ * A granted id is followed by `/key`, and by `/t` if the start is on trial after a cooldown. More operations:
+ *
+ *     S id age                  a granted start has begun, so many ms ago
+ *     V key age more            corrects the weight of a start that began so long ago
+ *     M window age amount       reports a start again, after a loss of data
+ *     C key why ms inFlight     puts a key out of use; -1 ms: until it is restored
+ *     O key · N key             a start on trial succeeded · ended without a verdict
+ *     U key                     puts a key back into use
+ *
+ * Pushes: `<channel>` `K key why ms` (`ready`: back in use) · `<channel>:<member>` `W ms`: the member's waiter is first, and
+ * can start then.
+ *
+ * Invariants:
+ * - What is reserved counts without end; what a dead member reserved counts from when that is noticed.
+ * - An entry counts until the end of its slice plus perMs: never too short, and too long by a thousandth of perMs at most.
+ * - Windows and keys outlive the members, by the longest window.
+ * - After a cooldown one start goes first. Each success allows one more on trial; a second without a rejection counts as one.
+ */
+const FRAGMENTS: Readonly<Record<string, string>> = {
+  declare: `
+local spec = cjson.decode(ARGV[12])
+local W, K = spec.w, spec.k
+local metaTtl = math.max(ttl, spec.t)
+keeps = true
+local sum, reserved, cards, dirty, keyAt = {}, {}, {}, {}, {}
+local starting, cancelling, chosen, isTrial, startWait = nil, false, nil, false, nil
+for i, w in ipairs(W) do
+  local v = call('HMGET', META, 'ws:' .. w[1], 'wr:' .. w[1], 'wn:' .. w[1])
+  sum[i], reserved[i], cards[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0
+end
+for k, key in ipairs(K) do keyAt[key[1]] = k end
+
+local function amountOf(i, weight)
+  if W[i][5] == 1 then return 1 end
+  return weight
+end
+
+-- Enters a start into a window; a negative amount corrects it.
+local function add(i, startedMs, amount)
+  local w, key = W[i], KEYS[5 + i]
+  local slice = math.ceil((startedMs + 1) / w[4])
+  if amount == 0 or slice * w[4] + w[3] <= now then return end
+  local entry = call('ZRANGEBYSCORE', key, slice, slice)[1]
+  local total = amount
+  if entry then
+    total = total + tonumber(match(entry, ':(-?%d+)$'))
+    call('ZREM', key, entry)
+  else
+    cards[i] = cards[i] + 1
+  end
+  call('ZADD', key, slice, string.format('%.0f:%.0f', slice, total))
+  -- Removing the only entry has removed the key.
+  if not entry or cards[i] == 1 then call('PEXPIRE', key, w[3] + ttl) end
+  sum[i] = sum[i] + amount
+  dirty[i] = true
+end
+
+local function sumOf(entries)
+  local total = 0
+  for _, entry in ipairs(entries) do total = total + tonumber(match(entry, ':(-?%d+)$')) end
+  return total
+end
+
+local function windowsOf(k)
+  local windows = {}
+  for _, i in ipairs(spec.s) do windows[#windows + 1] = i end
+  if k then for _, i in ipairs(K[k][2]) do windows[#windows + 1] = i end end
+  return windows
+end
+
+local function windowWait(i, weight)
+  local w, amount = W[i], amountOf(i, weight)
+  if amount == 0 then return 0 end
+  if amount > w[2] then return math.huge end
+  local excess = sum[i] + reserved[i] + amount - w[2]
+  if excess <= 0 then return 0 end
+  for from = 0, cards[i], 50 do
+    for _, entry in ipairs(call('ZRANGE', KEYS[5 + i], from, from + 49)) do
+      local slice, of = match(entry, '^(%d+):(-?%d+)$')
+      excess = excess - tonumber(of)
+      if excess <= 0 then return slice * w[4] + w[3] - now end
+    end
+  end
+  -- The rest is reserved, and begins now at the earliest.
+  return w[3]
+end
+
+local function ready(key)
+  call('HDEL', META, 'ku:' .. key, 'kw:' .. key, 'ka:' .. key, 'ki:' .. key, 'kt:' .. key, 'kb:' .. key)
+  call('PUBLISH', channel, 'K ' .. key .. ' ready 0')
+end
+
+local function keyWait(key)
+  local v = call('HMGET', META, 'ku:' .. key, 'ka:' .. key, 'ki:' .. key, 'kt:' .. key, 'kb:' .. key)
+  local untilMs = tonumber(v[1])
+  if not untilMs then return 0, false end
+  if now < untilMs then return untilMs - now, false end
+  local allowed, inFlight, trials, began = tonumber(v[2]) or 1, tonumber(v[3]) or 1, tonumber(v[4]) or 0, tonumber(v[5]) or 0
+  if trials > 0 and now >= began + 1000 then
+    allowed, trials = allowed + trials, 0
+    if allowed > inFlight then
+      ready(key)
+      return 0, false
+    end
+    call('HSET', META, 'ka:' .. key, allowed, 'kt:' .. key, 0)
+  end
+  if trials < allowed then return 0, true end
+  return began + 1000 - now, false
+end
+
+-- Chooses the key with the largest free part; of equals the least recently used.
+local function fitsStart(weight)
+  local shared, soonest, bestFree, bestUsed = 0, math.huge, -1, 0
+  chosen = nil
+  for _, i in ipairs(spec.s) do shared = math.max(shared, windowWait(i, weight)) end
+  for k, key in ipairs(K) do
+    local rate, free = shared, 1
+    for _, i in ipairs(key[2]) do
+      rate = math.max(rate, windowWait(i, weight))
+      free = math.min(free, (W[i][2] - sum[i] - reserved[i]) / W[i][2])
+    end
+    local state, trial = keyWait(key[1])
+    local wait = math.max(rate, state)
+    if wait > 0 then
+      soonest = math.min(soonest, wait)
+    else
+      local usedAt = 0
+      if #K > 1 then usedAt = tonumber(call('HGET', META, 'kl:' .. key[1]) or 0) end
+      if free > bestFree or (free == bestFree and usedAt < bestUsed) then
+        chosen, isTrial, bestFree, bestUsed = k, trial, free, usedAt
+      end
+    end
+  end
+  startWait = nil
+  if not chosen and soonest < 9e15 then startWait = soonest end
+  return chosen ~= nil
+end
+
+local function tagOf(member, id)
+  return call('HGET', META, 'r:' .. member .. ':' .. id) or ''
+end
+`,
+  keep: `
+  if key == META then
+    call('PEXPIRE', key, metaTtl)
+    return
+  end
+`,
+  begun: `
+  for i, w in ipairs(W) do
+    local entries = call('ZRANGE', KEYS[5 + i], 0, -1)
+    if #entries == 0 or #entries < cards[i] then call('HSET', META, 'wl:' .. w[1], 1) end
+    sum[i], reserved[i], cards[i], dirty[i] = sumOf(entries), 0, #entries, true
+  end
+`,
+  save: `
+  if nHolds == 0 then
+    for i in ipairs(W) do
+      if reserved[i] ~= 0 then reserved[i], dirty[i] = 0, true end
+    end
+  end
+  for i in pairs(dirty) do
+    local id = W[i][1]
+    call('HSET', META, 'ws:' .. id, sum[i], 'wr:' .. id, reserved[i], 'wn:' .. id, cards[i])
+  end
+  dirty = {}
+`,
+  // No script for two leases: all members are gone, and the keys with a shorter life have expired.
+  loaded: `
+if epoch and last and clock + offset - last > ttl then
+  call('DEL', QUEUE, HOLDS, LEASES)
+  nHolds, nQueue, nLeases, used, nextEnd, current = 0, 0, 0, 0, 0, nil
+  now = clock + offset
+  for i in ipairs(W) do
+    if reserved[i] > 0 then add(i, now, reserved[i]) end
+    reserved[i], dirty[i] = 0, true
+  end
+end
+local function areWindowsLost()
+  for i, w in ipairs(W) do
+    if cards[i] > 0 and call('ZCARD', KEYS[5 + i]) ~= cards[i] then
+      if clock + offset - last < w[3] then return true end
+      sum[i], cards[i], dirty[i] = 0, 0, true
+      call('DEL', KEYS[5 + i])
+    end
+  end
+  return false
+end
+`,
+  lost: 'or areWindowsLost()',
+  clock: `
+for i, w in ipairs(W) do
+  if cards[i] > 0 then
+    local oldest = floor((now - w[3]) / w[4])
+    local ended = call('ZRANGEBYSCORE', KEYS[5 + i], '-inf', oldest)
+    if #ended > 0 then
+      call('ZREMRANGEBYSCORE', KEYS[5 + i], '-inf', oldest)
+      sum[i], cards[i], dirty[i] = sum[i] - sumOf(ended), cards[i] - #ended, true
+    end
+  end
+end
+`,
+  hold: `
+  local key = K[chosen][1]
+  for _, i in ipairs(windowsOf(chosen)) do
+    reserved[i] = reserved[i] + amountOf(i, weight)
+    dirty[i] = true
+  end
+  call('HSET', META, 'r:' .. member .. ':' .. id, '/' .. key .. (isTrial and '/t' or ''))
+  if #K > 1 then call('HSET', META, 'kl:' .. key, call('HINCRBY', META, 'kn', 1)) end
+  if isTrial then
+    call('HINCRBY', META, 'kt:' .. key, 1)
+    call('HSET', META, 'kb:' .. key, now)
+  end
+`,
+  unhold: `
+  local tag = tagOf(member, id)
+  call('HDEL', META, 'r:' .. member .. ':' .. id)
+  local key = match(tag, '^/([^/]+)')
+  for _, i in ipairs(windowsOf(key and keyAt[key])) do
+    local amount = amountOf(i, tonumber(weight))
+    reserved[i] = math.max(0, reserved[i] - amount)
+    dirty[i] = true
+    if not cancelling then add(i, starting or now, amount) end
+  end
+  if cancelling and string.sub(tag, -2) == '/t' then call('HINCRBY', META, 'kt:' .. key, -1) end
+`,
+  at: 'at = 13',
+  held: 'if held then for i = 2, #held do held[i] = held[i] .. tagOf(self, held[i]) end end',
+  fits: 'do return now >= frozen and fitsStart(weight) end',
+  granted: 'id = id .. tagOf(owner, id)',
+  operations: `
+  A = function(i)
+    local id, weight, number = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4]
+    if number ~= '' then
+      if call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return '0' .. tagOf(self, id), 5 end
+      seq = math.max(seq, tonumber(number))
+    elseif nQueue == 0 and fits(weight) then
+      hold(self, id, weight)
+      return '0' .. tagOf(self, id), 5
+    else
+      number = nextNumber()
+    end
+    enqueue(ARGV[i + 2], number, id, weight, '')
+    return number, 5
+  end,
+  R = function(i)
+    cancelling = true
+    local done = unhold(self, ARGV[i + 1])
+    cancelling = false
+    return done, 2
+  end,
+  X = function(i)
+    local removed = call('ZREM', QUEUE, nameOf(ARGV[i + 4], ARGV[i + 1], ARGV[i + 3]))
+    nQueue = nQueue - removed
+    if removed == 0 then
+      cancelling = true
+      removed = unhold(self, ARGV[i + 1])
+      cancelling = false
+    end
+    return removed, 5
+  end,
+  S = function(i)
+    starting = now - tonumber(ARGV[i + 2])
+    local done = unhold(self, ARGV[i + 1])
+    starting = nil
+    return done, 3
+  end,
+  V = function(i)
+    for _, window in ipairs(windowsOf(keyAt[ARGV[i + 1]])) do
+      if W[window][5] == 0 then add(window, now - tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])) end
+    end
+    return 1, 4
+  end,
+  M = function(i)
+    for window, w in ipairs(W) do
+      if w[1] == ARGV[i + 1] then add(window, now - tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])) end
+    end
+    return 1, 4
+  end,
+  C = function(i)
+    local key, why, ms = ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+    local untilMs = now + ms
+    if ms < 0 then untilMs = 9e15 end
+    local v = call('HMGET', META, 'ku:' .. key, 'kw:' .. key, 'ki:' .. key)
+    local present = tonumber(v[1])
+    local isClosed = present and present > now
+    if isClosed and (v[2] == 'quarantined' or (v[2] == 'exhausted' and why == 'cooldown')) and v[2] ~= why then return 0, 5 end
+    if isClosed and v[2] == why and present >= untilMs then return 0, 5 end
+    call('HSET', META, 'ku:' .. key, string.format('%.0f', untilMs), 'kw:' .. key, why, 'ki:' .. key, math.max(tonumber(v[3]) or 1, tonumber(ARGV[i + 4])))
+    call('HDEL', META, 'ka:' .. key, 'kt:' .. key, 'kb:' .. key)
+    call('PUBLISH', channel, 'K ' .. key .. ' ' .. why .. ' ' .. ARGV[i + 3])
+    return 1, 5
+  end,
+  O = function(i)
+    local key = ARGV[i + 1]
+    local v = call('HMGET', META, 'ku:' .. key, 'ka:' .. key, 'ki:' .. key, 'kt:' .. key)
+    if v[1] and now >= tonumber(v[1]) then
+      local allowed = (tonumber(v[2]) or 1) + 1
+      if allowed > (tonumber(v[3]) or 1) then
+        ready(key)
+      else
+        call('HSET', META, 'ka:' .. key, allowed, 'kt:' .. key, math.max(0, (tonumber(v[4]) or 1) - 1))
+      end
+    end
+    return 1, 2
+  end,
+  N = function(i)
+    local trials = tonumber(call('HGET', META, 'kt:' .. ARGV[i + 1]))
+    if trials and trials > 0 then call('HINCRBY', META, 'kt:' .. ARGV[i + 1], -1) end
+    return 1, 2
+  end,
+  U = function(i)
+    ready(ARGV[i + 1])
+    return 1, 2
+  end,
+`,
+  wake: `
+if nQueue > 0 and now >= frozen and startWait then
+  local head = call('ZRANGE', QUEUE, 0, 0)[1]
+  local owner = match(head, '^%d+:([^:]+)')
+  if owner == self then
+    wake = math.min(wake, startWait)
+  else
+    -- Its member wakes; this one makes up for one that does not.
+    wake = math.min(wake, startWait + 30)
+    local mark = head .. '@' .. string.format('%.0f', now + startWait)
+    if call('HGET', META, 'hd') ~= mark then
+      call('HSET', META, 'hd', mark)
+      call('PUBLISH', channel .. ':' .. owner, 'W ' .. math.ceil(startWait))
+    end
+  end
+end
+local states, missing = false, {}
+if renews then
+  states = {}
+  for _, key in ipairs(K) do
+    local v = call('HMGET', META, 'ku:' .. key[1], 'kw:' .. key[1])
+    if v[1] then
+      local ms = tonumber(v[1]) - now
+      if ms > 0 then
+        states[#states + 1] = key[1]
+        states[#states + 1] = v[2]
+        states[#states + 1] = ms > 4e15 and -1 or math.ceil(ms)
+      end
+    end
+  end
+end
+if joins then
+  for _, w in ipairs(W) do
+    if call('HEXISTS', META, 'wl:' .. w[1]) == 1 then missing[#missing + 1] = w[1] end
+  end
+end
+extra = {states, missing, startWait and math.ceil(startWait) or -1}
+`,
+};
+
+/** The script of `script.ts` with the fragments above in it. */
+export const STARTS_SCRIPT = /* @__PURE__ */ SCRIPT.replace(
+  /^ *--@(\w+)$/gm,
+  (_, name: string) => FRAGMENTS[name] as string,
+);

@@ -1,0 +1,15 @@
+import { defineConfig } from 'vitest/config';
+import { alias } from '../vitest.config.js';
+
+/** `npm run test:frameworks`: the examples with real frameworks, which are installed in their own folders. */
+export default defineConfig({
+  resolve: { alias },
+  test: {
+    name: 'frameworks',
+    include: ['test/frameworks/**/*.test.ts'],
+    dangerouslyIgnoreUnhandledErrors: false,
+    testTimeout: 120_000,
+    hookTimeout: 60_000,
+    expect: { poll: { timeout: 30_000 } },
+  },
+});

@@ -1,0 +1,257 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { LifecycleHooks } from 'pipeline-pool';
+import { type FleetLimiterOptions, RedisLimits, type RedisLimitsOptions } from 'pipeline-pool/redis';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { until } from '../support/promises.js';
+import { CLIENTS, type ClientName, type TestClient } from './support/clients.js';
+import { hasRedis, RedisServer } from './support/redis-server.js';
+
+const LEASE_MS = 1_000;
+
+describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
+  'a fleet limiter over %s',
+  (library) => {
+    let server: RedisServer;
+    const cleanups: (() => unknown)[] = [];
+    let names = 0;
+
+    beforeAll(async () => {
+      server = await RedisServer.start();
+      // A younger one might be one that has lost its data.
+      await sleep(2 * LEASE_MS + 100);
+    });
+    afterEach(async () => {
+      for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+    });
+    afterAll(() => server[Symbol.asyncDispose]());
+
+    async function member(options: Partial<RedisLimitsOptions> = {}): Promise<RedisLimits> {
+      const owned = await CLIENTS[library](server.port);
+      cleanups.push(() => owned[Symbol.asyncDispose]());
+      const limits = new RedisLimits({ client: owned.client, leaseMs: LEASE_MS, ...options });
+      cleanups.push(() => limits.close());
+      return limits;
+    }
+
+    const limit = (options: Partial<FleetLimiterOptions> = {}): FleetLimiterOptions => ({
+      name: `limit-${names++}`,
+      maxConcurrent: 1,
+      ...options,
+    });
+
+    it('hands a permit from one member to another', async () => {
+      const [a, b] = [await member(), await member()];
+      const options = limit();
+      const first = await a.limiter(options).acquire();
+      let granted = false;
+      const second = b.limiter(options).acquire();
+      void second.then(() => {
+        granted = true;
+      });
+      await until(() => b.limiter(options).stats().fleet.members === 2);
+      expect(granted).toBe(false);
+      expect(b.limiter(options).stats()).toMatchObject({ active: 0, queued: 1, fleet: { active: 1 } });
+      first.release();
+      (await second).release();
+    });
+
+    it('grants in the order of arrival at Redis, higher priorities first', async () => {
+      const members = await Promise.all([member(), member(), member()]);
+      const options = limit();
+      const limiters = members.map((limits) => limits.limiter(options));
+      const holder = await limiters[0]?.acquire();
+      const order: number[] = [];
+      const waits: Promise<void>[] = [];
+      for (let at = 0; at < 9; at++) {
+        const limiter = limiters[at % 3] as (typeof limiters)[0];
+        waits.push(limiter.run(() => void order.push(at), { priority: at === 7 ? 5 : at === 8 ? -5 : 0 }));
+        await until(() => limiter.stats().fleet.queued === at + 1);
+      }
+      holder?.release();
+      await Promise.all(waits);
+      expect(order).toEqual([7, 0, 1, 2, 3, 4, 5, 6, 8]);
+    });
+
+    it('lets nothing pass a heavy waiter, and runs one that exceeds a lowered limit alone', async () => {
+      const [a, b] = [await member(), await member()];
+      const options = limit({ maxConcurrent: 3 });
+      const [la, lb] = [a.limiter(options), b.limiter(options)];
+      const first = await la.acquire({ weight: 2 });
+      const order: string[] = [];
+      const heavy = lb.acquire({ weight: 3 }).then((permit) => {
+        order.push('heavy');
+        return permit;
+      });
+      await until(() => lb.stats().fleet.queued === 1);
+      const light = la.acquire().then((permit) => {
+        order.push('light');
+        return permit;
+      });
+      await until(() => la.stats().fleet.queued === 2);
+      expect(order).toEqual([]);
+      la.maxConcurrent = 2;
+      await until(() => lb.maxConcurrent === 2);
+      first.release();
+      const permit = await heavy;
+      expect(order).toEqual(['heavy']);
+      permit.release();
+      (await light).release();
+    });
+
+    it('gives the permits of a member that ends to others within its lease', async () => {
+      const options = limit();
+      const a = await member();
+      const b = await member();
+      const permit = await a.limiter(options).acquire();
+      const waiting = b.limiter(options).acquire();
+      await a.close();
+      expect(permit.signal.aborted).toBe(true);
+      expect(permit.signal.reason).toMatchObject({ code: 'ERR_LIMIT_LOST', reason: 'closed' });
+      (await waiting).release();
+    });
+
+    it('rejects at maxQueue, at its timeout, and when its signal aborts', async () => {
+      const options = limit({ maxQueue: 1, acquireTimeoutMs: 50 });
+      const limiter = (await member()).limiter(options);
+      const permit = await limiter.acquire({ timeoutMs: 30_000 });
+      const results = await Promise.allSettled([
+        limiter.acquire(),
+        limiter.acquire(),
+        limiter.acquire({ timeoutMs: 0 }),
+        limiter.acquire({ signal: AbortSignal.timeout(10) }),
+      ]);
+      const codes = results.map(
+        (result) => result.status === 'rejected' && (result.reason.code ?? result.reason.name),
+      );
+      expect(codes.sort()).toEqual(
+        ['ERR_ACQUIRE_TIMEOUT', 'ERR_ACQUIRE_TIMEOUT', 'ERR_QUEUE_FULL', 'ERR_QUEUE_FULL'].sort(),
+      );
+      permit.release();
+      (await limiter.acquire({ timeoutMs: 0 })).release();
+    });
+
+    it('is the same for the same name, and refuses other options', async () => {
+      const limits = await member();
+      const options = limit();
+      const limiter = limits.limiter(options);
+      expect(limits.limiter({ ...options })).toBe(limiter);
+      expect(() => limits.limiter({ ...options, maxConcurrent: 2 })).toThrow(TypeError);
+      expect(() => limits.limiter({ ...options, maxConcurrent: 0 })).toThrow(RangeError);
+      // @ts-expect-error an unknown option
+      expect(() => limits.limiter({ ...options, maxQueues: 1 })).toThrow(TypeError);
+    });
+
+    it('keeps the limit of the fleet, and reports that a member was configured with another', async () => {
+      const hooks = new LifecycleHooks();
+      const mismatches: unknown[] = [];
+      hooks.on('limit:mismatch', (payload) => mismatches.push(payload));
+      const options = limit({ maxConcurrent: 4 });
+      const first = (await member()).limiter(options);
+      await first.run(() => {});
+      const second = (await member({ hooks })).limiter({ ...options, maxConcurrent: 6 });
+      await second.run(() => {});
+      expect(second.maxConcurrent).toBe(4);
+      expect(mismatches).toEqual([{ source: options.name, maxConcurrent: 6, fleetMaxConcurrent: 4 }]);
+    });
+
+    it('lets 10,000 waiters leave at once, and serves the next', async () => {
+      const limiter = (await member()).limiter(limit());
+      const permit = await limiter.acquire();
+      const controller = new AbortController();
+      const waiting = Array.from({ length: 10_000 }, () => limiter.acquire({ signal: controller.signal }));
+      const ends = Promise.allSettled(waiting);
+      await sleep(300);
+      controller.abort(new Error('enough'));
+      const results = await ends;
+      expect(results.every(({ status }) => status === 'rejected')).toBe(true);
+      permit.release();
+      await limiter.run(() => {});
+      await until(() => limiter.stats().fleet.queued === 0);
+      expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    });
+
+    it('leaves no key behind', async () => {
+      const limits = await member();
+      await limits.limiter(limit()).run(() => {});
+      await limits.close();
+      expect((await server.keys()).filter((key) => key.includes(`limit-${names - 1}`))).toEqual([]);
+    });
+  },
+);
+
+describe.skipIf(!hasRedis)('tenants of a fleet limiter', () => {
+  let server: RedisServer;
+  let owned: TestClient;
+  let limits: RedisLimits;
+
+  beforeAll(async () => {
+    server = await RedisServer.start();
+    owned = await CLIENTS['node-redis 6'](server.port);
+    limits = new RedisLimits({ client: owned.client, leaseMs: LEASE_MS });
+    await sleep(2 * LEASE_MS + 100);
+  });
+  afterAll(async () => {
+    await limits.close();
+    await owned[Symbol.asyncDispose]();
+    await server[Symbol.asyncDispose]();
+  });
+
+  it('share permit-time, not requests', async () => {
+    const limiter = limits.limiter({ name: 'shared', maxConcurrent: 2 });
+    const work = { long: 0, short: 0 };
+    let finished = false;
+    const loop = async (tenant: 'long' | 'short', ms: number): Promise<void> => {
+      while (!finished) {
+        await limiter.run(
+          async () => {
+            const startedMs = performance.now();
+            await sleep(ms);
+            work[tenant] += performance.now() - startedMs;
+          },
+          { tenant },
+        );
+      }
+    };
+    const loops = Array.from({ length: 8 }, () => [loop('long', 50), loop('short', 5)]).flat();
+    await sleep(2_500);
+    finished = true;
+    await Promise.all(loops);
+    const share = work.long / (work.long + work.short);
+    // By requests it would be 0.9.
+    expect(share).toBeGreaterThan(0.25);
+    expect(share).toBeLessThan(0.75);
+  });
+
+  it('that leave take their charge along', async () => {
+    const limiter = limits.limiter({ name: 'left', maxConcurrent: 1, fairBy: 'requests' });
+    const holder = await limiter.acquire({ tenant: 'c' });
+    const gone = await Promise.allSettled(
+      Array.from({ length: 50 }, () => limiter.acquire({ tenant: 'a', timeoutMs: 20 })),
+    );
+    expect(gone.every(({ status }) => status === 'rejected')).toBe(true);
+    const order: string[] = [];
+    const waits = Array.from({ length: 10 }, () => limiter.run(() => void order.push('b'), { tenant: 'b' }));
+    await until(() => limiter.stats().fleet.queued === 10);
+    waits.push(limiter.run(() => void order.push('a'), { tenant: 'a' }));
+    await until(() => limiter.stats().fleet.queued === 11);
+    holder.release();
+    await Promise.all(waits);
+    expect(order.indexOf('a')).toBeLessThanOrEqual(2);
+  });
+
+  it('rise in priority with agingMs', async () => {
+    const limiter = limits.limiter({ name: 'aging', maxConcurrent: 1, agingMs: 1_000 });
+    const holder = await limiter.acquire();
+    const order: string[] = [];
+    const waits = [limiter.run(() => void order.push('low'), { priority: 0 })];
+    await until(() => limiter.stats().fleet.queued === 1);
+    waits.push(limiter.run(() => void order.push('high'), { priority: 1 }));
+    await until(() => limiter.stats().fleet.queued === 2);
+    await sleep(1_500);
+    waits.push(limiter.run(() => void order.push('late'), { priority: 1 }));
+    await until(() => limiter.stats().fleet.queued === 3);
+    holder.release();
+    await Promise.all(waits);
+    expect(order).toEqual(['high', 'low', 'late']);
+  });
+});

@@ -1,0 +1,16 @@
+import { defineConfig } from 'vitest/config';
+import { alias } from '../vitest.config.js';
+
+/** `npm run test:redis`: against a real Redis, in real processes. */
+export default defineConfig({
+  resolve: { alias },
+  test: {
+    name: 'redis',
+    include: ['test/redis/**/*.test.ts'],
+    dangerouslyIgnoreUnhandledErrors: false,
+    // Each file starts servers and processes of its own.
+    fileParallelism: false,
+    testTimeout: 120_000,
+    hookTimeout: 60_000,
+  },
+});
