@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
+import { isSoak } from './support/soak.js';
 
 const root = new URL('..', import.meta.url);
 const { paths } = JSON.parse(readFileSync(new URL('tsconfig.json', root), 'utf8')).compilerOptions;
@@ -12,7 +14,6 @@ export const alias = Object.entries<[string]>(paths).map(([name, [file]]) => ({
 }));
 
 /** Loads and soaks that take minutes, or that need the machine for themselves: `npm run test:full`. */
-const isFull = process.env.SOAK === 'full';
 const UNDER_LOAD = 'test/integration/proof.test.ts';
 
 export default defineConfig({
@@ -22,8 +23,10 @@ export default defineConfig({
     // An error that escapes a promise must fail the run, whichever test it belongs to.
     dangerouslyIgnoreUnhandledErrors: false,
     execArgv: ['--expose-gc'],
+    // One for each core: by default vitest leaves one for itself, which on two cores is half of them.
+    maxWorkers: availableParallelism(),
     // No test decides by how long it takes: these end only what hangs, on a machine at ten times its capacity as well.
-    testTimeout: 120_000,
+    testTimeout: isSoak ? 1_200_000 : 120_000,
     hookTimeout: 120_000,
     expect: { poll: { timeout: 60_000 } },
     coverage: { include: ['src/**'], provider: 'v8' },
@@ -36,7 +39,7 @@ export default defineConfig({
           exclude: [UNDER_LOAD, 'test/redis/**', 'test/frameworks/**'],
         },
       },
-      ...(isFull
+      ...(isSoak
         ? [
             {
               extends: true as const,

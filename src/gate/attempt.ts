@@ -1,6 +1,12 @@
-import { GateTimeoutError } from '../errors.js';
+import { GateTimeoutError, LimitLostError } from '../errors.js';
 import type { PermitOutcome } from '../hooks/events.js';
-import { type AbortListener, type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
+import {
+  type AbortListener,
+  type AbortWatcher,
+  unwatchAbort,
+  watchAbort,
+  withSignal,
+} from '../internal/abort.js';
 import { settleInTurn } from '../internal/clock.js';
 import { wholeNumber } from '../internal/validate.js';
 import type { AdaptiveCall } from '../limiter/adaptive-limit.js';
@@ -185,9 +191,17 @@ export class Attempt implements AbortListener, AbortWatcher {
     this.#gate.ring.correct(this.#reservation, actual);
   }
 
-  /** The host code starts in this step. `streamed`: it delivers items, each through `readUsage`. */
+  /**
+   * The host code starts in this step. `streamed`: it delivers items, each through `readUsage`. Throws if the permit or the
+   * shared start has been lost since `isStale` was read: a listener of the host may have blocked the event loop.
+   */
   begin(streamed = false): void {
     const gate = this.#gate;
+    const now = gate.ring.now();
+    if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
+    if (!this.#isPermitLost && this.#reservation.shared?.begin() === false)
+      this.onAbort(new LimitLostError(gate.settings.name, 'expired'));
+    if (this.#isPermitLost) throw this.#reason;
     this.#state = 'begun';
     gate.attempts++;
     gate.running++;
@@ -195,7 +209,7 @@ export class Attempt implements AbortListener, AbortWatcher {
     learn(() => {
       this.#timed = gate.settings.adaptive?.begin({ streamed });
     });
-    gate.ring.begin(this.#reservation, gate.ring.now());
+    gate.ring.begin(this.#reservation, now);
   }
 
   /**
@@ -215,17 +229,20 @@ export class Attempt implements AbortListener, AbortWatcher {
             );
       const step: Step = { reject, timer };
       this.#step = step;
-      this.watch(work).then(
+      this.#running++;
+      startOf(work).then(
         (value) => {
           if (this.#finishStep(step)) resolve(value);
           else onLate?.(value);
+          this.#workSettled();
         },
         (error: unknown) => {
-          if (!this.#finishStep(step)) return;
-          settleInTurn(() => {
-            this.cancel(error);
-            reject(error);
-          });
+          if (this.#finishStep(step))
+            settleInTurn(() => {
+              this.cancel(error);
+              reject(error);
+            });
+          this.#workSettled();
         },
       );
     });
@@ -234,17 +251,14 @@ export class Attempt implements AbortListener, AbortWatcher {
   /** Runs host code without a bound; `end` waits for it. */
   watch<T>(work: () => T | PromiseLike<T>): Promise<T> {
     this.#running++;
-    let running: Promise<T>;
-    try {
-      running = Promise.resolve(work());
-    } catch (error) {
-      running = Promise.reject(error);
-    }
-    const settled = (): void => {
-      if (--this.#running === 0 && this.#state === 'ended') this.#release();
-    };
+    const running = startOf(work);
+    const settled = (): void => this.#workSettled();
     running.then(settled, settled);
     return running;
+  }
+
+  #workSettled(): void {
+    if (--this.#running === 0 && this.#state === 'ended') this.#release();
   }
 
   /** Frees a result that no caller receives, and then cancels what still works on it. Never throws; `end` waits for it. */
@@ -338,6 +352,15 @@ export class Attempt implements AbortListener, AbortWatcher {
   }
 }
 
+/** Calls host code that may throw as well as reject. */
+function startOf<T>(work: () => T | PromiseLike<T>): Promise<T> {
+  try {
+    return Promise.resolve(work());
+  } catch (error) {
+    return Promise.reject(error);
+  }
+}
+
 /** What responses said about tokens, the last of them. */
 export interface TokenCounts {
   inputTokens?: number;
@@ -360,12 +383,6 @@ function learn(teach: () => void): void {
 
 /** With fields of its own, so that host code may copy it. */
 function contextOf(attempt: Attempt, key: string, number: number): AttemptContext {
-  return {
-    get signal() {
-      return attempt.signal;
-    },
-    key,
-    attempt: number,
-    reportUsage: (actual) => attempt.reportUsage(actual),
-  };
+  const reportUsage = (actual: number): void => attempt.reportUsage(actual);
+  return withSignal({ key, attempt: number, reportUsage }, attempt);
 }

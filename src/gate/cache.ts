@@ -66,6 +66,8 @@ export interface FlightSource {
   onStored(): void;
   /** Neither cache nor store had it; only with a store. */
   onMiss(): void;
+  /** Whether what the store had is a result of such a call. */
+  acceptsStored(value: unknown): boolean;
   call(flight: Flight): Promise<unknown>;
 }
 
@@ -210,7 +212,7 @@ export class RequestCache {
       // The call begins when its first waiter has joined: it has no bounds before.
       await undefined;
       try {
-        const stored = this.hasStore ? await this.#stored(key, self) : undefined;
+        const stored = this.hasStore ? await this.#stored(key, self, source) : undefined;
         if (stored !== undefined) {
           self.outcome = 'ok';
           if (isCurrent(self)) this.#keep(key, stored.value, leftMs(stored));
@@ -258,15 +260,17 @@ export class RequestCache {
   }
 
   /** What the store has of a key. Never rejects, unless the flight ended. */
-  async #stored(key: string, flight: Flight): Promise<StoredResult | undefined> {
+  async #stored(key: string, flight: Flight, source: FlightSource): Promise<StoredResult | undefined> {
     const stored = await this.#ask('get', () => this.#options?.store?.get(this.#nameOf(key)), flight);
     flight.throwIfAborted();
     try {
       // A copy: its fields are read here, where one that throws is a miss.
-      return isStoredResult(stored) && leftMs(stored) > 0 ? { ...stored } : undefined;
-    } catch {
-      return undefined;
-    }
+      const copy = isStoredResult(stored) && leftMs(stored) > 0 ? { ...stored } : undefined;
+      if (copy === undefined || source.acceptsStored(copy.value)) return copy;
+      const error = new TypeError('Expected the store to have a response under this key');
+      this.#dependencies.onStoreFailed('get', error);
+    } catch {}
+    return undefined;
   }
 
   /** Calls the store. Never rejects: a failure is reported, and reads as nothing. */

@@ -1,7 +1,15 @@
 import { BudgetExceededError } from '../errors.js';
 import { ignoreRejection } from '../internal/abort.js';
 import { synchronous } from '../internal/validate.js';
-import { type Amounts, amountsOf, type Budget, countedAmounts, isCost, unitsOf } from '../request/budget.js';
+import {
+  type Amounts,
+  amountsOf,
+  type Budget,
+  type Claim,
+  countedAmounts,
+  isCost,
+  unitsOf,
+} from '../request/budget.js';
 import type { CallEventEmitter } from './events.js';
 import type { GateState } from './gate-state.js';
 import type { GateCallOptions } from './options.js';
@@ -25,6 +33,8 @@ export class CallCost {
   /** The meters of the estimate, and behind them those that only an actual cost has named. */
   readonly #meters: string[];
   readonly #estimate: readonly number[];
+  /** The meters of the budgets; looked up again where an actual cost names one more. */
+  #found: Claim['found'];
   /** What the attempt has said that it cost, by the place of the meter; `undefined` where it has not. */
   #actual: (number | undefined)[] | undefined;
   #isComplete = false;
@@ -54,6 +64,7 @@ export class CallCost {
     }
     this.#meters = meters;
     this.#estimate = amounts;
+    this.#found = budget.find(meters);
     if (!gate.emittedUnmetered && gate.settings.hooks.hasListeners('budget:unmetered')) this.#emitUnmetered();
   }
 
@@ -69,7 +80,7 @@ export class CallCost {
    */
   check(): void {
     try {
-      this.#budget.check(this.#where, { meters: this.#meters, amounts: this.#estimate }, false);
+      this.#budget.check(this.#where, this.#claim, false);
     } catch (error) {
       throw this.#emitted(error);
     }
@@ -83,7 +94,7 @@ export class CallCost {
    */
   reserve(lastError: unknown): void {
     try {
-      this.#budget.reserve(this.#where, { meters: this.#meters, amounts: this.#estimate }, lastError);
+      this.#budget.reserve(this.#where, this.#claim, lastError);
     } catch (error) {
       throw this.#emitted(error);
     }
@@ -108,7 +119,10 @@ export class CallCost {
         const amount = actual[meter];
         if (!isCost(amount)) continue;
         let place = this.#meters.indexOf(meter);
-        if (place < 0) place = this.#meters.push(meter) - 1;
+        if (place < 0) {
+          place = this.#meters.push(meter) - 1;
+          this.#found = this.#budget.find(this.#meters);
+        }
         this.#actual ??= [];
         this.#actual[place] = unitsOf(amount);
       }
@@ -126,7 +140,7 @@ export class CallCost {
   settle(hasStarted: boolean): void {
     const estimate = this.#estimate;
     const cost = this.#meters.map((_, i) => (hasStarted ? this.#costAt(i, estimate[i] ?? 0) : 0));
-    this.#budget.settle(this.#where, this.#meters, estimate, cost);
+    this.#budget.settle(this.#where, this.#claim, cost);
     if (hasStarted)
       for (let i = 0; i < cost.length; i++) this.#spent[i] = (this.#spent[i] ?? 0) + (cost[i] as number);
   }
@@ -136,6 +150,10 @@ export class CallCost {
     const actual = this.#actual?.[place];
     if (actual === undefined) return estimate;
     return this.#isComplete ? actual : Math.max(actual, estimate);
+  }
+
+  get #claim(): Claim {
+    return { names: this.#meters, found: this.#found, amounts: this.#estimate };
   }
 
   #emitted(error: unknown): unknown {

@@ -1,7 +1,6 @@
 import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import { boundedCall, ignoreRejection } from '../internal/abort.js';
-import { nowMs } from '../internal/clock.js';
 import { releasePermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Permit } from '../limiter/limiter.js';
 import type { Budget } from '../request/budget.js';
@@ -49,6 +48,8 @@ export interface Work<T> {
   readonly url?: string | undefined;
   /** The headers of a response, where the value that a classifier receives is none. */
   headersOf?(value: T): HeaderSource;
+  /** Whether it can return what a shared store has as its result. @default anything */
+  acceptsStored?(value: unknown): boolean;
   /** Frees what a result holds that no caller receives. Settles when that is done, in either way. */
   discard(value: T): unknown;
 }
@@ -84,8 +85,8 @@ export class GateCall<T> implements WaitingCall {
   readonly #gate: GateState;
   readonly #bounds: CallBounds;
   readonly #work: Work<T>;
-  /** When the call began, on the monotonic clock. */
-  readonly openedMs = nowMs();
+  /** When the call began, on the gate's clock. */
+  readonly openedMs: number;
   #attemptWaitMs = 0;
   attempts = 0;
   /** Milliseconds spent waiting for permits, starts and backoffs. */
@@ -107,6 +108,7 @@ export class GateCall<T> implements WaitingCall {
     work: Work<T>,
   ) {
     this.#gate = gate;
+    this.openedMs = gate.ring.now();
     this.events = events;
     this.options = options;
     this.#bounds = bounds;
@@ -129,13 +131,18 @@ export class GateCall<T> implements WaitingCall {
       if (attempt === undefined) {
         this.cost?.check();
         const turn = this.#gate.nextTurn();
-        const fromMs = nowMs();
+        const fromMs = this.#gate.ring.now();
         do {
           attempt?.end();
           attempt = await this.#startInTurn(turn);
         } while (attempt.isStale);
-        this.#attemptWaitMs = nowMs() - fromMs;
+        this.#attemptWaitMs = this.#gate.ring.now() - fromMs;
       } else this.#attemptWaitMs = 0;
+      // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
+      if (bounds.aborted) {
+        attempt.end();
+        throw bounds.reason;
+      }
       if (this.cost !== undefined) this.#reserveCost(this.cost, attempt);
       const tried = await this.#try(attempt);
       const { classification } = tried;
@@ -188,6 +195,8 @@ export class GateCall<T> implements WaitingCall {
     const { ownLimiter, ring } = gate;
     this.#bounds.throwIfAborted();
     if (gate.queued > 0 || !gate.startsAtOnce) return undefined;
+    // `tryAcquire` knows no tenants: it would pass a cap.
+    if (ownLimiter !== undefined && gate.settings.fairness.tenants !== undefined) return undefined;
     const permit = ownLimiter?.tryAcquire();
     if (ownLimiter !== undefined && permit === undefined) return undefined;
     const reservation = ring.take(this.#weight(), ring.now());
@@ -199,7 +208,7 @@ export class GateCall<T> implements WaitingCall {
   /** Waits for a permit and a key, in the order of the calls. A call that is sent back keeps its turn. */
   async #startInTurn(turn: number): Promise<Attempt> {
     const gate = this.#gate;
-    const fromMs = nowMs();
+    const fromMs = this.#gate.ring.now();
     gate.waiting.add(this);
     gate.queued++;
     try {
@@ -212,7 +221,7 @@ export class GateCall<T> implements WaitingCall {
     } finally {
       gate.queued--;
       gate.waiting.delete(this);
-      this.waitMs += nowMs() - fromMs;
+      this.waitMs += this.#gate.ring.now() - fromMs;
     }
   }
 
@@ -445,7 +454,7 @@ export class GateCall<T> implements WaitingCall {
     const { reason } = this.#bounds;
     if (!isTimeout(reason)) return FATAL;
     const { timeoutMs } = Object(reason) as { readonly timeoutMs?: unknown };
-    const allowedMs = typeof timeoutMs === 'number' ? timeoutMs : nowMs() - this.openedMs;
+    const allowedMs = typeof timeoutMs === 'number' ? timeoutMs : this.#gate.ring.now() - this.openedMs;
     return attempt.ageMs > allowedMs / 2 ? TIMED_OUT : FATAL;
   }
 
@@ -480,7 +489,7 @@ export class GateCall<T> implements WaitingCall {
     const closedMs = this.#closedMs();
     this.events.retried(this.attempts, this.key, classification, Math.max(retryAfterMs, closedMs));
     if (retryAfterMs === 0) return;
-    const fromMs = nowMs();
+    const fromMs = this.#gate.ring.now();
     if (closedMs > 0) this.#rejectUnmeetable(closedMs);
     this.events.throttled('backoff', retryAfterMs);
     gate.waiting.add(this);
@@ -490,7 +499,7 @@ export class GateCall<T> implements WaitingCall {
     } finally {
       gate.backingOff--;
       gate.waiting.delete(this);
-      this.waitMs += nowMs() - fromMs;
+      this.waitMs += this.#gate.ring.now() - fromMs;
     }
   }
 

@@ -11,19 +11,19 @@ export type { Observed } from './response-content.js';
 export interface OutcomeJudgement {
   readonly class: OutcomeClass;
   /** The HTTP status, for the events. */
-  readonly status?: number;
+  readonly status?: number | undefined;
   /** Milliseconds for which the service wants no further call with this key. Less than 1 means unknown. */
-  readonly retryAfterMs?: number;
+  readonly retryAfterMs?: number | undefined;
   /**
    * `false` if this call must not be retried, whatever its class means for the key and the load.
    * @default by class
    */
-  readonly retry?: boolean;
+  readonly retry?: boolean | undefined;
   /**
    * Whether it counts as overload for an adaptive limit. By default `retryable` and `rate-limited` do, unless their status
    * is known and none of 429, 503, 504 and 529.
    */
-  readonly overload?: boolean;
+  readonly overload?: boolean | undefined;
 }
 
 /**

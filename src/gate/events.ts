@@ -38,10 +38,10 @@ export class CallEventEmitter {
     const { hooks } = this.#settings;
     if (!hooks.hasListeners('call:started')) return;
     hooks.emit('call:started', {
-      ...this.ids(),
       attempt,
-      ...(key === undefined ? {} : { key }),
       waitMs,
+      ...this.ids(),
+      ...(key === undefined ? {} : { key }),
       ...(url !== undefined && URL.canParse(url) ? { serverAddress: new URL(url).hostname } : {}),
     });
   }
@@ -55,28 +55,28 @@ export class CallEventEmitter {
     const { hooks } = this.#settings;
     if (!hooks.hasListeners('call:retried')) return;
     hooks.emit('call:retried', {
-      ...this.ids(),
       attempt,
-      ...(key === undefined ? {} : { key }),
       class: classification.class,
-      ...(classification.status === undefined ? {} : { status: classification.status }),
       retryAfterMs,
+      ...this.ids(),
+      ...(key === undefined ? {} : { key }),
+      ...(classification.status === undefined ? {} : { status: classification.status }),
     });
   }
 
   throttled(reason: 'rate' | 'cooldown' | 'backoff', waitMs: number): void {
     const { hooks } = this.#settings;
-    if (hooks.hasListeners('call:throttled')) hooks.emit('call:throttled', { ...this.ids(), reason, waitMs });
+    if (hooks.hasListeners('call:throttled')) hooks.emit('call:throttled', { reason, waitMs, ...this.ids() });
   }
 
   budgetExceeded({ meter, limit, spent, reserved, wanted }: BudgetExceededError): void {
     const { hooks } = this.#settings;
     if (!hooks.hasListeners('budget:exceeded')) return;
-    hooks.emit('budget:exceeded', { ...this.ids(), meter, limit, spent, reserved, wanted });
+    hooks.emit('budget:exceeded', { meter, limit, spent, reserved, wanted, ...this.ids() });
   }
 
   unmetered(meters: readonly string[]): void {
-    this.#settings.hooks.emit('budget:unmetered', { ...this.ids(), meters });
+    this.#settings.hooks.emit('budget:unmetered', { meters, ...this.ids() });
   }
 }
 

@@ -73,12 +73,27 @@ export interface CachedResponse {
   readonly encoding: 'utf8' | 'base64';
 }
 
-/** @throws {TypeError} when a shared store has something else under this key */
 export function responseOfCached({ headers, body, encoding, ...head }: CachedResponse): Response {
   return responseOf(
     { ...head, headers: new Headers(headers as [string, string][]) },
     body === null ? null : new Uint8Array(Buffer.from(body, encoding)),
   );
+}
+
+/** Whether a value, which another program may have stored, is a response as the gate caches it. */
+export function isCachedResponse(value: unknown): value is CachedResponse {
+  try {
+    const cached = value as CachedResponse;
+    const { status, body } = cached;
+    // Anything else of which no response can be made throws.
+    return (
+      typeof status === 'number' &&
+      (body === null || typeof body === 'string') &&
+      responseOfCached(cached).status === status
+    );
+  } catch {
+    return false;
+  }
 }
 
 function cachedOf({ headers, ...head }: ResponseHead, body: Uint8Array | null): CachedResponse {

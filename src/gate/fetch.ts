@@ -20,6 +20,7 @@ import { judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from 
 import { FetchRequest, type GateFetchRequest } from './fetch-request.js';
 import {
   type CachedResponse,
+  isCachedResponse,
   type ResponsePart,
   ResponseSource,
   responseOfCached,
@@ -210,6 +211,7 @@ export function gatedFetch(
         source.readUsage(attempt);
         attempt.settleUsage();
       },
+      acceptsStored: isCachedResponse,
       discard: () => {},
     });
     return responseOfCached(response);

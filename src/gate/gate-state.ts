@@ -1,7 +1,7 @@
 import { SILENT_HOOKS } from '../hooks/lifecycle-hooks.js';
 import { enableRedaction, registerKeys } from '../internal/redaction.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
-import type { Limiter, LimiterStats } from '../limiter/limiter.js';
+import type { FleetStats, Limiter, LimiterStats } from '../limiter/limiter.js';
 import type { GateOutcome } from './call-context.js';
 import type { FailureSummary } from './events.js';
 import { CooldownQueue } from './keys/cooldown-queue.js';
@@ -49,8 +49,8 @@ export interface GateStats {
   readonly backingOff: number;
   /** The limiter of the attempts, with its queue; `undefined` if nothing limits them. */
   readonly limiter: LimiterStats | undefined;
-  /** Whether the server of its `limits` can be reached; absent if it shares none. */
-  readonly limitsAvailable?: boolean;
+  /** Of the starts of all processes that share its `limits`; absent if it shares none. */
+  readonly fleet?: FleetStats;
   /** Retries left in the budget; `Infinity` without a budget. */
   readonly retriesLeft: number;
   /** Milliseconds until a key can serve; 0 if one can now, `Infinity` if none will. */
@@ -134,6 +134,7 @@ export class GateState {
       name,
       hooks: settings.hooks,
       maxConcurrent,
+      fairness: settings.fairness,
       sharedRate: settings.sharedRate,
       keys: this.ring.sharedKeys(),
       onKey: (key, why, ms) => this.ring.onSharedKey(key, why, ms),

@@ -176,8 +176,9 @@ export async function classifyOpenAi(observed: Observed): Promise<OutcomeJudgeme
 }
 
 /** The error of a failure event of the Responses API. Its SDK yields such an event like any other. */
-function errorOfEvent({ type, response, ...rest }: Fields): unknown {
-  return type === 'response.failed' ? fields(response).error : type === 'error' ? rest : undefined;
+function errorOfEvent(body: Fields): unknown {
+  if (body.type === 'response.failed') return fields(body.response).error;
+  return body.type === 'error' ? { ...body, type: undefined } : undefined;
 }
 
 /** The status that an error names by a number, or by a code of OpenAI. */

@@ -186,7 +186,7 @@ export interface GateCallOptions {
   readonly timeoutMs?: number | undefined;
   /** Higher goes first; a whole number. @default that of the current request, or 0 */
   readonly priority?: number | undefined;
-  /** The owner of the request: tenants with the same priority take turns at the permits. @default that of the current request */
+  /** The owner of the request: tenants with the same priority share the permits fairly. @default that of the current request */
   readonly tenant?: string | undefined;
   /** What the call counts in windows of that unit; a whole number from 0. @default 1 */
   readonly weight?: number | undefined;
@@ -196,7 +196,11 @@ export interface GateCallOptions {
   readonly requestId?: string | undefined;
   /** Included in event payloads: the tool call that this call serves. @default none */
   readonly toolCallId?: number | undefined;
-  /** What the attempts of the call spend from. A call that shares another's result spends nothing. @default that of the current request */
+  /**
+   * What the attempts of the call spend from, together with the budget of the current request. A call that shares another's
+   * result spends nothing.
+   * @default that of the current request
+   */
   readonly budget?: Budget | undefined;
   /**
    * Calls with the same key share a result, so it must include everything that the result depends on. The first call's
@@ -408,6 +412,19 @@ const STREAM_OPTIONS = /* @__PURE__ */ CALL_OPTIONS.slice(0, -1);
 /** The start queue needs room for half a step between two priorities. */
 const FARTHEST_PRIORITY = 2_147_483_648;
 
+/** Checks what calls of gates and of tools have in common. A tool call has checked its signal and its time already. */
+export function checkSharedCallOptions(
+  given: Pick<GateCallOptions, 'signal' | 'timeoutMs' | 'priority'>,
+  leastTimeoutMs: number,
+  isBounded = false,
+): void {
+  if (!isBounded) {
+    optional('signal', given.signal, abortSignal);
+    optional('timeoutMs', given.timeoutMs, (o, v) => durationMs(o, v, leastTimeoutMs));
+  }
+  optional('priority', given.priority, (o, v) => wholeNumber(o, v, -FARTHEST_PRIORITY, FARTHEST_PRIORITY));
+}
+
 /** The fields of a request's context that are no options of a call. */
 const REQUEST_FIELDS = ['pipeline', 'instanceId'] as readonly string[] as typeof CALL_OPTIONS;
 
@@ -421,11 +438,7 @@ export function checkCallOptions(
   const isRequest =
     typeof given === 'object' && given !== null && 'pipeline' in given && 'requestId' in given;
   options(method, given, isRequest ? [...known, ...REQUEST_FIELDS] : known);
-  if (given[CALL_CONTEXT] === undefined) {
-    optional('signal', given.signal, abortSignal);
-    optional('timeoutMs', given.timeoutMs, durationMs);
-  }
-  optional('priority', given.priority, (o, v) => wholeNumber(o, v, -FARTHEST_PRIORITY, FARTHEST_PRIORITY));
+  checkSharedCallOptions(given, 0, given[CALL_CONTEXT] !== undefined);
   optional('tenant', given.tenant, text);
   optional('weight', given.weight, (o, v) => wholeNumber(o, v, 0, maxWeight));
   optional('taskId', given.taskId, text);

@@ -7,7 +7,7 @@ import { PipelinePoolError } from '../errors.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import { fieldOf } from '../internal/redaction.js';
 import { refusal } from '../internal/validate.js';
-import { type HeaderSource, headerOf } from './retry-after.js';
+import { firstNamesOf, type HeaderSource, headerOf } from './retry-after.js';
 
 /** What an attempt returned or threw, as a classifier receives it. */
 export type Observed =
@@ -226,13 +226,10 @@ export async function contentOf(observed: Observed): Promise<Content> {
   };
 }
 
-/** The fields of a foreign object; none if it cannot be read. */
+/** The first fields of a foreign object; none if it cannot be read. */
 function copyOf(value: unknown): Fields {
-  try {
-    return { ...fields(value) };
-  } catch {
-    return {};
-  }
+  const from = fields(value);
+  return Object.fromEntries(firstNamesOf(from).map((name) => [name, fieldOf(from, name)]));
 }
 
 export const textOf = (value: unknown): string => (typeof value === 'string' ? value : '');

@@ -1,3 +1,4 @@
+import { fieldOf } from '../internal/redaction.js';
 /**
  * When to come back, as services say it. All of these functions are pure; they return milliseconds from now, and
  * `undefined` for what they cannot read.
@@ -253,25 +254,35 @@ export function retryAfterMsInBody(body: unknown): number | undefined {
   const parts: [value: unknown, depth: number][] = [[body, 0]];
   for (const [value, depth] of parts) {
     if (typeof value !== 'object' || value === null || depth > MAX_DEPTH) continue;
-    let names: string[];
-    try {
-      names = Object.keys(value).slice(0, MAX_FIELDS);
-    } catch {
-      continue;
-    }
-    for (const name of names) {
-      let field: unknown;
-      try {
-        field = (value as Record<string, unknown>)[name];
-      } catch {
-        continue;
-      }
+    for (const name of firstNamesOf(value)) {
+      const field = fieldOf(value, name);
       const ms = timeInField(name, field);
       if (ms !== undefined && ms > 0) return ms;
       if (parts.length < MAX_FIELDS) parts.push([field, depth + 1]);
     }
   }
   return undefined;
+}
+
+/**
+ * The names of the first fields of a foreign object, among those that are enumerable. Never throws. It reads no more than
+ * `MAX_FIELDS`, and of a list not even the names of the others: it may have a million items.
+ */
+export function firstNamesOf(value: object): readonly string[] {
+  try {
+    if (Array.isArray(value) || ArrayBuffer.isView(value)) {
+      const length = Math.min(Number(fieldOf(value, 'length')), MAX_FIELDS);
+      return Array.from({ length }, (_, i) => String(i));
+    }
+    return Reflect.ownKeys(value)
+      .slice(0, MAX_FIELDS)
+      .filter(
+        (name): name is string =>
+          typeof name === 'string' && Object.prototype.propertyIsEnumerable.call(value, name),
+      );
+  } catch {
+    return [];
+  }
 }
 
 function timeInField(name: string, value: unknown): number | undefined {

@@ -1,6 +1,6 @@
 import { BudgetExceededError, GateClosedError, GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { inBatches, nowMs } from '../internal/clock.js';
+import { inBatches } from '../internal/clock.js';
 import { redactError } from '../internal/redaction.js';
 import { sharedStack } from '../internal/shared-stack.js';
 import { options as checkOptions, optional, refusal, text } from '../internal/validate.js';
@@ -264,7 +264,7 @@ export class ServiceGate<M extends string = string> {
       queuedForStart: startQueue.queued,
       backingOff: backingOff + cooldownQueue.queued,
       limiter: limiter?.stats(),
-      ...(shared && { limitsAvailable: shared.starts.isAvailable }),
+      ...(shared && { fleet: shared.starts.fleet }),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
       retryAfterMs: ring.retryAfterMs(now),
       keys: Object.freeze(ring.stats(now)),
@@ -390,6 +390,7 @@ export class ServiceGate<M extends string = string> {
           this.#emitHit(call, false);
         },
         onMiss: () => this.#emitMiss(call),
+        acceptsStored: (value) => work.acceptsStored?.(value) ?? true,
         call: (bounds) => {
           const made = new GateCall(this.#state, call.events, call.options, bounds, work);
           open.call = made;
@@ -414,7 +415,7 @@ export class ServiceGate<M extends string = string> {
   }
 
   #emitHit(call: GateCall<unknown>, shared: boolean): void {
-    if (this.hooks.hasListeners('cache:hit')) this.hooks.emit('cache:hit', { ...call.events.ids(), shared });
+    if (this.hooks.hasListeners('cache:hit')) this.hooks.emit('cache:hit', { shared, ...call.events.ids() });
   }
 
   #emitMiss(call: GateCall<unknown>): void {
@@ -442,13 +443,13 @@ export class ServiceGate<M extends string = string> {
     this.#finished.set(outcome, (this.#finished.get(outcome) ?? 0) + 1);
     if (!this.hooks.hasListeners('call:finished')) return;
     this.hooks.emit('call:finished', {
-      ...call.events.ids(),
       outcome,
       attempts: call.attempts,
-      ...(call.key === undefined ? {} : { key: call.key }),
-      durationMs: nowMs() - startedMs,
+      durationMs: this.#state.ring.now() - startedMs,
       waitMs: call.waitMs,
       cache,
+      ...call.events.ids(),
+      ...(call.key === undefined ? {} : { key: call.key }),
       ...(call.cost === undefined ? {} : { cost: call.cost.spent }),
       ...(call.tokens && { provider: this.#state.settings.provider as string, ...call.tokens }),
       ...(failure === undefined ? {} : { error: call.events.error(failure.error) }),
@@ -484,16 +485,21 @@ function outcomeOf(error: unknown, left: boolean): GateOutcome {
 function withRequest(given: GateCallOptions): GateCallOptions {
   // A tool has done it.
   if (given[CALL_CONTEXT] !== undefined) return given;
-  const request = currentScope();
-  if (request === undefined) return given;
-  if (request.requestId === undefined) return { ...given, budget: given.budget ?? request.budget };
+  const scope = currentScope();
+  if (scope === undefined) return given;
+  const request = scope.requestId === undefined ? undefined : scope;
+  // A budget of its own applies within that of the request.
+  const budget = given.budget?.within(scope.budget) ?? scope.budget;
   return {
-    ...given,
-    signal: given.signal ?? request.signal,
-    priority: given.priority ?? inheritedPriority(request),
-    tenant: given.tenant ?? request.tenant,
-    taskId: given.taskId ?? request.taskId,
-    requestId: given.requestId ?? request.requestId,
-    budget: given.budget ?? request.budget,
+    signal: given.signal ?? request?.signal,
+    timeoutMs: given.timeoutMs,
+    priority: given.priority ?? (request && inheritedPriority(request)),
+    tenant: given.tenant ?? request?.tenant,
+    weight: given.weight,
+    taskId: given.taskId ?? request?.taskId,
+    requestId: given.requestId ?? request?.requestId,
+    toolCallId: given.toolCallId,
+    budget,
+    cacheKey: given.cacheKey,
   };
 }

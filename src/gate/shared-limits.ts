@@ -1,5 +1,6 @@
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import type { Limiter } from '../limiter/limiter.js';
+import type { FleetStats, Limiter } from '../limiter/limiter.js';
+import type { FairnessOptions } from '../queue/fairness-options.js';
 import type { RateWindow } from './keys/sliding-window.js';
 
 /** Why a key is in cooldown. */
@@ -20,6 +21,8 @@ export interface SharedGateConfig {
   readonly name: string;
   readonly hooks: LifecycleHooks;
   readonly maxConcurrent: number | undefined;
+  /** How waiters share the permits. */
+  readonly fairness: FairnessOptions;
   /** Whether the gate's starts are shared: it has keys or windows. */
   readonly sharedRate: readonly RateWindow[];
   readonly keys: readonly SharedKey[];
@@ -51,13 +54,15 @@ export interface SharedStartListener {
 
 /** The starts of a gate, in the order of priorities and arrival across all members. */
 export interface SharedStarts {
-  /** Whether the server of the limits can be reached. */
-  readonly isAvailable: boolean;
+  /** Of all processes. */
+  readonly fleet: FleetStats;
   /** Waits for a key with capacity in all windows. Returns what ends the wait. */
   request(weight: number, priority: number, listener: SharedStartListener): () => void;
   /** Puts a key out of use for all members: `Infinity` until it is restored. */
   coolDown(key: string, why: CooldownReason, ms: number, inFlight: number): void;
   restore(key: string): void;
+  /** The free part of its fullest window, from 0 to 1, as the server last reported it. */
+  freeOf(key: string): number;
   setRates(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): void;
 }
 
@@ -67,9 +72,10 @@ export interface SharedStart {
   readonly key: string;
   /** Whether it goes first after a cooldown. */
   readonly isOnTrial: boolean;
-  /** Whether the reservation still holds. To be read in the step in which the work begins. */
+  /** Whether the reservation still holds. */
   isCertain(): boolean;
-  begin(): void;
+  /** The work begins in this step, and counts from now. False where the reservation no longer holds: it must not begin. */
+  begin(): boolean;
   cancel(): void;
   /** The work weighs so much more than was estimated. */
   correct(more: number): void;

@@ -46,11 +46,11 @@ interface OpenState<T> {
   readonly begun: StreamCall<T>;
   readonly attempt: Attempt;
   readonly iterator: CheckedIterator<T>;
+  /** Asks the iterator for an item. */
+  readonly ask: () => unknown;
   /** Whether the reader waits for an item. */
   pulling: boolean;
 }
-
-type Taken<T> = { readonly item: IteratorResult<T> } | { readonly error: unknown };
 
 const LEFT = 'The stream was left by its reader';
 
@@ -67,8 +67,9 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
   readonly #begin: (work: Work<OpenedStream<T>>) => StreamCall<T>;
   readonly #work: Work<OpenedStream<T>>;
   #state: StreamState<T> = { is: 'new' };
-  /** Items are delivered in the order in which they were requested. */
-  #turn: Promise<unknown> = Promise.resolve();
+  /** Whether an item has been requested that has not arrived. Items arrive in the order in which they were requested. */
+  #isBusy = false;
+  readonly #readers: (() => void)[] = [];
 
   constructor(begin: (work: Work<OpenedStream<T>>) => StreamCall<T>, work: Work<OpenedStream<T>>) {
     this.#begin = begin;
@@ -79,10 +80,36 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     return this;
   }
 
-  next(): Promise<IteratorResult<T, undefined>> {
-    const answer = this.#turn.then(() => this.#next());
-    this.#turn = answer.catch(() => {});
-    return answer;
+  /** In one function, without a promise or a closure for an item that can be done without. */
+  async next(): Promise<IteratorResult<T, undefined>> {
+    if (this.#isBusy) await new Promise<void>((begin) => this.#readers.push(begin));
+    this.#isBusy = true;
+    try {
+      const state = this.#state;
+      if (state.is !== 'open') return await this.#notOpen(state);
+      const { attempt, begun } = state;
+      let item: IteratorResult<T> | undefined;
+      let failure: { readonly error: unknown } | undefined;
+      state.pulling = true;
+      try {
+        item = CheckedIterator.read<T, unknown>(await attempt.step(state.ask));
+        if (!item.done) begun.onItem?.(attempt, item.value);
+      } catch (error) {
+        failure = { error };
+      }
+      state.pulling = false;
+      if (failure !== undefined && this.#state === state) await begun.call.failLater(attempt, failure.error);
+      // It may have been left or aborted meanwhile, even in the step in which the item arrived.
+      if (this.#state !== state) return this.#ended(begun);
+      if (failure === undefined) return item?.done === false ? item : this.#close(state);
+      this.#state = { is: 'over' };
+      this.#drop(state, failure);
+      throw failure.error;
+    } finally {
+      const begin = this.#readers.shift();
+      if (begin === undefined) this.#isBusy = false;
+      else begin();
+    }
   }
 
   /** Ends the stream. Settles when the source has ended as well, or has been given up. */
@@ -116,19 +143,13 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     this.#drop(state, { error: reason });
   }
 
-  async #next(): Promise<IteratorResult<T, undefined>> {
-    const state = this.#state;
-    switch (state.is) {
-      case 'new':
-        return this.#open();
-      case 'open':
-        return this.#pull(state);
-      case 'failed':
-        this.#state = { is: 'over' };
-        throw state.reason;
-      default:
-        return { done: true, value: undefined };
-    }
+  async #notOpen(
+    state: Exclude<StreamState<T>, { readonly is: 'open' }>,
+  ): Promise<IteratorResult<T, undefined>> {
+    if (state.is === 'new') return this.#open();
+    this.#state = { is: 'over' };
+    if (state.is === 'failed') throw state.reason;
+    return { done: true, value: undefined };
   }
 
   async #open(): Promise<IteratorResult<T, undefined>> {
@@ -148,7 +169,8 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     }
     const { attempt, value } = opened;
     const { iterator, first } = value;
-    const open: OpenState<T> = { is: 'open', begun, attempt, iterator, pulling: false };
+    const ask = () => iterator.ask();
+    const open: OpenState<T> = { is: 'open', begun, attempt, iterator, ask, pulling: false };
     if (this.#state !== opening || begun.context.aborted) {
       // Left, or aborted, in the step in which it opened.
       const left = this.#state !== opening;
@@ -162,30 +184,6 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     begun.context.addEventListener('abort', this);
     begun.onOpen?.();
     return first;
-  }
-
-  async #pull(state: OpenState<T>): Promise<IteratorResult<T, undefined>> {
-    const { attempt, begun } = state;
-    state.pulling = true;
-    const taken = await this.#take(state);
-    state.pulling = false;
-    if ('error' in taken && this.#state === state) await begun.call.failLater(attempt, taken.error);
-    // It may have been left or aborted meanwhile, even in the step in which the item arrived.
-    if (this.#state !== state) return this.#ended(begun);
-    if ('item' in taken) return taken.item.done ? this.#close(state) : taken.item;
-    this.#state = { is: 'over' };
-    this.#drop(state, taken);
-    throw taken.error;
-  }
-
-  async #take({ attempt, iterator, begun }: OpenState<T>): Promise<Taken<T>> {
-    try {
-      const item = await attempt.step(() => iterator.next());
-      if (!item.done) begun.onItem?.(attempt, item.value);
-      return { item };
-    } catch (error) {
-      return { error };
-    }
   }
 
   /** What a waiting reader receives when the stream was aborted or left. An aborted one must never look complete. */

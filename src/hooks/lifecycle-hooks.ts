@@ -18,7 +18,7 @@ export interface LifecycleHooksOptions {
    * carries it, after the library's own redaction. If it throws or returns anything but a string, the text is dropped.
    * @default only keys and credentials are redacted
    */
-  readonly redact?: (text: string) => string;
+  readonly redact?: ((text: string) => string) | undefined;
 }
 
 /**

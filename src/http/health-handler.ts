@@ -13,20 +13,27 @@ export interface HealthHandlerOptions {
   readonly probe?: 'readiness' | 'liveness' | undefined;
 }
 
-/** A handler of Node's `http`, and of every framework that gives access to Node's request and response. */
-export type HttpHandler = (request: IncomingMessage, response: ServerResponse) => void;
+/** A handler of Node's `http`, which answers a web `Request` with a `Response` as well. */
+export interface HttpHandler {
+  (request: IncomingMessage, response: ServerResponse): void;
+  (request: Request): Response;
+}
 
 /**
- * Answers health checks with what `health()` says, as JSON: 200 when the service can take requests, 503 when not.
+ * Answers health checks with the result of `health()` as JSON: 200 when the service can take requests, 503 when not.
  *
- * It is a handler of Node's `http` and of Express as it is. Fastify and Hono have Node's own request and response as
- * `request.raw` and `reply.raw`, `c.env.incoming` and `c.env.outgoing`; see docs/operations.md.
+ * The handler fits Node's `http` and Express as it is. For Fastify pass `request.raw` and `reply.raw`; for Hono, Next.js,
+ * Bun and Deno pass the web `Request` alone, and return the `Response`.
  *
  * @throws {TypeError} for a wrong option
  *
  * @example
  * app.get('/health', healthHandler(manager));
  * app.get('/health/live', healthHandler(manager, { probe: 'liveness' }));
+ *
+ * @example
+ * const health = healthHandler(manager);
+ * app.get('/health', ({ req }) => health(req.raw));
  */
 export function healthHandler(
   manager: { health(): Health },
@@ -39,21 +46,24 @@ export function healthHandler(
   const probe = optional('probe', options.probe, (option, value) =>
     oneOf(option, value, ['readiness', 'liveness']),
   );
-  return ({ method }, response) => {
-    if (method !== 'GET' && method !== 'HEAD') {
-      response.writeHead(405, { allow: 'GET, HEAD' }).end();
-      return;
-    }
+  const answerTo = (method?: string): [number, Record<string, string>, string?] => {
+    if (method !== 'GET' && method !== 'HEAD') return [405, { allow: 'GET, HEAD' }];
     const health = read(manager);
     const ready = health.status === 'healthy' || health.status === 'degraded';
     const body = `${JSON.stringify(health)}\n`;
-    response.writeHead(ready || probe === 'liveness' ? 200 : 503, {
+    const headers = {
       'content-type': 'application/json; charset=utf-8',
-      'content-length': Buffer.byteLength(body),
+      'content-length': String(Buffer.byteLength(body)),
       'cache-control': 'no-store',
-    });
-    response.end(method === 'HEAD' ? undefined : body);
+    };
+    return [ready || probe === 'liveness' ? 200 : 503, headers, method === 'HEAD' ? undefined : body];
   };
+  return ((request: { readonly method?: string }, response?: ServerResponse) => {
+    const [status, headers, body] = answerTo(request.method);
+    if (typeof response?.writeHead !== 'function') return new Response(body ?? null, { status, headers });
+    response.writeHead(status, headers).end(body);
+    return undefined;
+  }) as HttpHandler;
 }
 
 /** A limiter or a gate of the host's own may fail to count: that must not end the process. */

@@ -3,6 +3,7 @@
  *
  * - `watchAbort`, `unwatchAbort`: any number of watchers on one signal, at the price of one listener
  * - `LazySignal`: what can be aborted, and makes an AbortSignal only when one is read
+ * - `withSignal`: an object with a `signal` that is made when it is read
  * - `linkedController`: a controller that follows other signals; `anySignal`: only its signal
  * - `boundedCall`: one call of host code, bounded by a time and a signal
  * - `withDeadline`: work of our own, bounded by a time
@@ -148,6 +149,29 @@ export class LazySignal {
     watcher?.onAbort(reason);
     for (const listener of listeners) listener.handleEvent();
   }
+}
+
+/** Where an object keeps what makes its signal. A symbol, so that copies of the object have it too. */
+const SIGNAL_SOURCE = /* @__PURE__ */ Symbol('signal source');
+
+const SIGNAL = {
+  get(this: { readonly [SIGNAL_SOURCE]: { readonly signal: AbortSignal } }): AbortSignal {
+    return this[SIGNAL_SOURCE].signal;
+  },
+  enumerable: true,
+  configurable: true,
+};
+
+/**
+ * Gives an object that host code receives a `signal` of its own, made when it is read. All objects share one getter: with a
+ * getter in an object literal, which is a new function each time, V8 makes each object a dictionary, at four times the cost.
+ */
+export function withSignal<O extends object>(
+  object: O,
+  source: { readonly signal: AbortSignal },
+): O & { readonly signal: AbortSignal } {
+  (object as { [SIGNAL_SOURCE]?: unknown })[SIGNAL_SOURCE] = source;
+  return Object.defineProperty(object, 'signal', SIGNAL) as O & { readonly signal: AbortSignal };
 }
 
 const NOTHING_LINKED = (): void => {};

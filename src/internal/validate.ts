@@ -125,7 +125,7 @@ export const integer: Check = (option, value) => wholeNumber(option, value, Numb
 export function checkEach<O extends object>(
   where: string,
   given: O,
-  checks: { readonly [K in keyof O]-?: Check },
+  checks: { readonly [K in keyof O & string]-?: Check },
 ): void {
   const known = checks as Readonly<Record<string, Check>>;
   const refuse = (): O => options<O>(where, given, Object.keys(known) as (keyof O & string)[]);

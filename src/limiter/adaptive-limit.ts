@@ -370,7 +370,6 @@ export class AdaptiveLimit {
     }
     if (this.#tooHigh === undefined && !this.#isAlarmed && verdict.waiting < FIRST_ALARM) {
       this.#isAlarmed = true;
-      this.#restart(atMs);
       return;
     }
     const running = 1 - Math.min(verdict.waiting, DEEPEST_CUT);

@@ -9,6 +9,7 @@ import {
   refusal,
   wholeNumber,
 } from '../internal/validate.js';
+import { QUEUE_WATCH } from '../queue/queue-watch.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions, Limiter, LimiterStats, MapContext, Permit } from './limiter.js';
 import {
@@ -39,13 +40,13 @@ import {
 
 /**
  * A fair semaphore: admits at most `maxConcurrent` permits at once, in FIFO order. Use it to bound how much work runs at
- * the same time, with priorities, tenants that take turns, weights, timeouts, `AbortSignal`s and backpressure.
+ * the same time, with priorities, fair sharing between tenants, weights, timeouts, `AbortSignal`s and backpressure.
  *
  * Guarantees:
  * - The weight held never grows past `maxConcurrent`. Lowering the limit revokes nothing, so it may stand above the new
  *   limit for a while; a request heavier than a lowered limit waits and then runs alone.
  * - No overtaking: while there are waiters, newcomers queue behind them, `tryAcquire` included, and a light request never
- *   passes a heavy one of its priority. Priority decides the order, and tenants of one priority take turns.
+ *   passes a heavy one of its priority. Priority decides the order, and tenants of one priority share by `fairBy`.
  * - A waiter that aborts or times out leaves at once: its promise rejects, its timer and its listener are removed, and
  *   waiters that its absence makes room for are granted.
  * - `release` has granted the next waiter before it returns.
@@ -100,6 +101,11 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   /** Waiters now. */
   get queuedCount(): number {
     return this.#semaphore.queued;
+  }
+
+  /** @internal Waiters for which the caps of their tenants have no room. */
+  get cappedCount(): number {
+    return this.#semaphore.capped;
   }
 
   /** A frozen snapshot of the counts. */
@@ -311,6 +317,8 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
       previous: undefined,
       holder: undefined,
     };
+    const watch = options[QUEUE_WATCH];
+    if (watch !== undefined) extras.watch = watch;
     if (tenant !== undefined) {
       try {
         extras.holder = this.#semaphore.tenant(tenant, weight);

@@ -74,10 +74,10 @@ export function emitAcquired(limiter: ObservableLimiter, permit: ObservablePermi
   const { hooks } = limiter;
   // A `run` ends in its caller's own `then`; an `acquire` may be released from anywhere.
   if (hooks.hasListeners('permit:released'))
-    permit.extras = { ...permit.extras, context: new AsyncContext() };
+    permit.extras = Object.assign({ context: new AsyncContext() }, permit.extras);
   if (!hooks.hasListeners('permit:acquired')) return;
   const payload = permitPayload(limiter, permit.weight, permit.extras);
-  hooks.emit('permit:acquired', { ...payload, waitMs: permit.waitMs });
+  hooks.emit('permit:acquired', { waitMs: permit.waitMs, ...payload });
 }
 
 /** Emits in the context of the request, whatever code released it. */
@@ -88,7 +88,7 @@ export function emitReleased(
 ): void {
   const { hooks } = limiter;
   if (!hooks.hasListeners('permit:released')) return;
-  const payload = { ...permitPayload(limiter, permit.weight, permit.extras), outcome };
+  const payload = { outcome, ...permitPayload(limiter, permit.weight, permit.extras) };
   const emit = (): void => hooks.emit('permit:released', payload);
   const context = permit.extras?.context;
   if (context === undefined) emit();
@@ -104,7 +104,6 @@ export function emitRejected(
 ): void {
   if (!limiter.hooks.hasListeners('permit:rejected')) return;
   const payload = {
-    ...permitPayload(limiter, options?.weight ?? 1, options),
     reason,
     // Only the reason of an abort is the host's.
     error:
@@ -112,6 +111,7 @@ export function emitRejected(
         ? summarizeError(error, limiter.hooks.redact)
         : summaryOf(error as PipelinePoolError),
     waitMs,
+    ...permitPayload(limiter, options?.weight ?? 1, options),
   };
   limiter.hooks.emit('permit:rejected', payload);
 }
@@ -136,7 +136,7 @@ export function observeWait<G>(
 function emitWait<G>(limiter: ObservableLimiter, permit: QueuedPermit, granted: Promise<G>): Promise<G> {
   if (permit.state === 'waiting' && limiter.hooks.hasListeners('permit:queued')) {
     const payload = permitPayload(limiter, permit.weight, permit.extras);
-    limiter.hooks.emit('permit:queued', { ...payload, ...permit.place() });
+    limiter.hooks.emit('permit:queued', Object.assign(payload, permit.place()));
   }
   return granted.then(
     (answer) => {

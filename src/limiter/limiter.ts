@@ -1,4 +1,5 @@
 import type { PermitOutcome } from '../hooks/events.js';
+import type { QUEUE_WATCH, QueueWatch } from '../queue/queue-watch.js';
 
 /** Options of a request for a permit. */
 export interface AcquireOptions {
@@ -13,12 +14,14 @@ export interface AcquireOptions {
    * limit: to its `max`). A request heavier than a lowered limit waits and runs alone. @default 1
    */
   readonly weight?: number | undefined;
-  /** Whose request it is: tenants of one priority take turns. @default none */
+  /** Whose request it is: tenants of one priority share fairly. @default none */
   readonly tenant?: string | undefined;
   /** Included in event payloads. @default none */
   readonly taskId?: string | undefined;
   /** Included in event payloads. @default none */
   readonly requestId?: string | undefined;
+  /** @internal Learns where the request stands while it is queued. */
+  readonly [QUEUE_WATCH]?: QueueWatch | undefined;
 }
 
 /** A share of a limit. Release it exactly when the work is over; a second release does nothing. */
@@ -52,6 +55,24 @@ export interface MapContext extends RunContext {
   readonly index: number;
 }
 
+/** What all processes that share a limit do together, as its server last reported it to this one. */
+export interface FleetStats {
+  /** Weight held; of the starts of a gate, those that were granted and have not begun. */
+  readonly active: number;
+  /** Waiters. */
+  readonly queued: number;
+  /** Processes that share the limit. */
+  readonly members: number;
+  /** Whether the server answers. */
+  readonly available: boolean;
+  /** Whether nothing is granted, for one lease after a loss of data. */
+  readonly frozen: boolean;
+  /** Permits that this process has lost before their release. */
+  readonly lost: number;
+  /** The limit that this process was started with, where another one was in force already. */
+  readonly configured?: number | undefined;
+}
+
 /** A snapshot of a limiter. Counted, not derived. */
 export interface LimiterStats {
   readonly maxConcurrent: number;
@@ -65,6 +86,8 @@ export interface LimiterStats {
   readonly rejected: number;
   readonly paused: boolean;
   readonly closed: boolean;
+  /** Of all processes that share the limit; absent if none do. */
+  readonly fleet?: FleetStats | undefined;
 }
 
 /**

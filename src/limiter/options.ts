@@ -90,7 +90,7 @@ export function checkLimiterOptions(given: ConcurrencyLimiterOptions): Concurren
   return given;
 }
 
-const ACQUIRE_OPTIONS: Readonly<Record<keyof AcquireOptions, true>> = {
+const ACQUIRE_OPTIONS: Readonly<Record<keyof AcquireOptions & string, true>> = {
   signal: true,
   timeoutMs: true,
   priority: true,

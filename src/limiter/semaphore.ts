@@ -27,6 +27,7 @@ import { sharedStack } from '../internal/shared-stack.js';
 import { refusal } from '../internal/validate.js';
 import { DrainRate } from '../queue/drain-rate.js';
 import { FairQueue } from '../queue/fair-queue.js';
+import type { QueueWatch } from '../queue/queue-watch.js';
 import type { QueueNode, QueuePosition, Tenant } from '../queue/tenant.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import {
@@ -62,6 +63,7 @@ export interface PermitExtras extends PermitContext, QueuePosition {
   nested?: Set<WaitingPermit>;
   /** The outcome of a run that has ended while a nested one still holds its permit. */
   outcome?: PermitOutcome;
+  watch?: QueueWatch;
 }
 
 export type LimiterPermit = ReadyPermit | WaitingPermit;
@@ -456,6 +458,11 @@ export class Semaphore {
     return this.#queue.size;
   }
 
+  /** Waiters for which the caps of their tenants have no room. */
+  get capped(): number {
+    return this.#queue.size - this.#queue.eligible;
+  }
+
   stats(): LimiterStats {
     return Object.freeze({
       maxConcurrent: this.#maxConcurrent,
@@ -490,6 +497,8 @@ export class Semaphore {
     const permit = new ReadyPermit(this, weight, this.#isPlain ? extras : this.#charged(weight, extras));
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#saturate();
+    // The charge may have put a lighter waiter of another tenant before a heavy one that has no room.
+    else if (!this.#isPlain && this.#queue.size > 0) this.#admit();
     if (this.#isObserved()) emitAcquired(this.#limiter, permit);
     return permit;
   }
@@ -553,6 +562,8 @@ export class Semaphore {
       lent.isLent = true;
       this.#acquired++;
       next.grant();
+      // It may have been next, with no room for what it weighs, ahead of a lighter waiter.
+      this.#admit();
       return;
     }
   }
@@ -771,7 +782,9 @@ export class Semaphore {
   #enqueueBounded(permit: WaitingPermit): void {
     permit.extras ??= {};
     const { extras } = permit;
-    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, holder } = extras;
+    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, holder, watch } = extras;
+    if (watch !== undefined)
+      watch.readPlace = () => (permit.state === 'waiting' ? permit.place() : undefined);
     if (timeoutMs !== undefined) extras.timer = setTimeout(onTimeout, timeoutMs, permit);
     if (signal !== undefined) watchAbort(signal, permit);
     this.#extraWeight += permit.weight - 1;

@@ -1,6 +1,6 @@
 import type { GateStats } from '../gate/service-gate.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import type { LimiterStats } from '../limiter/limiter.js';
+import type { FleetStats, LimiterStats } from '../limiter/limiter.js';
 import type { PoolStats } from '../pool/options.js';
 
 /**
@@ -29,6 +29,8 @@ export interface Health {
   readonly gates_in_cooldown: readonly string[];
   /** Gates whose keys are all quarantined or exhausted. */
   readonly gates_without_keys: readonly string[];
+  /** If several processes share the limit of requests: what all of them do. */
+  readonly fleet?: FleetStats;
   readonly uptime_seconds: number;
   /** Why the status is not `healthy`, in words; empty when it is. */
   readonly reasons: readonly string[];
@@ -44,7 +46,7 @@ export interface HealthFigures {
   /** Creations that failed in a row, up to the last one. */
   readonly failedCreations: number;
   readonly uptimeMs: number;
-  readonly limiter: Pick<LimiterStats, 'maxConcurrent' | 'paused' | 'closed'>;
+  readonly limiter: Pick<LimiterStats, 'maxConcurrent' | 'paused' | 'closed' | 'fleet'>;
   readonly pool: Pick<
     PoolStats,
     'size' | 'live' | 'idle' | 'creating' | 'destroying' | 'leased' | 'queued' | 'state'
@@ -52,13 +54,9 @@ export interface HealthFigures {
   readonly gates: readonly GateStats[];
 }
 
-/** What a limit that several processes share reports besides. */
-interface FleetFigures {
-  readonly fleet?: { readonly available?: unknown } | undefined;
-}
-
-export const isUnavailable = (stats: unknown): boolean =>
-  (Object(stats) as FleetFigures).fleet?.available === false;
+/** Whether the server of a limit that several processes share cannot be reached. */
+const isUnavailable = (stats: { readonly fleet?: FleetStats | undefined } | undefined): boolean =>
+  stats?.fleet?.available === false;
 
 /** A burst is over by then: a longer wait means that capacity is missing. */
 const LONG_WAIT_MS = 60_000;
@@ -88,6 +86,7 @@ export function healthOf(figures: HealthFigures): Health {
     creating_instances: pool.creating,
     gates_in_cooldown: gates.filter(isCoolingDown).map(({ name }) => name),
     gates_without_keys: gates.filter(isWithoutKeys).map(({ name }) => name),
+    ...(limiter.fleet && { fleet: limiter.fleet }),
     uptime_seconds: Math.floor(figures.uptimeMs / 1000),
     reasons: reasons.map(({ text }) => text),
   };
@@ -159,8 +158,7 @@ function isGateStats(stats: unknown): stats is GateStats {
 }
 
 /** Whether a gate cannot reach the server of the limits that it shares. */
-export const isWithoutLimits = ({ limitsAvailable, limiter }: GateStats): boolean =>
-  limitsAvailable === false || isUnavailable(limiter);
+const isWithoutLimits = (gate: GateStats): boolean => isUnavailable(gate) || isUnavailable(gate.limiter);
 
 /** Whether every key is quarantined or exhausted: every call fails until somebody acts. */
 export function isWithoutKeys({ keys }: GateStats): boolean {

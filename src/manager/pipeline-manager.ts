@@ -27,7 +27,7 @@ import type { Lease } from '../pool/lease.js';
 import type { PipelinePoolOptions, PoolStats } from '../pool/options.js';
 import { PipelinePool } from '../pool/pipeline-pool.js';
 import type { RequestContext } from '../request/current-request.js';
-import { completeConfig, type PipelineConfig } from './config.js';
+import { CONFIG_VARIABLES, completeConfig, type PipelineConfig } from './config.js';
 import { CreationWatch, gateStatsOf, type Health, healthOf } from './health.js';
 import {
   checkRequest,
@@ -324,7 +324,7 @@ export class PipelineManager<T> implements AsyncDisposable {
   #open(taskId: string, options: RequestOptions): ManagedRequest<T> {
     if (this.#shutdown !== undefined) throw new ManagerClosedError(this.name);
     const { timeoutMs = this.#requestTimeoutMs } = options;
-    return new ManagedRequest(this.#dependencies, taskId, { ...options, timeoutMs });
+    return new ManagedRequest(this.#dependencies, taskId, options, timeoutMs);
   }
 
   /** Ends what is left: code under `run` and `stream` by its signal, holders of a lease by the lease's. */
@@ -381,6 +381,11 @@ export function createPipelineManager<T>({
   hooks = new LifecycleHooks(),
   ...poolOptions
 }: CreatePipelineManagerOptions<T>): PipelineManager<T> {
+  for (const option of Object.keys(poolOptions)) {
+    // The pool would name itself, or take the option for its own.
+    if (option === 'size' || (option in CONFIG_VARIABLES && option !== 'acquireTimeoutMs'))
+      throw new TypeError(`Set \`${option === 'size' ? 'poolSize' : option}\` in \`config\`, not beside it`);
+  }
   const { poolSize, maxConcurrentRequests, maxQueue, acquireTimeoutMs, requestTimeoutMs, abortGraceMs } =
     completeConfig(config);
   const { fairBy, tenants, agingMs } = poolOptions;

@@ -1,3 +1,4 @@
+import type { AbortListener, LazySignal } from '../internal/abort.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import type { RequestContext } from '../request/current-request.js';
 import type { ManagedRequest } from './request.js';
@@ -23,8 +24,18 @@ export type StreamSource<T, Y, R = unknown> = (
   context: RequestContext<T>,
 ) => Items<Y, R> | PromiseLike<Items<Y, R>>;
 
+/** Performs a command on the host's iterator. What it returns is to be awaited, and checked. */
+type Perform = (iterator: CheckedIterator<unknown>) => unknown;
+
+const NEXT: Perform = (iterator) => iterator.ask();
+const RETURN: Perform = async (iterator) => {
+  await iterator.return();
+  // Over, even if the generator yields once more.
+  return END;
+};
+
 interface Command<Y, R> {
-  readonly perform: (iterator: CheckedIterator<Y, R>) => Promise<IteratorResult<Y, R>>;
+  readonly perform: Perform;
   readonly settle: (result: IteratorResult<Y, R> | Promise<never>) => void;
 }
 
@@ -57,12 +68,13 @@ const END = /* @__PURE__ */ Object.freeze({ done: true, value: undefined });
  * - The source runs only while an item is asked for: backpressure.
  * - `return` does not wait for an item that is being made: it aborts the request, and that item's `next` is done.
  */
-export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> {
+export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>, AbortListener {
   readonly #open: () => ManagedRequest<T>;
   readonly #source: StreamSource<T, Y, R>;
   readonly #commands: Command<Y, R>[] = [];
   #state: StreamState<T> = { kind: 'idle' };
-  #wake: (() => void) | undefined;
+  /** Gives a command to the work, which waits for one; or none, because the request was ended early. */
+  #give: ((command: Command<Y, R> | undefined) => void) | undefined;
   /** The command that is being performed. */
   #current: Command<Y, R> | undefined;
   #returned = false;
@@ -83,7 +95,7 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> 
       return Promise.reject(state.error);
     }
     if (state.kind === 'over' || this.#returned) return Promise.resolve(END);
-    const item = this.#send((iterator) => iterator.next());
+    const item = this.#send(NEXT);
     if (state.kind === 'idle') this.#begin();
     return item;
   }
@@ -97,11 +109,7 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> 
     }
     this.#returned = true;
     if (this.#current === undefined && this.#commands.length === 0) {
-      return this.#send(async (iterator) => {
-        await iterator.return();
-        // Over, even if the generator yields once more.
-        return END as IteratorResult<Y, R>;
-      });
+      return this.#send(RETURN);
     }
     state.request.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
     return Promise.resolve(END);
@@ -115,10 +123,16 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> 
     return this.#send((iterator) => iterator.throw(error));
   }
 
-  #send(perform: Command<Y, R>['perform']): Promise<IteratorResult<Y, R>> {
+  #send(perform: Perform): Promise<IteratorResult<Y, R>> {
     return new Promise((settle) => {
-      this.#commands.push({ perform, settle });
-      this.#wake?.();
+      const command = { perform, settle };
+      const give = this.#give;
+      if (give === undefined) this.#commands.push(command);
+      else {
+        this.#give = undefined;
+        this.#current = command;
+        give(command);
+      }
     });
   }
 
@@ -132,50 +146,51 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined> 
     }
     this.#state = { kind: 'open', request };
     request
-      .run((context) => this.#work(context))
+      .run((context) => this.#work(context, request.abortable))
       .then(
         () => this.#finish(undefined),
         (error: unknown) => this.#finish(this.#returned ? undefined : { error }),
       );
   }
 
-  /** The request's work: performs one command after another until the source is done. */
-  async #work(context: RequestContext<T>): Promise<void> {
-    const { signal } = context;
+  /** The request was ended early: `#work` must not wait for a command. */
+  handleEvent(): void {
+    this.#give?.(undefined);
+  }
+
+  /**
+   * The request's work: performs one command after another until the source is done. In one function, without a promise or
+   * a closure for an item that can be done without: an item costs little more than a step of the source.
+   */
+  async #work(context: RequestContext<T>, abortable: LazySignal): Promise<void> {
     const items = await this.#source(context);
     const iterator = CheckedIterator.of(items, 'generator', 'a function that returns an async iterable');
     // Whether the iterator is neither busy nor over, so that its `return` must be called.
     let open = true;
-    const onAbort = (): void => this.#wake?.();
-    signal.addEventListener('abort', onAbort, { once: true });
+    abortable.addEventListener('abort', this);
     try {
       for (let done = false; !done; ) {
-        const command = await this.#nextCommand(signal);
-        this.#current = command;
+        abortable.throwIfAborted();
+        const command =
+          this.#commands.shift() ??
+          (await new Promise<Command<Y, R> | undefined>((resolve) => {
+            this.#give = resolve;
+          }));
+        abortable.throwIfAborted();
+        this.#current = command as Command<Y, R>;
         open = false;
-        const result = await command.perform(iterator);
+        const result = CheckedIterator.read<Y, R>(await this.#current.perform(iterator));
         done = result.done === true;
         open = !done;
         // A source that ends quietly because it was aborted has not come to its end.
-        if (signal.aborted) throw signal.reason;
+        abortable.throwIfAborted();
+        const { settle } = this.#current;
         this.#current = undefined;
-        command.settle(result);
+        settle(result);
       }
     } finally {
-      signal.removeEventListener('abort', onAbort);
+      abortable.removeEventListener('abort', this);
       if (open) await iterator.return();
-    }
-  }
-
-  async #nextCommand(signal: AbortSignal): Promise<Command<Y, R>> {
-    for (;;) {
-      if (signal.aborted) throw signal.reason;
-      const command = this.#commands.shift();
-      if (command !== undefined) return command;
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-      this.#wake = undefined;
     }
   }
 

@@ -6,9 +6,22 @@ import {
   PoolClosedError,
   RequestTimeoutError,
 } from '../errors.js';
-import type { BudgetFigures, LifecycleEvents, ManagerEvents, RequestOutcome } from '../hooks/events.js';
+import type {
+  BudgetFigures,
+  LifecycleEvents,
+  ManagerEvents,
+  QueuePlace,
+  RequestOutcome,
+} from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { type AbortWatcher, boundedCall, LazySignal, unwatchAbort, watchAbort } from '../internal/abort.js';
+import {
+  type AbortWatcher,
+  boundedCall,
+  LazySignal,
+  unwatchAbort,
+  watchAbort,
+  withSignal,
+} from '../internal/abort.js';
 import { nowMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { redactError } from '../internal/redaction.js';
@@ -18,6 +31,7 @@ import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Limiter, Permit } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
+import { QUEUE_WATCH, type QueueWatch } from '../queue/queue-watch.js';
 import { Budget, type BudgetOption, countedAmounts, isBudget } from '../request/budget.js';
 import { currentScope, type RequestContext, runInRequest } from '../request/current-request.js';
 
@@ -36,8 +50,8 @@ export interface RequestOptions {
   /** Waits for this instance and no other (see `PipelinePool.acquire`). @default any */
   readonly instanceId?: number | undefined;
   /**
-   * What the request and everything under it may spend: a `Budget`, or its caps. Caps inside another request are a child
-   * of its budget.
+   * What the request and everything under it may spend: a `Budget`, or its caps. Inside another request it applies together
+   * with the budget of that one: what is spent is spent from both.
    * @default the budget of the request that makes this one, or none
    */
   readonly budget?: BudgetOption | undefined;
@@ -51,6 +65,10 @@ export interface RequestInfo {
   readonly state: 'queued' | 'running';
   /** What a queued request waits for. */
   readonly waitsFor?: 'permit' | 'instance';
+  /** Its place in the queue that it waits in, 1 for the next (see `permit:queued`); absent where the limiter cannot say. */
+  readonly position?: number;
+  /** Milliseconds that it may still have to wait in that queue, from the pace of recent releases. */
+  readonly estimatedWaitMs?: number;
   /** The instance of a running request. */
   readonly instanceId?: number;
   /** Milliseconds since the request came. */
@@ -105,7 +123,7 @@ export function checkRequest(taskId: string, given: RequestOptions): void {
 function budgetOf(given: BudgetOption | undefined): Budget | undefined {
   const current = currentScope()?.budget;
   if (given === undefined) return current;
-  if (isBudget(given)) return given;
+  if (isBudget(given)) return given.within(current);
   return current?.child(given) ?? new Budget(given);
 }
 
@@ -164,13 +182,15 @@ export class RequestRegistry<T> {
  * - However the lease ends, the permit is released with it, once. If the permit is lost, the request ends in that step.
  * - Once the request is over, for whatever reason, its signal is aborted: code that it left running ends too.
  */
-export class ManagedRequest<T> implements AbortWatcher {
+export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
   readonly requestId = randomUUID();
   readonly taskId: string;
+  /** Set by the limiter and the pool. */
+  readPlace: (() => QueuePlace | undefined) | undefined;
   readonly #dependencies: RequestDependencies<T>;
   readonly #options: RequestOptions;
   /** Most host code never reads its signal, and an AbortController is dear. */
-  readonly #abortable = new LazySignal();
+  readonly abortable = new LazySignal();
   readonly #openedMs = nowMs();
   readonly #budget: Budget | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -180,12 +200,18 @@ export class ManagedRequest<T> implements AbortWatcher {
   #instanceId: number | undefined;
   #stopWaiting: ((reason: unknown) => void) | undefined;
 
-  constructor(dependencies: RequestDependencies<T>, taskId: string, options: RequestOptions) {
+  constructor(
+    dependencies: RequestDependencies<T>,
+    taskId: string,
+    options: RequestOptions,
+    timeoutMs: number | undefined,
+  ) {
     this.#dependencies = dependencies;
     this.taskId = taskId;
-    this.#options = options;
+    // A copy: the caller may reuse the object for the next request.
+    this.#options = { ...options };
     this.#budget = budgetOf(options.budget);
-    const { signal, timeoutMs } = options;
+    const { signal } = this.#options;
     if (signal?.aborted) this.onAbort(signal.reason);
     else if (signal !== undefined) watchAbort(signal, this);
     if (timeoutMs !== undefined) {
@@ -198,7 +224,7 @@ export class ManagedRequest<T> implements AbortWatcher {
   }
 
   get signal(): AbortSignal {
-    return this.#abortable.signal;
+    return this.abortable.signal;
   }
 
   get isAdmitted(): boolean {
@@ -225,6 +251,7 @@ export class ManagedRequest<T> implements AbortWatcher {
         ? {
             state: 'queued' as const,
             waitsFor: this.isAdmitted ? ('instance' as const) : ('permit' as const),
+            ...this.readPlace?.(),
           }
         : { state: 'running' as const }),
       ...(instanceId === undefined ? {} : { instanceId }),
@@ -246,9 +273,9 @@ export class ManagedRequest<T> implements AbortWatcher {
 
   /** Ends the request early; the first reason counts. */
   end(outcome: EarlyEnd, reason: unknown): void {
-    if (this.#abortable.aborted) return;
+    if (this.abortable.aborted) return;
     this.#earlyEnd = outcome;
-    this.#abortable.fire(reason);
+    this.abortable.fire(reason);
     this.#stopWaiting?.(reason);
   }
 
@@ -260,17 +287,34 @@ export class ManagedRequest<T> implements AbortWatcher {
   async enter(untilReleased = false): Promise<Lease<T>> {
     const { pool, requests, abortGraceMs } = this.#dependencies;
     const { priority, tenant, weight, instanceId } = this.#options;
-    const { watchable } = this.#abortable;
-    const ids = { taskId: this.taskId, requestId: this.requestId, priority, tenant, signal: watchable };
+    const { watchable } = this.abortable;
+    const { taskId, requestId } = this;
     try {
-      const permit = await this.#permit({ ...ids, weight });
+      const permit = await this.#permit({
+        taskId,
+        requestId,
+        priority,
+        tenant,
+        signal: watchable,
+        weight,
+        [QUEUE_WATCH]: this,
+      });
       const admittedMs = nowMs();
       this.#admittedMs = admittedMs;
+      this.readPlace = undefined;
       requests.admitted++;
       const permitWatch = PermitWatch.of(permit, this);
       let lease: Lease<T>;
       try {
-        lease = await pool.acquire({ ...ids, instanceId });
+        lease = await pool.acquire({
+          taskId,
+          requestId,
+          priority,
+          tenant,
+          signal: watchable,
+          instanceId,
+          [QUEUE_WATCH]: this,
+        });
       } catch (error) {
         permitWatch?.stop();
         releasePermit(permit, 'ignored');
@@ -278,6 +322,7 @@ export class ManagedRequest<T> implements AbortWatcher {
       }
       const startedMs = nowMs();
       this.#startedMs = startedMs;
+      this.readPlace = undefined;
       this.#instanceId = lease.instanceId;
       this.#emit('request:started', {
         instanceId: lease.instanceId,
@@ -324,7 +369,7 @@ export class ManagedRequest<T> implements AbortWatcher {
   /** Serves a request whose work is one function. */
   async run<R>(work: (context: RequestContext<T>) => R | PromiseLike<R>): Promise<R> {
     const lease = await this.enter();
-    const { aborted, reason } = this.#abortable;
+    const { aborted, reason } = this.abortable;
     const answer = new Promise<R>((resolve, reject) => {
       // Aborted between the grant and this step: nothing has begun.
       if (aborted) reject(reason);
@@ -343,14 +388,10 @@ export class ManagedRequest<T> implements AbortWatcher {
   }
 
   #call<R>(work: (context: RequestContext<T>) => R, { pipeline, instanceId }: Lease<T>): R {
-    const abortable = this.#abortable;
     const { taskId, requestId } = this;
     const { tenant, priority } = this.#options;
-    const context: RequestContext<T> = {
+    const given = {
       pipeline,
-      get signal() {
-        return abortable.signal;
-      },
       taskId,
       instanceId,
       requestId,
@@ -358,13 +399,14 @@ export class ManagedRequest<T> implements AbortWatcher {
       ...(priority === undefined ? {} : { priority }),
       ...(this.#budget === undefined ? {} : { budget: this.#budget }),
     };
+    const context: RequestContext<T> = withSignal(given, this.abortable);
     return this.#dependencies.trackRequests ? runInRequest(context, work) : work(context);
   }
 
   /** Settles as `answer` does, or rejects in the step in which the request is ended early. */
   #unlessEnded<R>(answer: Promise<R>): Promise<R> {
     return new Promise((resolve, reject) => {
-      if (this.#abortable.aborted) reject(this.#abortable.reason);
+      if (this.abortable.aborted) reject(this.abortable.reason);
       this.#stopWaiting = reject;
       answer.then(resolve, reject);
     });
@@ -386,7 +428,7 @@ export class ManagedRequest<T> implements AbortWatcher {
   }
 
   #outcomeOf(error: unknown): Exclude<RequestOutcome, 'ok'> {
-    if (this.#earlyEnd !== undefined && error === this.#abortable.reason) return this.#earlyEnd;
+    if (this.#earlyEnd !== undefined && error === this.abortable.reason) return this.#earlyEnd;
     return error instanceof LeaseRevokedError || error instanceof LimitLostError ? 'revoked' : 'failed';
   }
 
@@ -401,7 +443,7 @@ export class ManagedRequest<T> implements AbortWatcher {
     this.#stopWatching();
     // Whatever the host's code left running must not outlive its instance.
     requestOver ??= new DOMException('The request is over', 'AbortError');
-    this.#abortable.fire(requestOver);
+    this.abortable.fire(requestOver);
     this.#emit('request:finished', {
       instanceId: this.#instanceId as number,
       outcome,
@@ -420,15 +462,12 @@ export class ManagedRequest<T> implements AbortWatcher {
   #emit<E extends keyof ManagerEvents>(event: E, more: Details<E> & { readonly error?: unknown }): void {
     const { hooks, name } = this.#dependencies;
     if (!hooks.hasListeners(event)) return;
-    const ids: Ids = {
-      source: name,
-      taskId: this.taskId,
-      requestId: this.requestId,
-      tenant: this.#options.tenant,
-    };
+    const { taskId, requestId } = this;
+    const { tenant } = this.#options;
     const { error } = more;
-    const details = error === undefined ? more : { ...more, error: redactError(error, hooks.redact) };
-    hooks.emit(event, { ...ids, ...details } as unknown as LifecycleEvents[E]);
+    const payload: Record<string, unknown> = { source: name, taskId, requestId, tenant, ...more };
+    if (error !== undefined) payload.error = redactError(error, hooks.redact);
+    hooks.emit(event, payload as unknown as LifecycleEvents[E]);
   }
 }
 

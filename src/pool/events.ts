@@ -36,12 +36,12 @@ export class PoolEventEmitter<T> {
 
   creating(instanceId: number): void {
     if (!this.#hasListeners('instance:creating')) return;
-    this.#hooks.emit('instance:creating', { ...this.#payload(undefined), instanceId });
+    this.#hooks.emit('instance:creating', { instanceId, ...this.#payload(undefined) });
   }
 
   created(instanceId: number, createMs: number): void {
     if (!this.#hasListeners('instance:created')) return;
-    this.#hooks.emit('instance:created', { ...this.#payload(undefined), instanceId, createMs });
+    this.#hooks.emit('instance:created', { instanceId, createMs, ...this.#payload(undefined) });
   }
 
   createFailed(
@@ -72,7 +72,7 @@ export class PoolEventEmitter<T> {
 
   destroyed({ id, uses }: Instance<T>, reason: DestroyReason, destroyMs: number, ageMs: number): void {
     if (!this.#hasListeners('instance:destroyed')) return;
-    const payload = { ...this.#payload(undefined), instanceId: id, reason, destroyMs, ageMs, uses };
+    const payload = { instanceId: id, reason, destroyMs, ageMs, uses, ...this.#payload(undefined) };
     this.#hooks.emit('instance:destroyed', payload);
   }
 
@@ -100,29 +100,29 @@ export class PoolEventEmitter<T> {
 
   queued(request: LeaseRequest<T>): void {
     if (!this.#hasListeners('lease:queued')) return;
-    const payload = { ...this.#payload(request.options), ...this.#waiters.placeOf(request) };
+    const payload = Object.assign(this.#payload(request.options), this.#waiters.placeOf(request));
     this.#hooks.emit('lease:queued', payload);
   }
 
   acquired(instanceId: number, options: LeaseOptions | undefined, waitMs: number): void {
     if (!this.#hooks.hasAnyListeners && !ACQUIRED.hasSubscribers) return;
     if (!this.#hooks.hasListeners('lease:acquired')) return;
-    this.#hooks.emit('lease:acquired', { ...this.#payload(options), instanceId, waitMs });
+    this.#hooks.emit('lease:acquired', { instanceId, waitMs, ...this.#payload(options) });
   }
 
   released(instanceId: number, options: LeaseOptions | undefined, heldMs: number, discarded: boolean): void {
     if (!this.#hooks.hasAnyListeners && !RELEASED.hasSubscribers) return;
     if (!this.#hooks.hasListeners('lease:released')) return;
-    this.#hooks.emit('lease:released', { ...this.#payload(options), instanceId, heldMs, discarded });
+    this.#hooks.emit('lease:released', { instanceId, heldMs, discarded, ...this.#payload(options) });
   }
 
   rejected(options: LeaseOptions | undefined, reason: LeaseRejection, waitMs: number, error: unknown): void {
     if (!this.#hasListeners('lease:rejected')) return;
     const payload = {
-      ...this.#payload(options),
       reason,
       waitMs,
       error: this.#summarize(error),
+      ...this.#payload(options),
     };
     this.#hooks.emit('lease:rejected', payload);
   }
@@ -135,7 +135,7 @@ export class PoolEventEmitter<T> {
     stack: string | undefined,
   ): void {
     if (!this.#hasListeners('lease:leaked')) return;
-    const payload = { ...this.#payload(options), instanceId, heldMs, kind };
+    const payload = { instanceId, heldMs, kind, ...this.#payload(options) };
     this.#hooks.emit('lease:leaked', stack === undefined ? payload : { ...payload, stack });
   }
 
@@ -146,7 +146,7 @@ export class PoolEventEmitter<T> {
     reason: RevocationReason,
   ): void {
     if (!this.#hasListeners('lease:revoked')) return;
-    this.#hooks.emit('lease:revoked', { ...this.#payload(options), instanceId, heldMs, reason });
+    this.#hooks.emit('lease:revoked', { instanceId, heldMs, reason, ...this.#payload(options) });
   }
 
   /** The part of an error that payloads carry. Close and abort reject many waiters with one error: it is redacted once. */

@@ -84,8 +84,6 @@ export class Leases<T> {
   revoked = 0;
   /** Called with an instance that was released and reset; settles when it is available again, or gone. */
   onReturn!: (instance: Instance<T>) => Promise<void>;
-  /** Called when a tenant with a cap holds one lease less. */
-  onCapFreed!: () => void;
   readonly source: string;
   readonly #pool: PoolState<T>;
   readonly #settings: PoolSettings<T>;
@@ -153,7 +151,7 @@ export class Leases<T> {
       this.revoked++;
       const isCapFreed = request.extras !== undefined && this.#pool.waiters.settle(request);
       const done = this.#teardown.destroy(instance, reason === 'closed' ? 'closed' : 'revoked');
-      if (isCapFreed) this.onCapFreed();
+      if (isCapFreed) this.#pool.waiters.onCapFreed();
       request.end({ kind: 'revoked', done, error });
       this.#pool.events.revoked(instance.id, options, request.elapsedMs(this.#settings.turnNow()), reason);
     });
@@ -198,7 +196,7 @@ export class Leases<T> {
     } else {
       done = this.onReturn(instance);
     }
-    if (isCapFreed) this.onCapFreed();
+    if (isCapFreed) this.#pool.waiters.onCapFreed();
     request.end(done === DONE ? RELEASED : { kind: 'released', done });
     if (request.extras?.isOverdue) this.#emitLeaked(request, 'returned');
     this.#pool.events.released(instance.id, request.options, request.elapsedMs(now), discard);

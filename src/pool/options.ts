@@ -15,6 +15,7 @@ import {
   wholeNumber,
 } from '../internal/validate.js';
 import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
+import type { QUEUE_WATCH, QueueWatch } from '../queue/queue-watch.js';
 
 /** The instance that a callback is called for. */
 export interface InstanceContext {
@@ -136,8 +137,10 @@ export interface LeaseOptions {
   readonly timeoutMs?: number | undefined;
   /** A whole number; higher is served first. @default 0 */
   readonly priority?: number | undefined;
-  /** The owner of the request: tenants with the same priority take turns. @default none */
+  /** The owner of the request: tenants with the same priority share fairly. @default none */
   readonly tenant?: string | undefined;
+  /** @internal Learns where the request stands while it is queued. */
+  readonly [QUEUE_WATCH]?: QueueWatch | undefined;
 }
 
 /** The state of a pool at one moment. Every number is counted, not derived. */
@@ -294,7 +297,7 @@ function retrySettings({ baseMs, maxMs }: CreateRetry = {}): Required<CreateRetr
 }
 
 /** The checks of `LeaseOptions`. Functions of one file, since this stands before every lease. */
-export const LEASE_CHECKS: { readonly [K in keyof LeaseOptions]-?: Check } = {
+export const LEASE_CHECKS: { readonly [K in keyof LeaseOptions & string]-?: Check } = {
   taskId: text,
   requestId: text,
   instanceId: fromOne,

@@ -58,7 +58,7 @@ export class Scheduler<T> {
     this.#creator = creator;
     this.#teardown = teardown;
     leases.onReturn = (instance) => this.#offer(instance);
-    leases.onCapFreed = () => this.#offerClaimed();
+    pool.waiters.onCapFreed = () => this.#offerClaimed();
     creator.onReady = () => this.plan();
     teardown.onChange = (instance) => {
       if (instance.uses === 0) creator.yieldTurn();
@@ -69,17 +69,19 @@ export class Scheduler<T> {
   /** Serves a request, now or when its turn comes. */
   acquire(extras: LeaseRequestExtras<T> | undefined): Promise<Lease<T>> {
     const options = extras?.options;
+    // First, since the host's `tenants` may abort the request or close the pool.
+    if (extras !== undefined && options?.tenant !== undefined) {
+      const error = this.#tenantError(extras, options.tenant);
+      if (error !== undefined) return error;
+    }
     if (options?.signal?.aborted) return this.#reject(options, 'aborted', options.signal.reason);
     const { status } = this.#pool;
     if (status !== 'open') {
       return this.#reject(options, 'closed', new PoolClosedError(this.#settings.name, status));
     }
-    let isCapped = false;
-    if (extras !== undefined && options?.tenant !== undefined) {
-      const error = this.#tenantError(extras, options.tenant);
-      if (error !== undefined) return error;
-      isCapped = extras.holder?.isFull(1) === true;
-    }
+    const holder = extras?.holder;
+    const isCapped =
+      holder !== undefined && (options?.instanceId === undefined ? holder.isTaken : holder.isFull(1));
     const instance = options?.instanceId === undefined && !isCapped ? this.#takeFree() : undefined;
     if (instance === undefined) return this.#enqueue(extras, isCapped);
     const request = new LeaseRequest(extras);
@@ -161,7 +163,7 @@ export class Scheduler<T> {
 
   #enqueue(extras: LeaseRequestExtras<T> | undefined, isCapped: boolean): Promise<Lease<T>> {
     const options = extras?.options;
-    const rejection = this.#rejectionOf(options, isCapped || this.#pool.paused);
+    const rejection = this.#rejectionOf(options, isCapped);
     if (rejection !== undefined) return this.#reject(options, rejection.reason, rejection.error);
     let claimed: Instance<T> | undefined;
     if (extras !== undefined && options?.instanceId !== undefined) {
@@ -185,17 +187,19 @@ export class Scheduler<T> {
   /** Why a request cannot wait, if it cannot. */
   #rejectionOf(
     options: LeaseOptions | undefined,
-    mustWait: boolean,
+    isCapped: boolean,
   ): { readonly reason: LeaseRejection; readonly error: Error } | undefined {
     const { name, maxQueue } = this.#settings;
     const { coming, idle, room } = this.#instances;
-    let isIdle = idle > this.#waiters.length;
+    const { paused } = this.#pool;
+    const mustWait = isCapped || paused;
+    const { length } = this.#waiters;
+    let isIdle = idle > length;
     let { unserved } = this.#waiters;
-    if (options?.instanceId === undefined && mustWait) {
-      unserved++;
-    } else if (options?.instanceId === undefined) {
-      // A request for which an instance is idle, on its way or can be created does not queue.
-      unserved += 1 - coming - idle - Math.max(0, room);
+    if (options?.instanceId === undefined) {
+      // A request for which an instance is idle, on its way or can be created does not queue. A cap leaves those to others.
+      const available = paused ? 0 : coming + idle + Math.max(0, room);
+      unserved += 1 - (isCapped ? Math.min(length, available) : available);
     } else {
       const claimed = this.#instances.find(options.instanceId);
       if (claimed === undefined || claimed.evictionReason !== undefined) {

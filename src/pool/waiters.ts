@@ -11,6 +11,7 @@ import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.j
 import { afterThisTurn } from '../internal/clock.js';
 import { DrainRate } from '../queue/drain-rate.js';
 import { FairQueue } from '../queue/fair-queue.js';
+import { QUEUE_WATCH } from '../queue/queue-watch.js';
 import { servingOrder } from '../queue/serving-order.js';
 import type { CallbackInvocation } from './callbacks.js';
 import { type Instance, type InstanceRegistry, LeaseRequest, LeaseRequestExtras } from './instances.js';
@@ -38,6 +39,8 @@ export class Waiters<T> {
   rejected = 0;
   /** Requests without an instance yet. */
   unserved = 0;
+  /** Called when a tenant with a cap holds one lease less. */
+  onCapFreed!: () => void;
   readonly #settings: PoolSettings<T>;
   readonly #instances: InstanceRegistry<T>;
   readonly #queue: FairQueue<LeaseRequest<T>>;
@@ -49,6 +52,8 @@ export class Waiters<T> {
   /** Made with the first estimate that is asked for. */
   #drainRate: DrainRate | undefined;
   #arrivals = 0;
+  /** Whether a tenant with a guarantee was named. */
+  #hasGuarantees = false;
   /** Rejections of this turn of the event loop, and those that are left for later turns. */
   #rejections = 0;
   #backlog: (() => void)[] = [];
@@ -59,7 +64,8 @@ export class Waiters<T> {
     this.#instances = instances;
     this.#queue = new FairQueue(settings, settings.turnNow);
     instances.onEvicted = (instance) => this.rejectClaims(instance);
-    if (settings.maxQueue !== Number.POSITIVE_INFINITY) this.#drainRate = new DrainRate();
+    if (settings.maxQueue !== Number.POSITIVE_INFINITY)
+      this.#drainRate = new DrainRate(this.#settings.turnNow);
   }
 
   /** Requests that wait for any instance, less those whose tenant is at its cap. */
@@ -79,6 +85,7 @@ export class Waiters<T> {
    */
   assignTenant(extras: LeaseRequestExtras<T>, name: string): void {
     extras.holder = this.#queue.tenant(name);
+    if (extras.holder.guaranteed > 0) this.#hasGuarantees = true;
   }
 
   /** Whether a tenant was named. */
@@ -123,6 +130,9 @@ export class Waiters<T> {
       this.#drainRate?.begin();
       return waiter;
     }
+    const watch = options?.[QUEUE_WATCH];
+    if (watch !== undefined)
+      watch.readPlace = () => (waiter.state.kind === 'waiting' ? this.placeOf(waiter) : undefined);
     if (options?.signal !== undefined) {
       own.onAbort = this.#onAbort;
       watchAbort(options.signal, waiter);
@@ -165,13 +175,18 @@ export class Waiters<T> {
     return this.#queue.shift();
   }
 
-  /** The first waiter for this instance and no other whose tenant is not at its cap. */
+  /** The next of the waiters for this instance and no other whose tenants are not at their caps. */
   #claimant({ claims }: Instance<T>): LeaseRequest<T> | undefined {
     if (claims === undefined || claims.size === 0) return undefined;
     const first = claims.peek();
-    if (first?.extras?.holder?.isFull(1) !== true) return first;
-    for (const waiter of servingOrder(claims)) if (waiter.extras?.holder?.isFull(1) !== true) return waiter;
-    return undefined;
+    if (!this.#hasGuarantees && first?.extras?.holder?.isFull(1) !== true) return first;
+    let next: LeaseRequest<T> | undefined;
+    // They share no order with those of other instances, so caps and guarantees are looked up.
+    for (const waiter of servingOrder(claims)) {
+      if (waiter.extras?.holder?.isFull(1) === true) continue;
+      if (next === undefined || this.#goesBefore(waiter, next)) next = waiter;
+    }
+    return next;
   }
 
   #goesBefore(a: LeaseRequest<T>, b: LeaseRequest<T>): boolean {
@@ -228,9 +243,10 @@ export class Waiters<T> {
   /** Rejects a waiter that has no lease yet. */
   reject(waiter: LeaseRequest<T>, reason: LeaseRejection, error: unknown): void {
     const { state, extras } = waiter;
+    let isCapFreed = false;
     if (state.kind === 'preparing') {
       state.call.cancel(error);
-      this.settle(waiter);
+      isCapFreed = this.settle(waiter);
     } else {
       this.unserved--;
       // Without extras it is the first.
@@ -244,6 +260,7 @@ export class Waiters<T> {
     waiter.settle = undefined;
     if (settle !== undefined) this.#inBatches(() => settle(Promise.reject(error)));
     this.#instances.onProgress?.();
+    if (isCapFreed) this.onCapFreed();
   }
 
   /** Rejects the waiters for an instance that will not be available again. */
@@ -315,7 +332,7 @@ export class Waiters<T> {
     // One without extras was the last to be queued.
     const ahead = extras === undefined ? queue.size - 1 : queue.aheadOfQueued(extras);
     if (this.#drainRate === undefined) {
-      this.#drainRate = new DrainRate();
+      this.#drainRate = new DrainRate(this.#settings.turnNow);
       this.#drainRate.begin();
     }
     return { position: ahead + 1, estimatedWaitMs: Math.ceil(this.#drainRate.msFor(ahead + 1)) };

@@ -10,7 +10,7 @@ const UNKNOWN_MS = 1_000;
  * counting less and less. Time in which a newcomer would have been admitted at once does not count. Where a lowered limit
  * is exceeded several times over, releases come as many times faster; gaps are recorded as they would be without that.
  *
- * Costs one read of the turn's clock for each release while saturated, and nothing otherwise.
+ * Costs one read of the clock, by default that of the turn, for each release while saturated, and nothing otherwise.
  */
 export class DrainRate {
   #saturated = false;
@@ -22,11 +22,18 @@ export class DrainRate {
   #elapsedMs = 0;
   #squares = 0;
 
+  readonly #now: () => number;
+
+  /** `now` should be cheap: it is read for each release while saturated. */
+  constructor(now: () => number = turnMs) {
+    this.#now = now;
+  }
+
   /** The limit has just been reached. */
   begin(): void {
     if (this.#saturated) return;
     this.#saturated = true;
-    this.#lastMs = turnMs();
+    this.#lastMs = this.#now();
   }
 
   /** A permit of this weight was released, and `held` is still held. Does nothing unless the limit was reached. */
@@ -34,7 +41,7 @@ export class DrainRate {
     if (!this.#saturated) return;
     this.#weight += weight;
     this.#releases++;
-    const now = turnMs();
+    const now = this.#now();
     if (now !== this.#lastMs) this.#advance(now, weight, held, limit);
   }
 
@@ -74,7 +81,7 @@ export class DrainRate {
    * weight at the mean rate. What is held beyond the limit is part of the weight, and is released faster.
    */
   msFor(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): number {
-    const silentMs = this.#saturated ? turnMs() - this.#lastMs : 0;
+    const silentMs = this.#saturated ? this.#now() - this.#lastMs : 0;
     if (!this.isKnown) return Math.max(UNKNOWN_MS, silentMs);
     const meanWeight = this.#weight / this.#releases;
     // A request heavier than the limit runs alone: that is no excess.

@@ -389,9 +389,7 @@ export class FairQueue<W extends QueueNode> {
     if (this.#aging !== undefined && wasReady !== tenant.heapIndex >= 0)
       for (const queue of tenant.queues) this.#aging.place(queue);
     if (tenant.cap === Number.POSITIVE_INFINITY && tenant.excess === 0) return;
-    let queued = 0;
-    for (const { size } of tenant.queues) queued += size;
-    const excess = Math.max(0, queued - Math.max(0, tenant.cap - tenant.held));
+    const excess = Math.max(0, tenant.queued - Math.max(0, tenant.cap - tenant.held));
     this.#excess += excess - tenant.excess;
     tenant.excess = excess;
   }

@@ -114,6 +114,18 @@ export class Tenant implements HeapItem {
     return this.several?.items ?? (this.top === undefined ? [] : [this.top]);
   }
 
+  /** Its waiters. */
+  get queued(): number {
+    let queued = 0;
+    for (const { size } of this.queues) queued += size;
+    return queued;
+  }
+
+  /** Whether it has a cap, and its waiters will take all that is left of it. */
+  get isTaken(): boolean {
+    return this.cap !== Number.POSITIVE_INFINITY && this.held + this.queued >= this.cap;
+  }
+
   /** A queue of it has its first waiter. */
   open(queue: TenantQueue): void {
     if (this.top === undefined) {

@@ -20,11 +20,20 @@ import {
   durationMs,
   flag,
   oneOf,
+  refusal,
   wholeNumber,
 } from '../internal/validate.js';
 import { emitAcquired, emitRejected, emitReleased, permitPayload, queueFigures } from '../limiter/events.js';
-import type { AcquireOptions, Limiter, LimiterStats, Permit, RunContext } from '../limiter/limiter.js';
+import type {
+  AcquireOptions,
+  FleetStats,
+  Limiter,
+  LimiterStats,
+  Permit,
+  RunContext,
+} from '../limiter/limiter.js';
 import { checkAcquireOptions } from '../limiter/options.js';
+import { Tenant } from '../queue/tenant.js';
 import type { CommandConnection, Subscriber } from './client.js';
 import { FleetPermit, type PermitOwner, releaseOperation, workOperation } from './fleet-permit.js';
 import { FleetMember, type MemberOwner, type Operation } from './member.js';
@@ -32,18 +41,7 @@ import type { FleetLimiterOptions, FleetOptions } from './options.js';
 
 /** A snapshot of a fleet limiter: this process's own counts, and the fleet's as Redis last reported them. */
 export interface FleetLimiterStats extends LimiterStats {
-  readonly fleet: {
-    /** Weight held by all members. */
-    readonly active: number;
-    /** Waiters of all members. */
-    readonly queued: number;
-    /** Processes that share the limit. */
-    readonly members: number;
-    /** Whether Redis answers. */
-    readonly available: boolean;
-    /** Whether grants are frozen for one lease after a loss of data. */
-    readonly frozen: boolean;
-  };
+  readonly fleet: FleetStats;
 }
 
 /** A member's share of the limit, by how many members joined before it. */
@@ -91,6 +89,9 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   #queued = 0;
   #acquired = 0;
   #rejected = 0;
+  #lost = 0;
+  /** The limit it was made with, where another was in force when it joined, until somebody sets one. */
+  #configured: number | undefined;
   #isOpen = true;
   #unavailable: LimitsUnavailableError | undefined;
   #joinedMs = Number.POSITIVE_INFINITY;
@@ -159,7 +160,15 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       rejected: this.#rejected,
       paused: false,
       closed: !this.#isOpen,
-      fleet: Object.freeze({ active, queued, members, available: this.#member.isAvailable, frozen }),
+      fleet: Object.freeze({
+        active,
+        queued,
+        members,
+        available: this.#member.isAvailable,
+        frozen,
+        lost: this.#lost,
+        configured: this.#configured,
+      }),
     });
   }
 
@@ -186,6 +195,16 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     if (signal?.aborted) return this.#reject('aborted', signal.reason, extras);
     const rejection = this.#rejection(timeoutMs);
     if (rejection !== undefined) return this.#reject(...rejection, extras);
+    const share = new Tenant();
+    try {
+      if (tenant !== undefined && this.#options.tenants !== undefined) {
+        share.configure(this.#options.tenants(tenant));
+        if (weight > share.cap)
+          throw new RangeError(refusal('weight', `at most ${share.cap} for this tenant`, weight));
+      }
+    } catch (error) {
+      return Promise.reject(error);
+    }
     const permit = new FleetPermit(
       this,
       (this.#nextId++).toString(36),
@@ -194,6 +213,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       extras,
       turnMs(),
       this.#costOf(weight),
+      share,
     );
     if (this.hooks.hasListeners('permit:queued')) permit.extras = { ...extras, context: new AsyncContext() };
     const answer = new Promise<FleetPermit>((resolve) => {
@@ -296,7 +316,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       const heldMs = turnMs() - permit.sinceMs;
       this.#meanHeldMs += (heldMs - this.#meanHeldMs) / 16;
       if (permit.tenant !== undefined && permit.cost === 0) {
-        this.#member.send(workOperation(permit.tenant, permit.weight, heldMs * permit.weight));
+        this.#member.send(workOperation(permit, heldMs * permit.weight));
       }
       this.#member.send(releaseOperation(permit.id));
       emitReleased(this, permit, outcome);
@@ -356,8 +376,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   }
 
   /** @internal */
-  *claims(): Generator<readonly [string, number]> {
-    for (const permit of this.#held.values()) yield [permit.id, permit.weight];
+  *claims(): Generator<readonly [string, string]> {
+    for (const permit of this.#held.values()) yield [permit.id, permit.claim];
   }
 
   /** @internal */
@@ -377,7 +397,9 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       const { members } = this.#member.figures;
       this.hooks.emit('fleet:joined', { source: this.name, maxConcurrent: this.#limit, members });
     }
-    if (this.#limit !== maxConcurrent && this.hooks.hasListeners('limit:mismatch')) {
+    if (this.#limit === maxConcurrent) return;
+    this.#configured = maxConcurrent;
+    if (this.hooks.hasListeners('limit:mismatch')) {
       const payload = { source: this.name, maxConcurrent, fleetMaxConcurrent: this.#limit };
       this.hooks.emit('limit:mismatch', payload);
     }
@@ -587,6 +609,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     if (permit.state !== 'held') return;
     this.#held.delete(permit.id);
     this.#active -= permit.weight;
+    this.#lost++;
     permit.lose(reason);
     if (this.hooks.hasListeners('permit:lost')) {
       const heldMs = nowMs() - permit.sinceMs;
@@ -599,6 +622,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     const previous = this.#limit;
     if (limit === previous) return;
     this.#limit = limit;
+    this.#configured = undefined;
     this.#highestLimit = Math.max(this.#highestLimit, limit);
     if (this.hooks.hasListeners('limit:changed')) {
       this.hooks.emit('limit:changed', { source: this.name, previous, maxConcurrent: limit });

@@ -3,6 +3,7 @@ import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort.js';
 import type { PermitContext } from '../limiter/events.js';
 import type { Permit } from '../limiter/limiter.js';
+import type { Tenant } from '../queue/tenant.js';
 import type { Operation } from './member.js';
 
 /** What a permit needs of its limiter. */
@@ -15,6 +16,9 @@ export interface PermitOwner {
   /** The reply to its request: whether it was granted at once, else its number in the queue. */
   onAnswer(permit: FleetPermit, number: string): void;
 }
+
+/** What a tenant may use of the limit. */
+type TenantLimits = Pick<Tenant, 'share' | 'cap' | 'guaranteed'>;
 
 /**
  * Waiter and permit in one.
@@ -40,6 +44,7 @@ export class FleetPermit implements Permit, AbortWatcher {
   /** For fair shares: whose it is, and what it is charged in advance. */
   readonly tenant: string | undefined;
   readonly cost: number;
+  readonly share: TenantLimits;
   settle: ((answer: this | Promise<never>) => void) | undefined;
   readonly #owner: PermitOwner;
   #controller: AbortController | undefined;
@@ -53,6 +58,7 @@ export class FleetPermit implements Permit, AbortWatcher {
     extras: PermitContext,
     sinceMs: number,
     cost: number,
+    share: TenantLimits,
   ) {
     this.#owner = owner;
     this.id = id;
@@ -62,6 +68,14 @@ export class FleetPermit implements Permit, AbortWatcher {
     this.sinceMs = sinceMs;
     this.tenant = extras.tenant === undefined ? undefined : encodeURIComponent(extras.tenant);
     this.cost = cost;
+    this.share = share;
+  }
+
+  /** As what Redis counts it while it is held. */
+  get claim(): string {
+    const { cap, guaranteed } = this.share;
+    const hasLane = this.tenant !== undefined && (Number.isFinite(cap) || guaranteed > 0);
+    return hasLane ? `${this.weight}:${this.tenant}` : String(this.weight);
   }
 
   get signal(): AbortSignal {
@@ -99,7 +113,9 @@ export class FleetPermit implements Permit, AbortWatcher {
       this.isSent = true;
       if (this.tenant === undefined) args.push('A', this.id, this.score, String(this.weight), this.number);
       else {
+        const { share, cap, guaranteed } = this.share;
         args.push('F', this.id, this.score, String(this.weight), this.number, this.tenant, String(this.cost));
+        args.push(String(share), Number.isFinite(cap) ? String(cap) : '0', String(guaranteed));
       }
       return true;
     },
@@ -123,9 +139,10 @@ export class FleetPermit implements Permit, AbortWatcher {
 }
 
 /** Reports the work that a tenant has received. */
-export const workOperation = (tenant: string, weight: number, ms: number): Operation => ({
+export const workOperation = ({ tenant, weight, share }: FleetPermit, ms: number): Operation => ({
   encode(args) {
-    args.push('W', tenant, String(weight), String(Math.round(ms)));
+    if (tenant === undefined) return false;
+    args.push('W', tenant, String(weight), String(Math.round(ms)), String(share.share));
     return true;
   },
   settle() {},

@@ -11,6 +11,7 @@ import type {
 } from '../gate/shared-limits.js';
 import { nowMs } from '../internal/clock.js';
 import { summaryOf } from '../internal/error-summary.js';
+import type { FleetStats } from '../limiter/limiter.js';
 import { type CommandConnection, type Subscriber, scriptOf } from './client.js';
 import { FleetMember, type MemberOwner, type Operation } from './member.js';
 import type { FleetOptions } from './options.js';
@@ -50,9 +51,12 @@ interface Layout {
  * The starts of a gate, shared over Redis.
  *
  * Invariants:
- * - A start is reserved from its grant until its beginning is reported, and can begin only while the lease is certain.
+ * - A start is reserved from its grant until its beginning is reported, and can begin only while the lease is certain: one
+ *   reading of the clock decides both whether it begins and from when it counts.
+ * - What has begun is reported until Redis has confirmed it, whatever becomes of the lease and of the connection.
  * - What this process has started is remembered for as long as its windows count it, to be reported again after a loss of
  *   data.
+ * - What is not confirmed is sent again with the next join: cooldowns, restored keys, and corrections upwards.
  */
 export class FleetStarts implements SharedStarts, MemberOwner {
   readonly member: FleetMember;
@@ -71,6 +75,11 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   /** What Redis counted as reserved when it listed that last, before the operations of the same batch. */
   #lastHeld: ReadonlySet<string> = new Set();
   #reportTimer: NodeJS.Timeout | undefined;
+  /** Reports after a loss of data, by window. */
+  readonly #recounts = new Map<string, Operation>();
+  /** Corrections upwards. One of unknown fate is repeated, since counting it twice is safe. */
+  readonly #corrections = new Set<Operation>();
+  readonly #restored = new Set<string>();
   /** What this process has started, by window and slice of the monotonic clock. */
   readonly #history = new Map<string, Map<number, number>>();
   /** Keys out of use as far as is known here, with the end on the monotonic clock. */
@@ -80,6 +89,10 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   >();
   #unavailable: LimitsUnavailableError | undefined;
   #retryAfterMs = -1;
+  /** Reservations that were lost before their start began. */
+  #lost = 0;
+  /** The free part of each key's fullest window, as Redis last reported it. */
+  readonly #free = new Map<string, number>();
   #closing: Promise<void> | undefined;
 
   constructor(
@@ -106,8 +119,9 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     });
   }
 
-  get isAvailable(): boolean {
-    return this.member.isAvailable;
+  get fleet(): FleetStats {
+    const { active, queued, members, frozen } = this.member.figures;
+    return { active, queued, members, available: this.member.isAvailable, frozen, lost: this.#lost };
   }
 
   request(weight: number, priority: number, listener: SharedStartListener): () => void {
@@ -116,8 +130,13 @@ export class FleetStarts implements SharedStarts, MemberOwner {
       return () => {};
     }
     const id = (this.#nextId++).toString(36);
-    const waiter = new StartWaiter(id, weight, priority, listener, (result) =>
-      this.#onAnswer(waiter, result),
+    const waiter = new StartWaiter(
+      id,
+      weight,
+      priority,
+      listener,
+      () => this.#waiting.has(id),
+      (result) => this.#onAnswer(waiter, result),
     );
     this.#waiting.set(id, waiter);
     this.#sendReports();
@@ -129,12 +148,18 @@ export class FleetStarts implements SharedStarts, MemberOwner {
 
   coolDown(key: string, why: CooldownReason, ms: number, inFlight: number): void {
     this.#closed.set(key, { why, untilMs: nowMs() + ms, isConfirmed: false });
+    this.#restored.delete(key);
     this.#sendCooldown(key, why, ms, inFlight);
+  }
+
+  freeOf(key: string): number {
+    return this.#free.get(key) ?? 1;
   }
 
   restore(key: string): void {
     this.#closed.delete(key);
-    this.#send('U', key);
+    this.#restored.add(key);
+    this.#sendRestored(key);
   }
 
   setRates(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): void {
@@ -158,12 +183,16 @@ export class FleetStarts implements SharedStarts, MemberOwner {
 
   // For the starts.
 
-  begin(start: FleetStart): void {
+  /** Whether it begins: its reservation is certain at this moment, from which it counts. */
+  begin(start: FleetStart): boolean {
+    if (!this.holds(start)) return false;
+    start.startedMs = this.member.checkedMs;
     this.#reserved.delete(start.id);
     this.#begun.set(start.id, start);
     this.#note(start.key, start.startedMs, start.weight);
     this.#unreported.push(start);
     this.#reportTimer ??= setTimeout(() => this.#sendReports(), this.#layout.reportMs);
+    return true;
   }
 
   cancel(start: FleetStart): void {
@@ -172,7 +201,12 @@ export class FleetStarts implements SharedStarts, MemberOwner {
 
   correct({ key, startedMs }: FleetStart, more: number): void {
     this.#note(key, startedMs, more, true);
-    this.member.send(operation(() => ['V', key, ageOf(startedMs), String(more)]));
+    const correction = operation(
+      () => ['V', key, ageOf(startedMs), String(more)],
+      () => this.#corrections.delete(correction),
+    );
+    if (more > 0) this.#corrections.add(correction);
+    this.member.send(correction);
   }
 
   /** Whether a reservation is certain at this moment. */
@@ -191,7 +225,7 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   }
 
   /** A reservation that Redis has lost is not claimed: the call asks again. */
-  claims(): Iterable<readonly [string, number]> {
+  claims(): Iterable<readonly [string, string]> {
     return [];
   }
 
@@ -203,6 +237,11 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     this.#unavailable = undefined;
     // Their reports were executed, although the replies were lost.
     for (const id of this.#begun.keys()) if (!this.#lastHeld.has(id)) this.#begun.delete(id);
+    for (const report of this.#recounts.values()) this.member.send(report);
+    for (const correction of this.#corrections) this.member.send(correction);
+    for (const [key, { why, untilMs, isConfirmed }] of this.#closed)
+      if (!isConfirmed) this.#sendCooldown(key, why, untilMs - nowMs(), 1);
+    for (const key of this.#restored) this.#sendRestored(key);
     const { hooks, name, maxConcurrent = Number.POSITIVE_INFINITY } = this.#config;
     if (!isFirst || !hooks.hasListeners('fleet:joined')) return;
     hooks.emit('fleet:joined', { source: name, maxConcurrent, members: this.member.figures.members });
@@ -235,9 +274,10 @@ export class FleetStarts implements SharedStarts, MemberOwner {
 
   onLimit(): void {}
 
+  /** What has begun is still to be reported, unless Redis has counted it meanwhile: the next join decides. */
   onLeaseEnd(): void {
+    this.#lost += this.#reserved.size;
     this.#reserved.clear();
-    this.#begun.clear();
     this.#unreported = [];
   }
 
@@ -257,15 +297,20 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   }
 
   onExtra(extra: unknown, isNewEpoch: boolean): void {
-    const [states, missing, waitMs] = extra as [unknown[] | null, unknown[], unknown];
+    const [states, missing, waitMs, free] = extra as [unknown[] | null, unknown[], unknown, unknown[] | null];
+    if (free !== null)
+      for (const [at, [key]] of this.#layout.keys.entries()) this.#free.set(key, Number(free[at]) / 1_000);
     this.#retryAfterMs = Number(waitMs);
     if (states !== null && !isNewEpoch) this.#onStates(states);
     if (!isNewEpoch) return;
+    this.#lost += this.#reserved.size;
     this.#reserved.clear();
     this.#begun.clear();
     this.#unreported = [];
-    this.#reportHistory(new Set(missing.map(String)));
-    for (const [key, { why, untilMs }] of this.#closed) this.#sendCooldown(key, why, untilMs - nowMs(), 1);
+    this.#corrections.clear();
+    this.#noteRecounts(new Set(missing.map(String)));
+    for (const [key, { why, untilMs }] of this.#closed)
+      this.#closed.set(key, { why, untilMs, isConfirmed: false });
   }
 
   /** All keys that are out of use: one that is missing has been restored, by a push that was lost. */
@@ -317,6 +362,15 @@ export class FleetStarts implements SharedStarts, MemberOwner {
       this.#send('C', key, why, Number.isFinite(ms) ? String(Math.ceil(ms)) : '-1', String(inFlight));
   }
 
+  #sendRestored(key: string): void {
+    this.member.send(
+      operation(
+        () => ['U', key],
+        () => this.#restored.delete(key),
+      ),
+    );
+  }
+
   #send(...words: string[]): void {
     this.member.send(operation(() => words));
   }
@@ -348,21 +402,34 @@ export class FleetStarts implements SharedStarts, MemberOwner {
       const slice = Math.ceil(startedMs / sliceMs);
       slices.set(slice, (slices.get(slice) ?? 0) + (perCall ? 1 : amount));
       for (const old of slices.keys()) {
-        if (old * sliceMs + perMs > nowMs()) break;
+        if (old * sliceMs + perMs > startedMs) break;
         slices.delete(old);
       }
     }
   }
 
-  /** Reports what this process has started: all of it to windows that are lost, the latest of it to those that were kept. */
-  #reportHistory(missing: ReadonlySet<string>): void {
+  /** Notes what to report again: all starts in windows that are lost, the latest in those that were kept. */
+  #noteRecounts(missing: ReadonlySet<string>): void {
+    this.#recounts.clear();
+    const now = nowMs();
     for (const { id, sliceMs, perMs } of this.#layout.windows) {
-      const memoryMs = missing.has(id) ? perMs : Math.min(perMs, MAX_LAG_MS);
-      for (const [slice, amount] of this.#history.get(id) ?? []) {
-        const startedMs = slice * sliceMs;
-        if (nowMs() - startedMs < memoryMs)
-          this.member.send(operation(() => ['M', id, ageOf(startedMs), String(amount)]));
-      }
+      const sinceMs = now - (missing.has(id) ? perMs : Math.min(perMs, MAX_LAG_MS));
+      const starts: (readonly [startedMs: number, amount: number])[] = [];
+      for (const [slice, amount] of this.#history.get(id) ?? [])
+        if (slice * sliceMs > sinceMs) starts.push([slice * sliceMs, amount]);
+      if (starts.length === 0) continue;
+      const report = operation(
+        () => [
+          'M',
+          id,
+          String(starts.length),
+          ...starts.flatMap(([startedMs, amount]) => [ageOf(startedMs), String(amount)]),
+        ],
+        () => {
+          if (this.#recounts.get(id) === report) this.#recounts.delete(id);
+        },
+      );
+      this.#recounts.set(id, report);
     }
   }
 
@@ -406,6 +473,7 @@ class StartWaiter {
     weight: number,
     priority: number,
     listener: SharedStartListener,
+    isWaiting: () => boolean,
     onAnswer: (result: unknown) => void,
   ) {
     this.id = id;
@@ -414,6 +482,7 @@ class StartWaiter {
     const score = priority === 0 ? '0' : String(-priority);
     this.ask = {
       encode: (args) => {
+        if (!isWaiting()) return false;
         this.#isSent = true;
         args.push('A', id, score, String(weight), this.number);
         return true;
@@ -459,10 +528,10 @@ class FleetStart implements SharedStart {
     return this.#starts.holds(this);
   }
 
-  begin(): void {
+  begin(): boolean {
+    if (!this.#starts.begin(this)) return false;
     this.#state = 'begun';
-    this.startedMs = nowMs();
-    this.#starts.begin(this);
+    return true;
   }
 
   cancel(): void {

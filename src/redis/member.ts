@@ -13,8 +13,8 @@ export interface Operation {
 
 /** The one whose state the member keeps in Redis. */
 export interface MemberOwner {
-  /** The permits held, by id, with their weights. */
-  claims(): Iterable<readonly [id: string, weight: number]>;
+  /** The permits held, by id, with what Redis counts them as. */
+  claims(): Iterable<readonly [id: string, weight: string]>;
   /** The waiters, in their order, to be queued again. */
   waiters(): Operation[];
   readonly hasWaiters: boolean;
@@ -129,6 +129,8 @@ export class FleetMember {
   #isCalling = false;
   #callTimer: NodeJS.Timeout | undefined;
 
+  /** The reading of the clock with which the lease was checked last. */
+  checkedMs = 0;
   /** When the lease ends on the monotonic clock, for the holder; 0 without a lease. */
   #leaseEndMs = 0;
   /** When the renewal was sent that is the latest, confirmed or not. */
@@ -165,7 +167,9 @@ export class FleetMember {
     this.#commandTimeoutMs = commandTimeoutMs;
     this.#keepsShare = keepsShare;
     // The braces keep all keys of a limit in one slot of a cluster.
-    this.#limitKeys = ['meta', 'queue', 'holds', 'leases', 'tenants'].map((part) => `{${keyPrefix}}:${part}`);
+    this.#limitKeys = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'].map(
+      (part) => `{${keyPrefix}}:${part}`,
+    );
     this.#script = script;
     this.#channel = `{${keyPrefix}}:push`;
   }
@@ -208,10 +212,11 @@ export class FleetMember {
     this.send(this.#limitOperation);
   }
 
-  /** Whether the lease is certain at this moment. Ends it where it is not. */
+  /** Whether the lease is certain at this moment, which is then `checkedMs`. Ends it where it is not. */
   checkLease(): boolean {
     if (this.#leaseEndMs === 0) return false;
-    if (nowMs() < this.#leaseEndMs) return true;
+    this.checkedMs = nowMs();
+    if (this.checkedMs < this.#leaseEndMs) return true;
     this.#endLease();
     return false;
   }
@@ -300,7 +305,7 @@ export class FleetMember {
     this.#pushes = 0;
     this.#early = [];
     const args = this.#header(this.#keepsShare ? 'local' : 'join', true);
-    for (const [id, weight] of this.#owner.claims()) args.push('H', id, String(weight));
+    for (const [id, weight] of this.#owner.claims()) args.push('H', id, weight);
     this.#operations = this.#owner.waiters();
     if (this.#newLimit !== undefined) this.#operations.unshift(this.#limitOperation);
     this.#execute(args, true);
@@ -426,6 +431,8 @@ export class FleetMember {
       extra,
     ] = reply as [number, string, ...unknown[]];
     if (renewedMs !== undefined) this.#leaseEndMs = renewedMs + this.#leaseMs * HOLDER_SHARE;
+    // The reply may have lain in a buffer while the process was stopped.
+    if (!this.checkLease()) return;
     const isJoin = this.#state === 'joining';
     const isFirst = this.#epoch === '';
     const isNewEpoch = isJoin && this.#epoch !== String(epoch);
@@ -442,8 +449,6 @@ export class FleetMember {
       frozen: Number(frozen) === 1,
     };
     this.#wakeMs = nowMs() + Math.max(1, Number(wakeMs)) + 1;
-    // The reply may have lain in a buffer while the process was stopped.
-    if (!this.checkLease()) return;
     this.#owner.onExtra?.(extra, isNewEpoch && !isFirst);
     if (this.#newLimit === undefined) this.#owner.onLimit(Number(limit));
     for (const [index, operation] of sent.entries()) operation.settle((results as unknown[])[index]);

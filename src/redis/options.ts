@@ -1,5 +1,6 @@
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import {
+  callable,
   options as checkOptions,
   durationMs,
   oneOf,
@@ -7,6 +8,7 @@ import {
   text,
   wholeNumber,
 } from '../internal/validate.js';
+import type { TenantShare } from '../queue/fairness-options.js';
 import { checkClient, type RedisClient } from './client.js';
 
 /** What to do with requests while Redis cannot be reached. */
@@ -62,6 +64,13 @@ export interface FleetLimiterOptions {
    */
   readonly fairBy?: 'time' | 'weight' | 'requests' | undefined;
   /**
+   * Returns what a tenant may use: its `weight` in shares, what it may hold at once in all processes, and what is
+   * `guaranteed` to it. Called for each request of a tenant, and the last answer counts in all processes: return the same
+   * in each. If it throws, or returns something invalid, that request is rejected with the error. With
+   * `whenUnavailable: 'local'`, caps and guarantees do not apply while Redis cannot be reached. @default the same for all
+   */
+  readonly tenants?: ((name: string) => TenantShare) | undefined;
+  /**
    * A waiter counts as one priority higher per `agingMs` waited, so that the lowest priority is served in bounded time; from 1.
    * Order is then by this alone: not together with `fairBy`, and tenants take no turns. @default none
    */
@@ -86,6 +95,7 @@ export const LIMITER_OPTIONS = [
   'maxQueue',
   'acquireTimeoutMs',
   'fairBy',
+  'tenants',
   'agingMs',
   'hooks',
 ] as const;
@@ -126,6 +136,7 @@ export function checkLimiterOptions(given: FleetLimiterOptions): FleetLimiterOpt
   if (options.maxQueue !== undefined) wholeNumber('maxQueue', options.maxQueue, 0);
   if (options.acquireTimeoutMs !== undefined) durationMs('acquireTimeoutMs', options.acquireTimeoutMs);
   if (options.fairBy !== undefined) oneOf('fairBy', options.fairBy, ['time', 'weight', 'requests']);
+  if (options.tenants !== undefined) callable('tenants', options.tenants);
   if (options.agingMs !== undefined) {
     durationMs('agingMs', options.agingMs, 1);
     if (options.fairBy !== undefined) {

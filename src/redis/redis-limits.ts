@@ -1,6 +1,7 @@
 import { LimiterClosedError } from '../errors.js';
 import type { SharedGate, SharedGateConfig, SharedLimits } from '../gate/shared-limits.js';
-import { type LifecycleHooks, SILENT_HOOKS } from '../hooks/lifecycle-hooks.js';
+import type { LifecycleEventName, LifecycleEvents } from '../hooks/events.js';
+import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { refusal } from '../internal/validate.js';
 import { CommandConnection, Subscriber } from './client.js';
 import { FleetLimiter, type FleetLimiterStats } from './fleet-limiter.js';
@@ -51,6 +52,8 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
     { readonly limiter: FleetLimiter; readonly options: FleetLimiterOptions }
   >();
   readonly #starts = new Set<FleetStarts>();
+  /** By the name of a gate, the hooks of its limiter. */
+  readonly #gateHooks = new Map<string, LifecycleHooks>();
   readonly #unwatch: () => void;
   #closing: Promise<void> | undefined;
 
@@ -97,10 +100,11 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
   /** @internal What a gate of this name shares with those of other processes. */
   gate(config: SharedGateConfig): SharedGate {
     if (this.#closing !== undefined) throw new LimiterClosedError(this.name);
-    const { name, maxConcurrent } = config;
-    // Silent: what it does is included in the events of calls.
+    const { name, maxConcurrent, fairness } = config;
+    const hooks = this.#gateHooks.get(name) ?? new GateLimiterHooks(config.hooks);
+    this.#gateHooks.set(name, hooks);
     const limiter =
-      maxConcurrent === undefined ? undefined : this.limiter({ name, maxConcurrent, hooks: SILENT_HOOKS });
+      maxConcurrent === undefined ? undefined : this.limiter({ ...fairness, name, maxConcurrent, hooks });
     const starts = new FleetStarts(config, this.#fleet, this.#connection, this.#subscriber);
     this.#starts.add(starts);
     starts.member.start();
@@ -108,6 +112,7 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
       if (this.#starts.has(starts)) await Promise.all([starts.close(), limiter?.close()]);
       this.#starts.delete(starts);
       this.#limiters.delete(name);
+      this.#gateHooks.delete(name);
     };
     return { limiter, starts, close };
   }
@@ -145,5 +150,23 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
   #each(act: (member: FleetMember) => void): void {
     for (const { limiter } of this.#limiters.values()) act(limiter.member);
     for (const { member } of this.#starts) act(member);
+  }
+}
+
+/** For the limiter of a gate: silent, but for what the events of calls do not include. */
+class GateLimiterHooks extends LifecycleHooks {
+  readonly #gateHooks: LifecycleHooks;
+
+  constructor(gateHooks: LifecycleHooks) {
+    super();
+    this.#gateHooks = gateHooks;
+  }
+
+  override hasListeners(event: LifecycleEventName): boolean {
+    return (event === 'limit:mismatch' || event === 'permit:lost') && this.#gateHooks.hasListeners(event);
+  }
+
+  override emit<E extends LifecycleEventName>(event: E, payload: LifecycleEvents[E]): void {
+    this.#gateHooks.emit(event, payload);
   }
 }

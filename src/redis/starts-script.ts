@@ -4,16 +4,17 @@ import { SCRIPT } from './script.js';
  * The script of a gate's starts: that of a limit, with windows and keys in place of a count. What is held is a start that
  * has been granted and has not begun; a start that has begun is an entry in its windows.
  *
- *     KEYS   6… one sorted set for each window: `slice:amount`, scored by the slice
+ *     KEYS   7… one sorted set for each window: `slice:amount`, scored by the slice
  *     ARGV   12 as JSON: { w: [[id, limit, perMs, sliceMs, perCall]…], s: [shared window…],
  *            k: [[key, [window…]]…], t: the longest perMs }; windows by their position in `w`
- *     reply  15 [states, where it renews: key, why, ms…; windows that lack what was lost: id…; ms until the head of the queue can start, or -1]
+ *     reply  15 [states, where it renews: key, why, ms…; windows that lack what was lost: id…; ms until the head of the queue can start, or -1;
+ *            where it renews, the free part of each key in thousandths]
  *
  * A granted id is followed by `/key`, and by `/t` if the start is on trial after a cooldown. More operations:
  *
  *     S id age                  a granted start has begun, so many ms ago
  *     V key age more            corrects the weight of a start that began so long ago
- *     M window age amount       reports a start again, after a loss of data
+ *     M window n (age amount)…  reports starts again, after a loss of data: once for each member and window
  *     C key why ms inFlight     puts a key out of use; -1 ms: until it is restored
  *     O key · N key             a start on trial succeeded · ended without a verdict
  *     U key                     puts a key back into use
@@ -48,7 +49,7 @@ end
 
 -- Enters a start into a window; a negative amount corrects it.
 local function add(i, startedMs, amount)
-  local w, key = W[i], KEYS[5 + i]
+  local w, key = W[i], KEYS[6 + i]
   local slice = math.ceil((startedMs + 1) / w[4])
   if amount == 0 or slice * w[4] + w[3] <= now then return end
   local entry = call('ZRANGEBYSCORE', key, slice, slice)[1]
@@ -86,7 +87,7 @@ local function windowWait(i, weight)
   local excess = sum[i] + reserved[i] + amount - w[2]
   if excess <= 0 then return 0 end
   for from = 0, cards[i], 50 do
-    for _, entry in ipairs(call('ZRANGE', KEYS[5 + i], from, from + 49)) do
+    for _, entry in ipairs(call('ZRANGE', KEYS[6 + i], from, from + 49)) do
       local slice, of = match(entry, '^(%d+):(-?%d+)$')
       excess = excess - tonumber(of)
       if excess <= 0 then return slice * w[4] + w[3] - now end
@@ -159,9 +160,12 @@ end
 `,
   begun: `
   for i, w in ipairs(W) do
-    local entries = call('ZRANGE', KEYS[5 + i], 0, -1)
+    local entries = call('ZRANGE', KEYS[6 + i], 0, -1)
     if #entries == 0 or #entries < cards[i] then call('HSET', META, 'wl:' .. w[1], 1) end
+    -- What was reserved may begin until the leases end.
+    local lost = reserved[i]
     sum[i], reserved[i], cards[i], dirty[i] = sumOf(entries), 0, #entries, true
+    add(i, now + lease, lost)
   end
 `,
   save: `
@@ -189,10 +193,10 @@ if epoch and last and clock + offset - last > ttl then
 end
 local function areWindowsLost()
   for i, w in ipairs(W) do
-    if cards[i] > 0 and call('ZCARD', KEYS[5 + i]) ~= cards[i] then
+    if cards[i] > 0 and call('ZCARD', KEYS[6 + i]) ~= cards[i] then
       if clock + offset - last < w[3] then return true end
       sum[i], cards[i], dirty[i] = 0, 0, true
-      call('DEL', KEYS[5 + i])
+      call('DEL', KEYS[6 + i])
     end
   end
   return false
@@ -203,9 +207,9 @@ end
 for i, w in ipairs(W) do
   if cards[i] > 0 then
     local oldest = floor((now - w[3]) / w[4])
-    local ended = call('ZRANGEBYSCORE', KEYS[5 + i], '-inf', oldest)
+    local ended = call('ZRANGEBYSCORE', KEYS[6 + i], '-inf', oldest)
     if #ended > 0 then
-      call('ZREMRANGEBYSCORE', KEYS[5 + i], '-inf', oldest)
+      call('ZREMRANGEBYSCORE', KEYS[6 + i], '-inf', oldest)
       sum[i], cards[i], dirty[i] = sum[i] - sumOf(ended), cards[i] - #ended, true
     end
   end
@@ -243,8 +247,8 @@ end
   operations: `
   A = function(i)
     local id, weight, number = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4]
+    if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return '0' .. tagOf(self, id), 5 end
     if number ~= '' then
-      if call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return '0' .. tagOf(self, id), 5 end
       seq = math.max(seq, tonumber(number))
     elseif nQueue == 0 and fits(weight) then
       hold(self, id, weight)
@@ -284,10 +288,14 @@ end
     return 1, 4
   end,
   M = function(i)
+    local id, n = ARGV[i + 1], tonumber(ARGV[i + 2])
+    local isNew = call('HSETNX', META, 'm:' .. self .. ':' .. id, 1) == 1
     for window, w in ipairs(W) do
-      if w[1] == ARGV[i + 1] then add(window, now - tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])) end
+      if isNew and w[1] == id then
+        for at = i + 3, i + 1 + 2 * n, 2 do add(window, now - tonumber(ARGV[at]), tonumber(ARGV[at + 1])) end
+      end
     end
-    return 1, 4
+    return 1, 3 + 2 * n
   end,
   C = function(i)
     local key, why, ms = ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
@@ -342,10 +350,13 @@ if nQueue > 0 and now >= frozen and startWait then
     end
   end
 end
-local states, missing = false, {}
+local states, missing, frees = false, {}, false
 if renews then
-  states = {}
-  for _, key in ipairs(K) do
+  states, frees = {}, {}
+  for k, key in ipairs(K) do
+    local free = 1
+    for _, i in ipairs(windowsOf(k)) do free = math.min(free, (W[i][2] - sum[i] - reserved[i]) / W[i][2]) end
+    frees[k] = floor(1000 * math.max(0, free))
     local v = call('HMGET', META, 'ku:' .. key[1], 'kw:' .. key[1])
     if v[1] then
       local ms = tonumber(v[1]) - now
@@ -362,7 +373,7 @@ if joins then
     if call('HEXISTS', META, 'wl:' .. w[1]) == 1 then missing[#missing + 1] = w[1] end
   end
 end
-extra = {states, missing, startWait and math.ceil(startWait) or -1}
+extra = {states, missing, startWait and math.ceil(startWait) or -1, frees}
 `,
 };
 

@@ -13,12 +13,6 @@ import { refusal } from '../internal/validate.js';
 /** Amounts by meter. The names of the meters are the host's own. */
 export type Amounts<M extends string = string> = Readonly<Record<M, number>>;
 
-/** Amounts in billionths, as they are counted: of each meter the amount at its place. Arrays cost less than a Map here. */
-export interface CountedAmounts {
-  readonly meters: readonly string[];
-  readonly amounts: readonly number[];
-}
-
 /**
  * Amounts are counted in whole billionths: 0.1 three times is exactly 0.3, and what is reserved and released leaves
  * nothing behind. Sums are exact up to 9 million with all nine decimals, and up to 4.6 billion without any.
@@ -28,10 +22,18 @@ const UNITS = 1e9;
 /** An amount in billionths. The smallest counts as one, never as nothing. */
 export const unitsOf = (amount: number): number => Math.round(amount * UNITS) || (amount > 0 ? 1 : 0);
 
-interface Meter {
+/** What a budget allows of one meter, and what of it is gone. In billionths. */
+export interface Meter {
   readonly limit: number;
   spent: number;
   reserved: number;
+}
+
+/** What one budget counts. */
+interface Account {
+  readonly meters: ReadonlyMap<string, Meter>;
+  /** Aborts when a call is rejected, or has cost more than is left. */
+  readonly exceeded: LazySignal;
 }
 
 /**
@@ -53,17 +55,16 @@ interface Meter {
  * console.log(budget.spent.usd, budget.left('usd'));
  */
 export class Budget<M extends string = string> {
-  readonly #meters: ReadonlyMap<string, Meter>;
-  #parent: Budget | undefined;
-  /** Aborts for a reason of its own. */
-  readonly #exceeded = new LazySignal();
+  /** @internal Its own account, then those of the budgets above it: what is spent is spent from each of them. */
+  accounts: readonly [Account, ...Account[]];
   #signal: AbortSignal | undefined;
 
   constructor(caps: Amounts<M>) {
     const { meters, amounts } = countedAmounts('budget', caps, Number.POSITIVE_INFINITY);
-    this.#meters = new Map(
+    const own = new Map(
       meters.map((name, i) => [name, { limit: amounts[i] as number, spent: 0, reserved: 0 }]),
     );
+    this.accounts = [{ meters: own, exceeded: new LazySignal() }];
   }
 
   /** Its caps; `Infinity` for none. Those of a budget above it apply as well. */
@@ -87,13 +88,11 @@ export class Budget<M extends string = string> {
    * @throws {RangeError} if it has no such meter
    */
   left(meter: M): number {
-    if (!this.#meters.has(meter))
-      throw new RangeError(refusal('meter', `one of ${[...this.#meters.keys()].join(', ')}`, meter));
+    const names = [...this.meters];
+    if (!names.includes(meter)) throw new RangeError(refusal('meter', `one of ${names.join(', ')}`, meter));
     let left = Number.POSITIVE_INFINITY;
-    for (let budget: Budget | undefined = this; budget !== undefined; budget = budget.#parent) {
-      const found = budget.#meters.get(meter);
+    for (const found of this.find([meter]))
       if (found !== undefined) left = Math.min(left, found.limit - found.spent - found.reserved);
-    }
     return Math.max(0, left) / UNITS;
   }
 
@@ -108,12 +107,23 @@ export class Budget<M extends string = string> {
    * await withBudget(ofSearch, () => searchAgent.run(question));
    */
   child(caps: Readonly<Partial<Record<M, number>>>): Budget<M> {
-    const uncapped = Object.fromEntries(
-      [...this.#meters.keys()].map((name) => [name, Number.POSITIVE_INFINITY]),
-    );
-    const child = new Budget<M>({ ...(uncapped as Amounts<M>), ...caps });
-    child.#parent = this;
-    return child;
+    const uncapped = Object.fromEntries([...this.meters].map((name) => [name, Number.POSITIVE_INFINITY]));
+    return new Budget<M>({ ...(uncapped as Amounts<M>), ...caps }).#under(this.accounts);
+  }
+
+  /** @internal This budget where `outer` applies as well: what is spent is spent from both, and once from what they share. */
+  within(outer: Budget | undefined): Budget<M> {
+    const { accounts } = this;
+    const further = outer?.accounts.filter((account) => !accounts.includes(account)) ?? [];
+    if (further.length === 0) return this;
+    const joined = new Budget<M>({} as Amounts<M>);
+    joined.accounts = accounts;
+    return joined.#under(further);
+  }
+
+  #under(further: readonly Account[]): this {
+    this.accounts = [...this.accounts, ...further];
+    return this;
   }
 
   /**
@@ -121,10 +131,8 @@ export class Budget<M extends string = string> {
    * exceed one of its caps. Also aborts with the signal of the budget above it.
    */
   get signal(): AbortSignal {
-    this.#signal ??=
-      this.#parent === undefined
-        ? this.#exceeded.signal
-        : AbortSignal.any([this.#exceeded.signal, this.#parent.signal]);
+    const [own, ...above] = this.accounts.map(({ exceeded }) => exceeded.signal) as [AbortSignal];
+    this.#signal ??= above.length === 0 ? own : AbortSignal.any([own, ...above]);
     return this.#signal;
   }
 
@@ -136,66 +144,74 @@ export class Budget<M extends string = string> {
 
   /** @internal */
   get meters(): IterableIterator<string> {
-    return this.#meters.keys();
+    return this.accounts[0].meters.keys();
   }
 
-  /**
-   * @internal Reserves what an attempt may cost.
-   * @throws {BudgetExceededError} if it does not fit
-   */
-  reserve(source: string, estimate: CountedAmounts, cause?: unknown): void {
-    this.check(source, estimate, true, cause);
-    const { meters, amounts } = estimate;
-    for (let budget: Budget | undefined = this; budget !== undefined; budget = budget.#parent) {
-      for (let i = 0; i < meters.length; i++) {
-        const meter = budget.#meters.get(meters[i] as string);
-        if (meter !== undefined) meter.reserved += amounts[i] as number;
-      }
-    }
+  /** @internal The meters with these names, in that order, account by account: a call looks them up once. */
+  find(names: readonly string[]): readonly (Meter | undefined)[] {
+    const found: (Meter | undefined)[] = [];
+    for (const { meters } of this.accounts) for (const name of names) found.push(meters.get(name));
+    return found;
   }
 
   /**
    * @internal Whether an attempt fits: beside those in flight, or, without `withReserved`, if all of them cost nothing.
    * @throws {BudgetExceededError} if it does not fit
    */
-  check(source: string, { meters, amounts }: CountedAmounts, withReserved: boolean, cause?: unknown): void {
-    for (let budget: Budget | undefined = this; budget !== undefined; budget = budget.#parent) {
-      for (let i = 0; i < meters.length; i++) {
-        const meter = budget.#meters.get(meters[i] as string);
-        const amount = amounts[i] as number;
-        if (meter === undefined || amount === 0) continue;
-        if (amount <= meter.limit - meter.spent - (withReserved ? meter.reserved : 0)) continue;
-        const error = exceededError(source, meters[i] as string, meter, amount, cause);
-        this.#exceeded.fire(error);
-        throw error;
-      }
+  check(source: string, { names, found, amounts }: Claim, withReserved: boolean, cause?: unknown): void {
+    for (let i = 0; i < found.length; i++) {
+      const meter = found[i];
+      const place = i % names.length;
+      const amount = amounts[place] ?? 0;
+      if (meter === undefined || amount === 0) continue;
+      if (amount <= meter.limit - meter.spent - (withReserved ? meter.reserved : 0)) continue;
+      const error = exceededError(source, names[place] as string, meter, amount, cause);
+      this.accounts[0].exceeded.fire(error);
+      throw error;
     }
   }
 
-  /** @internal Replaces the reservation of an attempt that has ended by its cost. Further meters had none. */
-  settle(
-    source: string,
-    meters: readonly string[],
-    reserved: readonly number[],
-    cost: readonly number[],
-  ): void {
-    for (let budget: Budget | undefined = this; budget !== undefined; budget = budget.#parent) {
-      for (let i = 0; i < meters.length; i++) {
-        const meter = budget.#meters.get(meters[i] as string);
-        if (meter === undefined) continue;
-        meter.reserved -= reserved[i] ?? 0;
-        meter.spent += cost[i] as number;
-        if (meter.spent > meter.limit && !budget.#exceeded.aborted)
-          budget.#exceeded.fire(exceededError(source, meters[i] as string, meter, 0));
-      }
+  /**
+   * @internal Reserves what an attempt may cost.
+   * @throws {BudgetExceededError} if it does not fit
+   */
+  reserve(source: string, claim: Claim, cause?: unknown): void {
+    this.check(source, claim, true, cause);
+    const { names, found, amounts } = claim;
+    for (let i = 0; i < found.length; i++) {
+      const meter = found[i];
+      if (meter !== undefined) meter.reserved += amounts[i % names.length] ?? 0;
+    }
+  }
+
+  /** @internal Replaces the reservation of an attempt that has ended by its cost. */
+  settle(source: string, { names, found, amounts }: Claim, cost: readonly number[]): void {
+    for (let i = 0; i < found.length; i++) {
+      const meter = found[i];
+      if (meter === undefined) continue;
+      const place = i % names.length;
+      meter.reserved -= amounts[place] ?? 0;
+      meter.spent += cost[place] as number;
+      const { exceeded } = this.accounts[Math.floor(i / names.length)] as Account;
+      if (meter.spent > meter.limit && !exceeded.aborted)
+        exceeded.fire(exceededError(source, names[place] as string, meter, 0));
     }
   }
 
   #figures(figure: keyof Meter): Amounts<M> {
     return Object.freeze(
-      Object.fromEntries([...this.#meters].map(([name, meter]) => [name, meter[figure] / UNITS])),
+      Object.fromEntries([...this.accounts[0].meters].map(([name, meter]) => [name, meter[figure] / UNITS])),
     ) as Amounts<M>;
   }
+}
+
+/** What the attempts of a call reserve, in billionths. Arrays cost less than a Map here. */
+export interface Claim {
+  readonly names: readonly string[];
+  /** The meters of all budgets that it spends from: see `find`. */
+  readonly found: readonly (Meter | undefined)[];
+  /** By the place of the name. What only an actual cost has named has none. */
+  readonly amounts: readonly number[];
 }
 
 function exceededError(

@@ -65,8 +65,8 @@ export function runInRequest<T, R>(context: RequestContext<T>, work: (context: R
 }
 
 /**
- * Calls `work` so that the calls of gates and tools in it spend from `budget`, in place of the budget of the current
- * request. Give a sub-agent a `child` of that one, and it spends from both. Works outside of a request as well.
+ * Calls `work` so that the calls of gates and tools in it spend from `budget`, within the budget of the current request if
+ * it has one: a `child` of that one, or any other, which is spent from as well. Works outside of a request, too.
  *
  * @returns what `work` returns
  *
@@ -74,14 +74,16 @@ export function runInRequest<T, R>(context: RequestContext<T>, work: (context: R
  * const answer = await withBudget(budget.child({ usd: 0.1 }), () => subAgent.run(question));
  */
 export function withBudget<R>(budget: Budget, work: () => R): R {
+  const current = currentScope();
   const request = currentRequest();
+  const joined = budget.within(current?.budget);
   // By its descriptors: to read the signal would make one.
   const scope =
     request === undefined
-      ? { budget }
+      ? { budget: joined }
       : Object.create(null, {
           ...Object.getOwnPropertyDescriptors(request),
-          budget: { value: budget, enumerable: true },
+          budget: { value: joined, enumerable: true },
         });
   return (storage(true) as AsyncLocalStorage<Scope>).run(scope, work);
 }

@@ -5,7 +5,7 @@
  */
 import { LeaseReleasedError } from '../errors.js';
 import type { TaskIds } from '../hooks/events.js';
-import { boundedCall } from '../internal/abort.js';
+import { boundedCall, LazySignal } from '../internal/abort.js';
 import { type AnyTool, type ConnectContext, scopeOf, type ToolScope, type ToolSet } from './define-tools.js';
 
 /** A tool and its name in its set. */
@@ -232,7 +232,8 @@ export class TaskSession {
   readonly task: TaskIds;
   readonly #dependencies: SessionDependencies;
   readonly #own: Connections;
-  readonly #ended = new AbortController();
+  /** Aborts when the session ends, with the error that a late call gets. */
+  readonly ended = new LazySignal();
   /** Running host code on clients of the instance. */
   readonly #running = new Set<Promise<unknown>>();
 
@@ -241,11 +242,6 @@ export class TaskSession {
     this.task = task;
     this.#dependencies = dependencies;
     this.#own = new Connections(dependencies.dispose);
-  }
-
-  /** Aborts when the session ends, with the error that a late call gets. */
-  get signal(): AbortSignal {
-    return this.#ended.signal;
   }
 
   /** The client of a tool, if it is connected. */
@@ -284,12 +280,12 @@ export class TaskSession {
 
   /** Ends the session: rejects, aborts, and disconnects the task's own clients. Never rejects itself. */
   end(): Promise<void> {
-    if (!this.signal.aborted) {
+    if (!this.ended.aborted) {
       const end = new LeaseReleasedError(this.#dependencies.source, this.instanceId);
       ends.add(end);
-      this.#ended.abort(end);
+      this.ended.fire(end);
     }
-    return this.#own.close(this.signal.reason);
+    return this.#own.close(this.ended.reason);
   }
 
   /** Settles once none of its calls runs on a client of the instance, which may be never. Never rejects. */

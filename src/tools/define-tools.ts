@@ -52,7 +52,7 @@ export interface ToolClientContext {
 export interface ToolGateAttempt {
   readonly signal: AbortSignal;
   /** The key to use; empty or absent if the gate has none. */
-  readonly key?: string;
+  readonly key?: string | undefined;
   readonly attempt: number;
   reportUsage(actual: number): void;
 }

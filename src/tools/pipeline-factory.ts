@@ -36,14 +36,14 @@ export interface PipelineFactoryOptions<Main extends ToolSet, Subs extends SubAg
 /** What `create` and `validate` take from the pool. */
 export interface FactoryContext {
   readonly instanceId: number;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** What `prepare` takes from the pool. */
 export interface FactoryTaskContext extends FactoryContext {
-  readonly taskId?: string;
-  readonly requestId?: string;
-  readonly tenant?: string;
+  readonly taskId?: string | undefined;
+  readonly requestId?: string | undefined;
+  readonly tenant?: string | undefined;
 }
 
 /**

@@ -128,7 +128,7 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
   async close(): Promise<void> {
     const { session } = this.#view;
     const ended = session.end();
-    await Promise.all([ended, this.#clients.close(session.signal.reason)]);
+    await Promise.all([ended, this.#clients.close(session.ended.reason)]);
   }
 
   /** Waits until no call of the old session runs on a client that the next one uses; if that never happens, the pool replaces the instance. */

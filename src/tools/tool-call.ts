@@ -1,7 +1,7 @@
 import { ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
 import { CALL_CONTEXT, CallContext, withinBounds } from '../gate/call-context.js';
 import type { TaskIds } from '../hooks/events.js';
-import { anySignal } from '../internal/abort.js';
+import { anySignal, withSignal } from '../internal/abort.js';
 import { registerKeys } from '../internal/redaction.js';
 import { refusal, synchronous } from '../internal/validate.js';
 import type { Budget } from '../request/budget.js';
@@ -42,7 +42,7 @@ export async function callTool(request: ToolCallRequest): Promise<ToolOutcome> {
   const { source, wanted, session, signal, timeoutMs } = request;
   const context = new CallContext({
     signal,
-    ownerSignal: session.signal,
+    ownerSignal: session.ended.watchable,
     timeoutMs,
     timeoutError: () => new ToolTimeoutError(source, wanted.name, timeoutMs),
   });
@@ -82,7 +82,7 @@ class ToolCall {
     return withinBounds(
       context,
       gate === undefined
-        ? this.#attempt(client, withoutGate(context), false)
+        ? this.#attempt(client, new OnlyAttempt(context), false)
         : this.#throughGate(gate, client),
     );
   }
@@ -119,27 +119,18 @@ class ToolCall {
   async #attempt(client: unknown, given: ToolGateAttempt, isLinked: boolean): Promise<unknown> {
     const { wanted, input, session, task } = this.#request;
     const { key = '', attempt } = given;
-    let linked: ReturnType<typeof anySignal> | undefined;
-    const context = {
-      get signal() {
-        if (!isLinked) return given.signal;
-        linked ??= anySignal(session.signal, given.signal);
-        return linked.signal;
-      },
-      key,
-      taskId: task.taskId,
-      attempt,
-      reportUsage: (actual: number): void => given.reportUsage(actual),
-    };
+    const linked = isLinked ? new LinkedSignal(session, given) : undefined;
+    const reportUsage = (actual: number): void => given.reportUsage(actual);
+    const context = withSignal({ key, taskId: task.taskId, attempt, reportUsage }, linked ?? given);
     try {
-      session.signal.throwIfAborted();
+      session.ended.throwIfAborted();
       // Made a promise once: a lazy thenable would make the call again for each that waits for it.
       const running = Promise.resolve(wanted.tool.call(client, input, context));
       session.track(wanted, running);
       return await running;
     } catch (error) {
       // Whatever the client makes of its signal: other callers of a merged call must see that only this lease ended.
-      throw session.signal.aborted ? session.signal.reason : error;
+      throw session.ended.aborted ? session.ended.reason : error;
     } finally {
       linked?.unlink();
     }
@@ -155,11 +146,8 @@ class ToolCall {
     if (cacheKey !== undefined && typeof cacheKey !== 'string')
       throw new TypeError(refusal(`${wanted.name}.cacheKey`, 'a function that returns a string', cacheKey));
     const { taskId, requestId, tenant } = task;
-    return {
+    const options = {
       [CALL_CONTEXT]: context,
-      get signal() {
-        return context.signal;
-      },
       // Never earlier than the call's own deadline, so that the error is the call's.
       timeoutMs: Math.max(1, Math.ceil(context.remainingMs)),
       toolCallId,
@@ -171,17 +159,46 @@ class ToolCall {
       ...(tenant === undefined ? {} : { tenant }),
       ...(budget === undefined ? {} : { budget }),
     };
+    return withSignal(options, context);
   }
 }
 
 /** The attempt of a call without a gate. */
-const withoutGate = (context: CallContext): ToolGateAttempt => ({
-  get signal() {
-    return context.signal;
-  },
-  attempt: 1,
-  reportUsage: () => {},
-});
+class OnlyAttempt implements ToolGateAttempt {
+  readonly attempt = 1;
+  readonly #context: CallContext;
+
+  constructor(context: CallContext) {
+    this.#context = context;
+  }
+
+  get signal(): AbortSignal {
+    return this.#context.signal;
+  }
+
+  reportUsage(): void {}
+}
+
+/** The signal of an attempt that may be made for other tasks as well: aborts when the lease ends, too. */
+class LinkedSignal {
+  readonly #session: TaskSession;
+  readonly #given: ToolGateAttempt;
+  #linked: ReturnType<typeof anySignal> | undefined;
+
+  constructor(session: TaskSession, given: ToolGateAttempt) {
+    this.#session = session;
+    this.#given = given;
+  }
+
+  get signal(): AbortSignal {
+    this.#linked ??= anySignal(this.#session.ended.signal, this.#given.signal);
+    return this.#linked.signal;
+  }
+
+  unlink(): void {
+    this.#linked?.unlink();
+  }
+}
 
 function callIdOf(call: object): number {
   let id = callIds.get(call);

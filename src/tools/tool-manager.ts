@@ -11,6 +11,7 @@
  * - `tool-answer.ts`: inputs, results and errors as text for an agent
  */
 import { ToolFailedError, ToolUnknownError } from '../errors.js';
+import { checkSharedCallOptions } from '../gate/options.js';
 import type { TaskIds } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { anySignal } from '../internal/abort.js';
@@ -19,12 +20,10 @@ import { redactError, redactKeys } from '../internal/redaction.js';
 import {
   abortSignal,
   options as checkOptions,
-  durationMs,
   optional,
   refusal,
   synchronous,
   text,
-  wholeNumber,
 } from '../internal/validate.js';
 import { currentScope, type RequestContext } from '../request/current-request.js';
 import type { TaskSession } from './clients.js';
@@ -233,7 +232,7 @@ export class ToolManager<T extends ToolSet> {
   ): Promise<ToolClient<T[N]>> {
     const tool = this.#tool(name);
     checkOptions('client', options, ['signal']);
-    const ended = anySignal(this.#session.signal, optional('signal', options.signal, abortSignal));
+    const ended = anySignal(this.#session.ended.signal, optional('signal', options.signal, abortSignal));
     try {
       return (await this.#session.client({ name, tool }, ended.signal)) as ToolClient<T[N]>;
     } catch (error) {
@@ -273,25 +272,26 @@ export class ToolManager<T extends ToolSet> {
   ): Promise<ToolOutcome> {
     const scope = currentScope();
     const request = scope?.requestId === undefined ? undefined : scope;
-    const checked = checkCallOptions(options);
-    const { signal = request?.signal, priority = request?.priority, timeoutMs, modelCallId } = checked;
+    checkOptions('the options of a call', options, ['signal', 'timeoutMs', 'priority', 'modelCallId']);
+    checkSharedCallOptions(options, 1);
+    optional('modelCallId', options.modelCallId, text);
+    const { signal = request?.signal, priority = request?.priority, timeoutMs, modelCallId } = options;
     const session = this.#session;
     // A call that ends before it begins emits no event.
-    if (session.signal.aborted) return { kind: 'aborted', error: session.signal.reason };
+    if (session.ended.aborted) return { kind: 'aborted', error: session.ended.reason };
     if (signal?.aborted) return { kind: 'aborted', error: signal.reason };
     const toolCallId = this.#nextCallId();
-    const { instanceId } = session;
     const task = session.task.taskId === undefined ? idsOf(request) : session.task;
-    const ids = {
-      ...task,
+    const ids = () => ({
       source: this.name,
       tool: name,
-      instanceId,
+      instanceId: session.instanceId,
       toolCallId,
+      ...task,
       ...(modelCallId === undefined ? {} : { modelCallId }),
-    };
+    });
     const startedMs = nowMs();
-    if (this.#hooks.hasListeners('tool:started')) this.#hooks.emit('tool:started', ids);
+    if (this.#hooks.hasListeners('tool:started')) this.#hooks.emit('tool:started', ids());
     const outcome = await callTool({
       source: this.name,
       wanted: { name, tool },
@@ -306,9 +306,9 @@ export class ToolManager<T extends ToolSet> {
     });
     if (this.#hooks.hasListeners('tool:finished')) {
       this.#hooks.emit('tool:finished', {
-        ...ids,
         outcome: outcome.kind,
         durationMs: nowMs() - startedMs,
+        ...ids(),
         ...(outcome.kind === 'ok' ? {} : { error: redactError(outcome.error, this.#hooks.redact) }),
       });
     }
@@ -327,15 +327,4 @@ function idsOf(request: RequestContext | undefined): TaskIds {
   if (request === undefined) return {};
   const { taskId, requestId, tenant } = request;
   return { taskId, requestId, ...(tenant === undefined ? {} : { tenant }) };
-}
-
-function checkCallOptions(given: ToolCallOptions): ToolCallOptions {
-  checkOptions('the options of a call', given, ['signal', 'timeoutMs', 'priority', 'modelCallId']);
-  optional('signal', given.signal, abortSignal);
-  optional('timeoutMs', given.timeoutMs, (option, value) => durationMs(option, value, 1));
-  optional('priority', given.priority, (option, value) =>
-    wholeNumber(option, value, Number.MIN_SAFE_INTEGER),
-  );
-  optional('modelCallId', given.modelCallId, text);
-  return given;
 }

@@ -62,8 +62,9 @@ function languageService(): ts.LanguageService {
   });
 }
 
+const service = languageService();
+
 it('an editor shows the documentation of a class where a host constructs it', () => {
-  const service = languageService();
   const shown = Object.values(CLASSES)
     .flat()
     .map((name) => {
@@ -76,13 +77,12 @@ it('an editor shows the documentation of a class where a host constructs it', ()
       };
     });
   expect(shown).toEqual(shown.map(({ name }) => ({ name, documented: true, hasExample: true })));
-}, 60_000);
+});
 
 it('an editor shows the documentation of the properties that a host names', () => {
-  const service = languageService();
   const shown = properties.map(({ name, line, end }) => {
     const info = service.getQuickInfoAtPosition(HOST, code.indexOf(line) + end - 1);
     return { name, documented: ts.displayPartsToString(info?.documentation).length > 40 };
   });
   expect(shown).toEqual(properties.map(({ name }) => ({ name, documented: true })));
-}, 60_000);
+});

@@ -28,4 +28,4 @@ it('no module of the main entry point has top-level code that a bundler must kee
     plugins: [everyStatementCounts],
   });
   expect(outputFiles[0]!.text).toBe('');
-}, 120_000);
+});

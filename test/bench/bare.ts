@@ -1,4 +1,7 @@
-/** What everything is measured against: a call that is awaited, with nothing around it. */
+/**
+ * What everything is measured against: a call that is awaited, with nothing around it. For workers: it loads nothing, since a
+ * large heap would make each collection dearer.
+ */
 
 /** CPU time of the whole process, all its threads: other processes do not count, the collector does. */
 export const cpuNs = (): number => {
@@ -47,4 +50,10 @@ export async function besideBare(
   await work();
   const ns = (cpuNs() - begin) / ops;
   return { ns, bareNs: (before + (await bareNs())) / 2 };
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }

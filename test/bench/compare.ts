@@ -8,7 +8,8 @@
  */
 import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { buildWorker, figureOf, machine, markdownTable, median, runWorker, shown } from './harness.js';
+import { median } from './bare.js';
+import { buildWorker, figureOf, machine, markdownTable, runWorker, shown } from './harness.js';
 import { type Effort, ROWS } from './limiter-workloads.js';
 import { POOL_GROWTH, POOL_ROWS } from './pool-workloads.js';
 

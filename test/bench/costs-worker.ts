@@ -1,16 +1,11 @@
 /** The process that measures one cell: `costs-worker.js NAME LOAD EFFORT`. Prints one line of JSON. */
-import { Registry } from 'prom-client';
 import type { ServiceGateOptions } from '../../src/gate/options.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { createPipelineManager, type PipelineManager } from '../../src/index.js';
-import { logTo } from '../../src/observability/logging/log.js';
-import { collectMetrics } from '../../src/observability/metrics/prometheus.js';
-import { recordTimeline } from '../../src/observability/timeline/timeline.js';
-import { traceTo } from '../../src/observability/tracing/opentelemetry.js';
+import { CheckedIterator } from '../../src/internal/iteration.js';
 import { defineTools } from '../../src/tools/define-tools.js';
 import { pipelineFactory } from '../../src/tools/pipeline-factory.js';
-import { besideBare, nothing, warmUpBare } from './bare.js';
-import { median } from './harness.js';
+import { besideBare, median, nothing, warmUpBare } from './bare.js';
 
 type Call = (i: number) => unknown;
 interface Effort {
@@ -23,7 +18,7 @@ const KEYS = ['key-number-one-aaaa', 'key-number-two-bbbb', 'key-number-three-cc
 const SECOND = { limit: BIG, perMs: 1_000 };
 const MINUTE = { limit: 10 * BIG, perMs: 60_000 };
 
-/** By name, so that a peer without types, or without ESM, is loaded only where it is measured. */
+/** By name, so that a peer without types, or without ESM, is loaded only where it is measured: a heap grows with it. */
 async function load(npm: string) {
   const loaded = await import(npm);
   return loaded;
@@ -39,17 +34,30 @@ const gated =
   };
 const manager =
   (attach: (manager: PipelineManager<object>) => unknown, trackRequests = false) =>
-  () => {
+  async () => {
     const made = createPipelineManager({
       config: { poolSize: 5, maxConcurrentRequests: 10 },
       create: () => ({}),
       trackRequests,
     });
-    attach(made);
+    await attach(made);
     return () => made.run('task', nothing);
   };
 const silent = { debug() {}, info() {}, warn() {}, error() {} };
-const metrics = ({ hooks }: PipelineManager<object>) => collectMetrics(hooks, { registry: new Registry() });
+const metrics = async ({ hooks }: PipelineManager<object>) => {
+  const { Registry } = await import('prom-client');
+  const { collectMetrics } = await import('../../src/observability/metrics/prometheus.js');
+  collectMetrics(hooks, { registry: new Registry() });
+};
+const observers = async (made: PipelineManager<object>) => {
+  const { logTo } = await import('../../src/observability/logging/log.js');
+  const { recordTimeline } = await import('../../src/observability/timeline/timeline.js');
+  const { traceTo } = await import('../../src/observability/tracing/opentelemetry.js');
+  logTo(made.hooks, silent);
+  await metrics(made);
+  recordTimeline(made.hooks);
+  traceTo(made.hooks);
+};
 
 async function toolCall(guard: ServiceGate | undefined): Promise<Call> {
   const tools = defineTools({
@@ -110,12 +118,7 @@ const CASES: Readonly<Record<string, () => Call | Promise<Call>>> = {
   manager: manager(() => {}),
   'manager, trackRequests': manager(() => {}, true),
   'manager, collectMetrics': manager(metrics),
-  'manager, all observers': manager((made) => {
-    logTo(made.hooks, silent);
-    metrics(made);
-    recordTimeline(made.hooks);
-    traceTo(made.hooks);
-  }),
+  'manager, all observers': manager(observers),
   'p-queue': async () => {
     const { default: Queue } = await load('p-queue');
     const queue = new Queue({ concurrency: 10, interval: 1_000, intervalCap: BIG });
@@ -167,25 +170,42 @@ const CASES: Readonly<Record<string, () => Call | Promise<Call>>> = {
   '… + AbortController + uuid': () => pooled(true),
 };
 
+/** One function for all, as a host has it. */
+async function* items(count: number): AsyncGenerator<number> {
+  for (let i = 0; i < count; i++) yield i;
+}
+const streaming = (trackRequests = false) =>
+  createPipelineManager({
+    config: { poolSize: 2, maxConcurrentRequests: 2 },
+    create: () => ({}),
+    trackRequests,
+  });
+/** What is read item by item: each layer of a stream by itself. */
+const STREAMS: Readonly<Record<string, (count: number) => AsyncIterable<unknown>>> = {
+  generator: (count) => items(count),
+  checked: (count) => {
+    const iterator = CheckedIterator.of(items(count), 'items', 'an async iterable');
+    return { [Symbol.asyncIterator]: () => ({ next: () => iterator.next() }) };
+  },
+  gate: (count) => gate({ maxConcurrent: 10 }).stream(() => items(count)),
+  manager: (count) => streaming().stream('task', () => items(count)),
+  'manager, trackRequests': (count) => streaming(true).stream('task', () => items(count)),
+};
+
 /** A gate with so many keys, tenants or entries in its window, at a load that is the same for each. */
-function flat(what: string, size: number): Call {
+async function flat(what: string, size: number): Promise<Call> {
   if (what === 'keys') {
     const keys = Array.from({ length: size }, (_, i) => `key-abcdefgh-${i}`);
     const one = gate({ maxConcurrent: 10, keys, rate: [SECOND] });
     return () => one.run(nothing);
   }
-  const one = gate({
-    maxConcurrent: 10,
-    ...(what === 'entries' ? { rate: [{ limit: size, perMs: 1 }] } : {}),
-  });
-  if (what === 'entries') return () => one.run(nothing);
+  if (what === 'entries') {
+    const one = gate({ maxConcurrent: 10, rate: [{ limit: 10 * BIG, perMs: 3_600_000 }] });
+    for (let i = 0; i < size; i++) await one.run(nothing);
+    return () => one.run(nothing);
+  }
+  const one = gate({ maxConcurrent: 10 });
   return (i) => one.run(nothing, { tenant: `t${i % size}` });
-}
-
-async function flatEntries(size: number): Promise<Call> {
-  const one = gate({ rate: [{ limit: 10 * size + BIG, perMs: 3_600_000 }] });
-  for (let i = 0; i < size; i++) await one.run(nothing);
-  return () => one.run(nothing);
 }
 
 const [name = '', kind = 'sequence', effortText = '{}'] = process.argv.slice(2);
@@ -206,21 +226,11 @@ async function answer(): Promise<unknown> {
     return (process.memoryUsage().heapUsed - before) / count;
   }
   if (kind === 'window') return startBehindWindow();
-  const made = createPipelineManager({
-    config: { poolSize: 2, maxConcurrentRequests: 2 },
-    create: () => ({}),
-    trackRequests: false,
-  });
   const call: Call =
-    kind === 'stream'
-      ? nothing
-      : size === undefined
-        ? await CASES[name]!()
-        : what === 'entries'
-          ? await flatEntries(Number(size))
-          : flat(what!, Number(size));
+    kind === 'stream' ? nothing : size === undefined ? await CASES[name]!() : await flat(what!, Number(size));
   const queued = Number(kind);
-  const count = kind === 'sequence' || kind === 'stream' ? ops : Math.max(ops, queued);
+  // A stream has more items than an agent makes requests, and what its opening costs is in another row.
+  const count = kind === 'stream' ? ops * 10 : kind === 'sequence' ? ops : Math.max(ops, queued);
   const burst = async (): Promise<void> => {
     for (let round = 0; round < count / queued; round++) {
       const all: unknown[] = [];
@@ -230,10 +240,7 @@ async function answer(): Promise<unknown> {
   };
   const work = async (): Promise<void> => {
     if (kind === 'stream') {
-      const items = made.stream('task', async function* () {
-        for (let i = 0; i < count; i++) yield i;
-      });
-      for await (const _ of items);
+      for await (const _ of STREAMS[name]!(count));
     } else if (kind === 'sequence') for (let i = 0; i < count; i++) await call(i);
     else await burst();
   };

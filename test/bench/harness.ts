@@ -9,6 +9,7 @@ import { cpus, loadavg, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'tsup';
+import { median } from './bare.js';
 
 export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 
@@ -76,12 +77,6 @@ export function runWorker<T>(
       else resolve({ kind: 'done', answer: JSON.parse(out.trim().split('\n').at(-1)!) as T });
     });
   });
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
 /** The middle of several processes' figures, and how far they lay apart. */

@@ -8,7 +8,8 @@
 import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { parseArgs, promisify } from 'node:util';
-import { machine, markdownTable, median, ROOT } from './harness.js';
+import { median } from './bare.js';
+import { machine, markdownTable, ROOT } from './harness.js';
 
 const { values } = parseArgs({ options: { rounds: { type: 'string', default: '15' } } });
 const { exports, dependencies } = JSON.parse(readFileSync(`${ROOT}package.json`, 'utf8')) as {

@@ -24,8 +24,6 @@ export interface Workload {
   readonly title: string;
   readonly unit: '×' | 'bytes' | 's' | 'µs';
   readonly needs: Skill;
-  /** What ours has to keep to: a number, or to be below every peer. */
-  readonly target?: number | 'best';
   readonly nodeFlags?: readonly string[];
   /** One sample is enough, and the first one counts. */
   readonly once?: boolean;
@@ -57,7 +55,6 @@ const runFree: Workload = {
   title: '`run`, free',
   unit: '×',
   needs: 'run',
-  target: 2.2,
   sample(make, { ops }) {
     const subject = make();
     return againstBare(ops, async () => {
@@ -71,7 +68,6 @@ const acquireFree: Workload = {
   title: '`acquire` + `release`, free',
   unit: '×',
   needs: 'acquire',
-  target: 1.8,
   sample(make, { ops }) {
     const subject = make();
     return againstBare(ops, async () => {
@@ -105,7 +101,6 @@ const thousands = (n: number): string => n.toLocaleString('en');
 const queued = (count: number): Workload => ({
   name: `burst-${count}`,
   title: `${thousands(count)} queued at once, each`,
-  target: 'best',
   ...burst(count),
 });
 
@@ -119,12 +114,11 @@ const heldBytes = (): number => {
 
 const WAITERS_WEIGHED = 100_000;
 
-const bytes = (needs: 'run' | 'acquire', target: number): Workload => ({
+const bytes = (needs: 'run' | 'acquire'): Workload => ({
   name: `bytes-${needs}`,
   title: `bytes a queued \`${needs}\``,
   unit: 'bytes',
   needs,
-  target,
   nodeFlags: ['--expose-gc'],
   once: true,
   async sample(make) {
@@ -172,7 +166,6 @@ const abortOne: Workload = {
   title: 'aborting one of 100,000, against one of 1,000',
   unit: '×',
   needs: 'abort',
-  target: 1.5,
   async sample(make) {
     let ofFewUs = 0;
     // Several short queues, so that none is shortened much by what is aborted in it.
@@ -205,7 +198,6 @@ const stormShared: Workload = {
   title: '50,000 waiters on one signal, queue and abort',
   unit: 's',
   needs: 'abort',
-  target: 0.5,
   async sample(make) {
     const parts = await storm(make, [new AbortController()]);
     return { value: (parts.queueMs + parts.abortMs) / 1000, parts };
@@ -233,8 +225,8 @@ export const ROWS: readonly Workload[] = [
   queued(1000),
   queued(10_000),
   queued(100_000),
-  bytes('run', 450),
-  bytes('acquire', 340),
+  bytes('run'),
+  bytes('acquire'),
   abortOne,
   stormShared,
   stormOwn,

@@ -14,6 +14,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { median } from './bare.js';
 import { CONTENDERS, type Contender, LIMIT } from './contenders.js';
 import {
   buildWorker,
@@ -21,7 +22,6 @@ import {
   figureOf,
   machine,
   markdownTable,
-  median,
   ROOT,
   runWorker,
   shown,
@@ -120,8 +120,8 @@ function cellText(cell: Cell): string {
   }
 }
 
-/** How ours stands in a row: against its target, and against the best of the others. */
-function classification(row: Workload): string {
+/** Where ours stands among the others in a row. */
+function rank(row: Workload): string {
   const ours = contenders.find(({ name }) => name === 'ours');
   const cell = ours && cellOf(ours, row);
   if (cell?.kind !== 'measured') return '';
@@ -138,19 +138,15 @@ function classification(row: Workload): string {
   const ahead = peers.filter(({ figure }) => figure.median < own);
   const behind = ahead.map(({ name, figure }) => `${name} (${shown(figure.median)})`).join(', ');
   const alone = rivals.every((rival) => rival.cell.kind === 'cannot');
-  const standing = alone ? 'no peer' : ahead.length === 0 ? 'first' : `behind ${behind}`;
-  if (row.target === undefined) return standing;
-  const met = row.target === 'best' ? ahead.length === 0 : own <= row.target;
-  const target = row.target === 'best' ? 'below every peer' : `at most ${row.target}`;
-  return `${standing}; ${target}: ${met ? 'met' : '**missed**'}`;
+  return alone ? 'no peer' : ahead.length === 0 ? 'first' : `behind ${behind}`;
 }
 
 function markdown(loadBefore: string): string {
-  const head = ['', ...contenders.map(({ name }) => name), 'where ours stands'];
+  const head = ['', ...contenders.map(({ name }) => name), 'place of ours'];
   const table = rows.map((row) => [
     `${row.title}, ${row.unit}`,
     ...contenders.map((contender) => cellText(cellOf(contender, row))),
-    classification(row),
+    rank(row),
   ]);
   const versions = contenders.flatMap(({ npm }) => (npm === undefined ? [] : [`${npm} ${versionOf(npm)}`]));
   const notes = contenders.flatMap(({ name, note }) => (note === undefined ? [] : [`- ${name}: ${note}`]));

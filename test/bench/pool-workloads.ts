@@ -12,8 +12,6 @@ export interface PoolWorkload {
   /** The row's title. */
   readonly title: string;
   readonly unit: 'ns' | 'bytes';
-  /** What share of generic-pool's cost ours may have at most. */
-  readonly target?: number;
   readonly nodeFlags?: readonly string[];
   sample(subject: PoolSubject): Promise<PoolSample>;
   /** How many samples count. */
@@ -38,16 +36,14 @@ const idle: PoolWorkload = {
   name: 'idle',
   title: 'acquire and release of an idle instance',
   unit: 'ns',
-  target: 1 / 3,
   samples: 7,
   sample: (subject) => timed(40_000, () => inTurn(subject, 40_000)),
 };
 
-const waiters = (count: number, target?: number): PoolWorkload => ({
+const waiters = (count: number): PoolWorkload => ({
   name: `waiters-${count}`,
   title: `${thousands(count)} waiters through ${SIZE} instances, each`,
   unit: 'ns',
-  ...(target === undefined ? {} : { target }),
   samples: count > 100_000 ? 3 : 7,
   sample(subject) {
     const rounds = Math.max(1, Math.round(40_000 / count));
@@ -95,8 +91,8 @@ const bytes: PoolWorkload = {
 export const POOL_ROWS: readonly PoolWorkload[] = [
   idle,
   waiters(1000),
-  waiters(10_000, 2 / 3),
-  waiters(100_000, 2 / 3),
+  waiters(10_000),
+  waiters(100_000),
   bytes,
 ];
 

@@ -8,13 +8,13 @@
  * the median of the processes, each of which is the median of its samples, and next to it lie the lowest and the highest.
  */
 import { parseArgs } from 'node:util';
+import { median } from './bare.js';
 import {
   buildWorker,
   type Figure,
   figureOf,
   machine,
   markdownTable,
-  median,
   runWorker,
   shown,
   versionOf,
@@ -89,8 +89,8 @@ function cellText(contender: PoolContender, workload: PoolWorkload): string {
   return processes === 1 ? shown(middle) : `${shown(middle)} (${shown(lowest)}–${shown(highest)})`;
 }
 
-/** Ours against generic-pool in the same run, which is what the targets are about. */
-function classification(row: PoolWorkload): string {
+/** Ours against generic-pool in the same run. */
+function quotient(row: PoolWorkload): string {
   const own = figure(
     contenders.find(({ npm }) => npm === undefined),
     row,
@@ -100,10 +100,7 @@ function classification(row: PoolWorkload): string {
     row,
   );
   if (own === undefined || other === undefined) return '';
-  const share = own.median / other.median;
-  if (row.target === undefined) return share.toFixed(2);
-  const met = share <= row.target ? 'met' : '**missed**';
-  return `${share.toFixed(2)}; at most ${row.target.toFixed(2)}: ${met}`;
+  return (own.median / other.median).toFixed(2);
 }
 
 function markdown(before: string): string {
@@ -111,7 +108,7 @@ function markdown(before: string): string {
   const table = [...rows, ...growth].map((row) => [
     `${row.title}, ${row.unit === 'bytes' ? 'bytes' : '×'}`,
     ...contenders.map((contender) => cellText(contender, row)),
-    classification(row),
+    quotient(row),
   ]);
   const versions = contenders.flatMap(({ npm }) => (npm === undefined ? [] : [`${npm} ${versionOf(npm)}`]));
   const notes = contenders.flatMap(({ name, note }) => (note === undefined ? [] : [`- ${name}: ${note}`]));

@@ -56,6 +56,12 @@ describe('The documentation', () => {
     expect(listed).toEqual(expect.arrayContaining([...expected, 'docs/decisions/README.md']));
   });
 
+  it('is linked from the README, page by page', () => {
+    const listed = linksOf('README.md').map((link) => link.split('#')[0]);
+    const expected = pages.filter((page) => page.startsWith('docs/') && !page.startsWith('docs/decisions/'));
+    expect(listed).toEqual(expect.arrayContaining([...expected, 'docs/decisions/README.md']));
+  });
+
   it('has an index with every decision', () => {
     const listed = linksOf('docs/decisions/README.md').filter((link) => !link.startsWith('..'));
     const notes = readdirSync('docs/decisions').filter((name) => /^\d{4}-/.test(name));

@@ -57,7 +57,8 @@ describe('The snippets of the README and the guides', () => {
     const { options } = ts.convertCompilerOptionsFromJson(config.compilerOptions, process.cwd());
     const program = ts.createProgram(
       snippets.map(({ path }) => path),
-      options,
+      // What `tsc --init` sets besides.
+      { ...options, exactOptionalPropertyTypes: true, noUncheckedIndexedAccess: true },
     );
     const faults = snippets.flatMap(({ title, path }) =>
       ts

@@ -1,9 +1,11 @@
-import { spawn } from 'node:child_process';
 import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { describe, expect, it } from 'vitest';
+import { bundledExample } from '../support/examples.js';
+
+const start = bundledExample('examples/demo/main.ts');
 
 // The test runner sets a BASE_URL of its own, and a developer may have real keys: neither is meant here.
 const {
@@ -16,11 +18,7 @@ const {
 } = process.env;
 
 function demo(args: readonly string[], env: Record<string, string> = {}) {
-  // Not by tsx's own command: on a busy machine that ends by a signal before the demo has heard of it.
-  const child = spawn(process.execPath, ['--import', 'tsx', 'examples/demo/main.ts', ...args], {
-    env: { ...environment, ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const child = start(args, { ...environment, ...env });
   const output = text(child.stdout);
   const errors = text(child.stderr);
   const code = new Promise<number | null>((resolve) => child.on('close', resolve));

@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { text } from 'node:stream/consumers';
 import { Sandbox } from '@e2b/code-interpreter';
 import {
@@ -10,6 +10,9 @@ import {
 import { afterEach, describe, expect, it } from 'vitest';
 import { connectClients } from '../../examples/host-clients.js';
 import { scriptedModel } from '../../examples/scripted-model.js';
+import { bundledExample } from '../support/examples.js';
+
+const start = bundledExample('examples/host.ts');
 
 // The test runner sets a BASE_URL of its own, and a developer may have real keys: neither is meant here.
 const {
@@ -61,10 +64,7 @@ async function realServices(e2b: StubE2bOptions = {}) {
 }
 
 function host(questions: readonly string[], env: Record<string, string> = {}) {
-  const started = spawn(process.execPath, ['--import', 'tsx', 'examples/host.ts', ...questions], {
-    env: { ...environment, ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const started = start(questions, { ...environment, ...env });
   child = started;
   let said = '';
   started.stdout.on('data', (chunk: Buffer) => {
@@ -76,7 +76,7 @@ function host(questions: readonly string[], env: Record<string, string> = {}) {
   /** What it has said in a line that begins like this. */
   const line = (beginning: string): Promise<string> =>
     expect
-      .poll(() => said.split('\n').find((one) => one.startsWith(beginning)), { timeout: 15_000 })
+      .poll(() => said.split('\n').find((one) => one.startsWith(beginning)))
       .toBeDefined()
       .then(() =>
         said
@@ -88,7 +88,7 @@ function host(questions: readonly string[], env: Record<string, string> = {}) {
   return { terminate, output, errors, code, line };
 }
 
-describe('the host application', { timeout: 60_000 }, () => {
+describe('the host application', () => {
   it('answers its questions with the tools that the model chooses, and reports its health', async () => {
     const { output, errors, code, line } = host([]);
     const health = await fetch(await line('Health: '));
@@ -179,7 +179,7 @@ describe('the host application', { timeout: 60_000 }, () => {
     });
     const { e2b, env } = await realServices({ execute: () => finished.then(() => ({ stdout: ['42'] })) });
     const { terminate, output, errors, code, line } = host(['one', 'two'], env);
-    await expect.poll(() => e2b.sandboxes.length, { timeout: 15_000 }).toBe(2);
+    await expect.poll(() => e2b.sandboxes.length).toBe(2);
     const health = await line('Health: ');
     terminate();
     expect(await line('SIGTERM: ')).toBe('draining, 2 tasks are under way.');
@@ -197,7 +197,7 @@ describe('the host application', { timeout: 60_000 }, () => {
   it('aborts tasks that do not end in time, and kills their sandboxes', async () => {
     const { e2b, env } = await realServices({ execute: () => new Promise(() => {}) });
     const { terminate, output, errors, code } = host(['one', 'two', 'three'], { ...env, DRAIN_MS: '200' });
-    await expect.poll(() => e2b.sandboxes.length, { timeout: 15_000 }).toBeGreaterThan(0);
+    await expect.poll(() => e2b.sandboxes.length).toBeGreaterThan(0);
     terminate();
     expect(await code).toBe(1);
     expect((await errors).match(/^task-\d failed: ManagerClosedError/gm)).toHaveLength(3);

@@ -1,4 +1,4 @@
 import { createResearch } from '../../examples/frameworks/ai-sdk/main.js';
 import { testFramework } from './support.js';
 
-testFramework('ai-sdk', createResearch, { defaultRetries: 2 });
+testFramework('ai-sdk', createResearch);

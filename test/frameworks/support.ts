@@ -30,16 +30,11 @@ interface Research {
   stream(context: Context, question: string): AsyncGenerator<string>;
 }
 
-type CreateResearch = (given: { llm: Service; search: Service; maxRetries?: number }) => Research;
-
-/** What a framework does by default. */
-interface Measured {
-  readonly defaultRetries: number;
-}
+type CreateResearch = (given: { llm: Service; search: Service }) => Research;
 
 const LLM_KEYS = ['llm-key-one', 'llm-key-two'];
 const SEARCH_KEYS = ['search-key-one', 'search-key-two'];
-const LONG = Array.from({ length: 500 }, (_, i) => `word${i}`).join(' ');
+const LONG = Array.from({ length: 300 }, (_, i) => `word${i}`).join(' ');
 
 const contentOf = (content: unknown): string =>
   typeof content === 'string' ? content : JSON.stringify(content);
@@ -62,18 +57,14 @@ export function linesOfHostCode(path: string): number {
 }
 
 /** The tests of an example. */
-export function testFramework(
-  name: string,
-  createResearch: CreateResearch,
-  { defaultRetries }: Measured,
-): void {
+export function testFramework(name: string, createResearch: CreateResearch): void {
   describe(name, () => {
     const toClose: (() => unknown)[] = [];
     afterEach(async () => {
       for (const close of toClose.splice(0).reverse()) await close();
     });
 
-    async function setUp(perTokenMs = 0, given: { maxRetries?: number } = {}) {
+    async function setUp(perTokenMs = 0) {
       const llm = await new StubLlm({
         keys: LLM_KEYS,
         latencyMs: 20,
@@ -84,7 +75,6 @@ export function testFramework(
       const research = createResearch({
         llm: { url: llm.baseUrl, keys: LLM_KEYS },
         search: { url: serper.url, keys: SEARCH_KEYS },
-        ...given,
       });
       const answer = (question: string, options?: RequestOptions) =>
         research.manager.run(question, (context) => research.answer(context, question), options);
@@ -172,7 +162,7 @@ export function testFramework(
     });
 
     it('frees the permit of a stream that its reader leaves', async () => {
-      const { llm, stream, isIdle } = await setUp(20);
+      const { llm, stream, isIdle } = await setUp(50);
       for await (const part of stream('question-a')) {
         expect(part).not.toBe('');
         break;
@@ -181,20 +171,15 @@ export function testFramework(
       expect(llm.stats()).toMatchObject({ calls: 2, disconnects: 1 });
     });
 
-    describe.each([
-      { retries: 'no retries', given: {} },
-      { retries: 'its default retries', given: { maxRetries: defaultRetries } },
-    ])('with $retries', ({ given }) => {
-      it('leaves the error of a gate to findPoolError and toHttpStatus', async () => {
-        const { llm, research, answer, isIdle } = await setUp(0, given);
-        await research.llm.close();
-        const error = await answer('question-a').catch((thrown: unknown) => thrown);
-        expect(error).toBeInstanceOf(Error);
-        expect(findPoolError(error)?.code).toBe('ERR_GATE_CLOSED');
-        expect(toHttpStatus(error)).toMatchObject({ status: 503 });
-        expect(llm.stats().calls).toBe(0);
-        await isIdle();
-      });
+    it('leaves the error of a gate to findPoolError and toHttpStatus', async () => {
+      const { llm, research, answer, isIdle } = await setUp();
+      await research.llm.close();
+      const error = await answer('question-a').catch((thrown: unknown) => thrown);
+      expect(error).toBeInstanceOf(Error);
+      expect(findPoolError(error)?.code).toBe('ERR_GATE_CLOSED');
+      expect(toHttpStatus(error)).toMatchObject({ status: 503 });
+      expect(llm.stats().calls).toBe(0);
+      await isIdle();
     });
 
     it('leaves the error of a stream to findPoolError and toHttpStatus', async () => {
@@ -206,6 +191,25 @@ export function testFramework(
       const error = await read().catch((thrown: unknown) => thrown);
       expect(findPoolError(error)?.code).toBe('ERR_GATE_CLOSED');
       expect(toHttpStatus(error)).toMatchObject({ status: 503 });
+      await isIdle();
+    });
+
+    it('leaves the loss of the last key to findPoolError and toHttpStatus', async () => {
+      const { llm, answer, isIdle } = await setUp();
+      for (const _ of LLM_KEYS) llm.faultNext({ type: 'status', status: 401 });
+      const error = await answer('question-a').catch((thrown: unknown) => thrown);
+      expect(findPoolError(error)?.code).toBe('ERR_KEYS_EXHAUSTED');
+      expect(toHttpStatus(error)).toMatchObject({ status: 503 });
+      expect(llm.stats()).toMatchObject({ calls: 2, statuses: { 401: 2 } });
+      await isIdle();
+    });
+
+    it('answers its model with the error of a tool', async () => {
+      const { llm, serper, research, answer, isIdle } = await setUp();
+      await research.search.close();
+      expect(await answer('question-a')).toMatchObject({ found: [] });
+      expect([llm.stats().calls, serper.stats().calls]).toEqual([2, 0]);
+      expect(JSON.stringify(llm.calls.at(-1)?.body)).toContain('search is closed');
       await isIdle();
     });
 

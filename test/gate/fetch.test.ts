@@ -710,7 +710,7 @@ describe('the cache', () => {
       json({ b: 2 }),
     ];
     const { fetch, service } = gated(() => answers.shift(), { options }, CACHE);
-    expect((await vi.waitFor(() => fetch(URL_OF))).status).toBe(400);
+    expect((await vi.waitFor(() => fetch(URL_OF), 60_000)).status).toBe(400);
     expect(await (await fetch(URL_OF)).json()).toEqual({ b: 2 });
     expect(service).toHaveBeenCalledTimes(3);
   });
@@ -740,6 +740,27 @@ describe('the cache', () => {
       expect([one.service.mock.calls.length, two.service.mock.calls.length]).toEqual([1, 0]);
     }
     expect(shouldCache.mock.calls[0]![0]).toMatchObject({ body: '{"a":"ä"}', encoding: 'utf8' });
+  });
+
+  it.each([
+    ['a result of `run`', { found: ['tides'] }],
+    ['nothing', undefined],
+    ['a response with another kind of body', { status: 200, headers: [], body: 7, encoding: 'utf8' }],
+    ['a response with broken headers', { status: 200, headers: [['a b', '']], body: '', encoding: 'utf8' }],
+    ['a body that its status excludes', { status: 204, headers: [], body: 'x', encoding: 'utf8' }],
+    ['an unknown encoding', { status: 200, headers: [], body: 'x', encoding: 'rot13' }],
+  ])('takes %s in a shared store for a miss, and replaces it', async (_, value) => {
+    const set = vi.fn();
+    const store = { get: () => ({ value, storedAtMs: Date.now(), ttlMs: 60_000 }), set };
+    const { fetch, of } = gated(
+      () => json({ a: 1 }),
+      { options },
+      { cache: { max: 10, ttlMs: 60_000, store } },
+    );
+    expect(await (await fetch(URL_OF)).json()).toEqual({ a: 1 });
+    expect(of('cache:store-failed')).toMatchObject([{ operation: 'get', error: { name: 'TypeError' } }]);
+    expect([of('cache:hit').length, of('cache:miss').length]).toEqual([0, 1]);
+    expect(set).toHaveBeenCalledOnce();
   });
 
   it('counts bodies in the size of results', async () => {

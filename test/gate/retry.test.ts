@@ -1,6 +1,7 @@
-import { fc, test } from '@fast-check/vitest';
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { RetryBudget } from '../../src/gate/retry.js';
+import { prop } from '../support/property.js';
 
 describe('RetryBudget', () => {
   it('allows a ratio of the calls of the last minute, plus a constant', () => {
@@ -34,7 +35,7 @@ describe('RetryBudget', () => {
     expect(budget.left(10_000_000)).toBe(0);
   });
 
-  test.prop([
+  prop([
     fc.array(fc.tuple(fc.nat(9_000), fc.boolean()), { maxLength: 300 }),
     fc.integer({ min: 0, max: 5 }),
     fc.constantFrom(0, 0.1, 0.2, 1),

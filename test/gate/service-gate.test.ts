@@ -8,7 +8,7 @@ import type { Limiter } from '../../src/limiter/limiter.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
-import { deferred, follow } from '../support/promises.js';
+import { deferred, follow, microtasks } from '../support/promises.js';
 import { countListeners } from '../support/signals.js';
 
 onFakeTimers();
@@ -105,6 +105,29 @@ describe('ServiceGate', () => {
       first.resolve();
       await Promise.all(calls);
       expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3']);
+    });
+
+    it('grants permits within caps, by guarantees, and by age with agingMs', async () => {
+      const tenants = (name: string) => (name === 'capped' ? { maxConcurrent: 1 } : { guaranteed: 1 });
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2, tenants, agingMs: 100 });
+      const order: string[] = [];
+      const ends = new Map<string, () => void>();
+      const call = (name: string, options: object) =>
+        gate.run(() => {
+          order.push(name);
+          return new Promise<void>((resolve) => ends.set(name, resolve));
+        }, options);
+      const calls = [call('c1', { tenant: 'capped' }), call('c2', { tenant: 'capped', priority: 9 })];
+      calls.push(call('n1', {}), call('low', { priority: -1 }));
+      await vi.advanceTimersByTimeAsync(101);
+      calls.push(call('late', {}), call('g1', { tenant: 'guaranteed' }));
+      for (const name of ['n1', 'g1', 'low', 'late', 'c1', 'c2']) {
+        await settled();
+        ends.get(name)?.();
+      }
+      await settled();
+      expect(order).toEqual(['c1', 'n1', 'g1', 'low', 'late', 'c2']);
+      await Promise.all(calls);
     });
 
     it('holds no permit in a back-off', async () => {
@@ -678,6 +701,36 @@ describe('ServiceGate', () => {
       expect(call.now).toEqual({ is: 'rejected', reason });
       expect(gate.stats()).toMatchObject({ running: 0, limiter: { active: 0 } });
       expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('in any microtask between a permit and the attempt keeps the function from starting, or reaches it', async () => {
+      for (let steps = 0; steps < 40; steps++) {
+        const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+        const first = deferred();
+        const ahead = gate.run(() => first.promise);
+        const control = new AbortController();
+        let startedAfter = false;
+        const call = follow(
+          gate.run(
+            ({ signal }) => {
+              startedAfter = control.signal.aborted;
+              return new Promise((_, reject) =>
+                signal.addEventListener('abort', () => reject(signal.reason)),
+              );
+            },
+            { signal: control.signal },
+          ),
+        );
+        first.resolve();
+        await microtasks(steps);
+        control.abort(reason);
+        await ahead;
+        await settled();
+        const where = `aborted after ${steps} microtasks`;
+        expect(startedAfter, where).toBe(false);
+        expect(call.now, where).toEqual({ is: 'rejected', reason });
+        expect(gate.stats(), where).toMatchObject({ running: 0, limiter: { active: 0, queued: 0 } });
+      }
     });
 
     it('after the call changes nothing', async () => {

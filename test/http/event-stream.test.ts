@@ -430,7 +430,7 @@ describe.each(Object.entries(frameworks))('eventStream under %s', (_, mount) => 
     const socket = await client(port, mode);
     expect(await firstData(socket)).toContain('200 OK');
     leave(socket);
-    await vi.waitFor(() => expect(held()).toEqual(NOTHING), { timeout: 5_000 });
+    await vi.waitFor(() => expect(held()).toEqual(NOTHING), { timeout: 60_000 });
     expect(aborted).toEqual([`${mode}-1`]);
     // The pipeline and the permit serve the next request.
     expect((await fetch(`http://127.0.0.1:${port}/three`)).status).toBe(200);
@@ -442,7 +442,7 @@ describe.each(Object.entries(frameworks))('eventStream under %s', (_, mount) => 
     const running = await client(port, 'hang');
     await firstData(running);
     const queued = await client(port, 'hang');
-    await vi.waitFor(() => expect(manager.stats().limiter.queued).toBe(1));
+    await vi.waitFor(() => expect(manager.stats().limiter.queued).toBe(1), { timeout: 60_000 });
     const rejected = await fetch(`http://127.0.0.1:${port}/hang`);
     expect([rejected.status, rejected.headers.get('retry-after')]).toEqual([
       429,
@@ -450,9 +450,9 @@ describe.each(Object.entries(frameworks))('eventStream under %s', (_, mount) => 
     ]);
     expect(await rejected.json()).toMatchObject({ error: { code: 'ERR_QUEUE_FULL' } });
     queued.resetAndDestroy();
-    await vi.waitFor(() => expect(manager.stats().limiter.queued).toBe(0));
+    await vi.waitFor(() => expect(manager.stats().limiter.queued).toBe(0), { timeout: 60_000 });
     running.destroy();
-    await vi.waitFor(() => expect(held()).toEqual(NOTHING));
+    await vi.waitFor(() => expect(held()).toEqual(NOTHING), { timeout: 60_000 });
   });
 });
 

@@ -1,7 +1,6 @@
 import { createServer, request as httpRequest, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { type HttpBindings, serve } from '@hono/node-server';
-import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
+import { serve } from '@hono/node-server';
 import express from 'express';
 import fastify from 'fastify';
 import { Hono } from 'hono';
@@ -53,15 +52,11 @@ const frameworks: Readonly<Record<string, Mount>> = {
     return app.listen({ port: 0, host: '127.0.0.1' });
   },
   Hono: async (manager) => {
-    const app = new Hono<{ Bindings: HttpBindings }>();
-    const mount = (path: string, handler: ReturnType<typeof healthHandler>): void => {
-      app.get(path, ({ env }) => {
-        handler(env.incoming, env.outgoing);
-        return RESPONSE_ALREADY_SENT;
-      });
-    };
-    mount('/health', healthHandler(manager));
-    mount('/health/live', healthHandler(manager, { probe: 'liveness' }));
+    const app = new Hono();
+    const ready = healthHandler(manager);
+    const live = healthHandler(manager, { probe: 'liveness' });
+    app.get('/health', ({ req }) => ready(req.raw));
+    app.get('/health/live', ({ req }) => live(req.raw));
     const server = await new Promise<Server>((resolve) => {
       const started = serve({ fetch: app.fetch, port: 0, hostname: '127.0.0.1' }, () =>
         resolve(started as Server),
@@ -132,6 +127,17 @@ describe('healthHandler', () => {
     const response = await fetch(url, { method: 'POST', body: 'x' });
     expect(response.status).toBe(405);
     expect(response.headers.get('allow')).toBe('GET, HEAD');
+  });
+
+  it('answers a web Request with a Response, whatever its server passes beside it', async () => {
+    const GET: (request: Request, context: object) => Response = healthHandler(buildManager());
+    const response = GET(new Request('http://localhost/health'), { params: {} });
+    expect(response.status).toBe(200);
+    expect(response.headers.get('cache-control')).toBe('no-store');
+    expect(await response.json()).toMatchObject({ status: 'healthy', pool_size: 5 });
+    const head = GET(new Request('http://localhost/health', { method: 'HEAD' }), {});
+    expect([head.status, await head.text()]).toEqual([200, '']);
+    expect(GET(new Request('http://localhost/health', { method: 'POST' }), {}).status).toBe(405);
   });
 
   it('survives a client that leaves before the answer', async () => {

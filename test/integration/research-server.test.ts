@@ -4,6 +4,7 @@ import { type StubServices, startStubServices } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it } from 'vitest';
 import { serviceSettings } from '../../examples/research-server/clients.js';
 import { type ResearchServerOptions, startResearchServer } from '../../examples/research-server/server.js';
+import { sizeOf } from '../support/soak.js';
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -110,9 +111,9 @@ const NOTHING = {
   sandboxes: 0,
 };
 
-const STREAMS = process.env.SOAK === 'full' ? 300 : 60;
+const STREAMS = sizeOf('streams of a research server', 60, 300);
 
-describe('the research server', { timeout: 120_000 }, () => {
+describe('the research server', () => {
   it('streams the steps and then the answer', async () => {
     const { server, stubs, lines } = await start();
     const { status, headers, emitted } = await ask(server.url, 'Why do glaciers look blue?');
@@ -146,7 +147,7 @@ describe('the research server', { timeout: 120_000 }, () => {
       said += chunk.toString();
     });
     const code = new Promise((resolve) => child.on('close', resolve));
-    await expect.poll(() => said, { timeout: 30_000 }).toMatch(/^Research: /);
+    await expect.poll(() => said).toMatch(/^Research: /);
     const url = /^Research: (.*)$/m.exec(said)![1]!;
     const answer = ask(url, 'How old is the oldest tree?');
     await expect.poll(() => said).toMatch(/^Acquired pipeline instance 1/m);

@@ -9,6 +9,7 @@ import {
   unwatchAbort,
   watchAbort,
   withDeadline,
+  withSignal,
 } from '../../src/internal/abort.js';
 import { deferred, endOfTurn } from '../support/promises.js';
 import { listenersOf } from '../support/signals.js';
@@ -462,5 +463,18 @@ describe('LazySignal', () => {
     lazy.fire('again');
     expect(calls).toEqual([['b', 'over']]);
     expect(() => lazy.throwIfAborted()).toThrow('over');
+  });
+});
+
+describe('withSignal', () => {
+  it('makes the signal when it is read, of the object, of a copy or of an heir', () => {
+    const source = new LazySignal();
+    const context = withSignal({ key: 'a' }, source);
+    expect(Object.keys(context)).toEqual(['key', 'signal']);
+    const heir = Object.create(context) as typeof context;
+    expect({ ...context }.signal).toBe(source.signal);
+    expect(heir.signal).toBe(source.signal);
+    source.fire(new Error('over'));
+    expect(context.signal.aborted).toBe(true);
   });
 });

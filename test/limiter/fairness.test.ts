@@ -100,6 +100,19 @@ describe('Tenants of one priority', () => {
 });
 
 describe('Priority and tenants together', () => {
+  it('admit a light waiter at once where a grant ahead of the queue makes it precede a heavy one', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 3, fairBy: 'requests' });
+    const holder = limiter.tryAcquire();
+    const heavy = limiter.acquire({ weight: 3, tenant: 'b' });
+    const light = limiter.acquire();
+    expect(limiter.stats()).toMatchObject({ active: 1, queued: 2 });
+    const urgent = limiter.acquire({ priority: 1, tenant: 'b' });
+    expect(limiter.stats()).toMatchObject({ active: 3, queued: 1 });
+    for (const permit of [holder, await light, await urgent]) permit?.release();
+    (await heavy).release();
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+  });
+
   it('go by priority first, and within each the one served longest ago is next', async () => {
     const { ask, served } = setUp();
     for (const name of ['a low 1', 'a low 2']) ask(name, { tenant: 'a' });

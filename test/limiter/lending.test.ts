@@ -47,6 +47,29 @@ describe('With detectNested: lend', () => {
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 4 });
   });
 
+  it('a heavy nested run that is lent a permit makes way for the lighter waiter behind it', async () => {
+    const limiter = lending(3);
+    const [first, second] = [deferred(), deferred()];
+    const outer = limiter.run(
+      () =>
+        Promise.all([
+          limiter.run(() => first.promise, { weight: 2 }),
+          limiter.run(() => second.promise, { weight: 2 }),
+        ]),
+      { weight: 2 },
+    );
+    await endOfTurn();
+    const light = limiter.acquire();
+    expect(limiter.stats()).toMatchObject({ active: 2, queued: 2 });
+    first.resolve();
+    await endOfTurn();
+    expect(limiter.stats()).toMatchObject({ active: 3, queued: 0 });
+    (await light).release();
+    second.resolve();
+    await outer;
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+  });
+
   it('a second nested run takes a free permit, where there is one', async () => {
     const limiter = lending(3);
     const { promise, resolve } = deferred();

@@ -165,7 +165,7 @@ describe('A Retry-After of an hour', () => {
     `;
     const args = ['--import', 'tsx', '--input-type=module', '--eval', program];
     const cwd = fileURLToPath(new URL('../..', import.meta.url));
-    const ended = spawnSync(process.execPath, args, { cwd, encoding: 'utf8', timeout: 15_000 });
+    const ended = spawnSync(process.execPath, args, { cwd, encoding: 'utf8', timeout: 100_000 });
     expect(ended).toMatchObject({ stdout: 'left true\n', stderr: '', status: 0, signal: null });
   });
 });

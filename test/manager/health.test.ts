@@ -10,6 +10,7 @@ import { ScriptedFactory } from 'pipeline-pool/testing';
 import { describe, expect, it, vi } from 'vitest';
 import { type HealthFigures, healthOf } from '../../src/manager/health.js';
 import { onFakeTimers } from '../support/fake-timers.js';
+import { fleetStats } from '../support/fleet-stats.js';
 
 const gate = (name: string) => new ServiceGate({ name, keys: ['key-one'] });
 const refused = (status: number) => async () => {
@@ -44,7 +45,7 @@ describe('healthOf', () => {
   };
 
   it('is degraded while the server of a shared limit cannot be reached', () => {
-    const fleet = { active: 0, queued: 0, members: 1, available: false, frozen: false };
+    const fleet = fleetStats({ available: false });
     const limiter = { ...healthy.limiter, fleet };
     const stats = { ...gate('serper').stats(), limiter: limiter as never };
     expect(statusOf({ limiter, gates: [stats] })).toEqual({
@@ -57,15 +58,22 @@ describe('healthOf', () => {
   });
 
   it('is degraded while a gate without a limit of concurrency cannot reach its shared limits', async () => {
-    const starts = { isAvailable: false };
+    const starts = { fleet: { available: false }, freeOf: () => 1 };
     const limits = { name: 'limits', gate: () => ({ limiter: undefined, starts, close: async () => {} }) };
     const shared = new ServiceGate({ name: 'serper', limits: limits as never });
     expect(statusOf({ gates: [shared.stats()] })).toEqual({
       status: 'degraded',
       reasons: ['The server of the shared limits of serper cannot be reached'],
     });
-    starts.isAvailable = true;
+    starts.fleet.available = true;
     expect(statusOf({ gates: [shared.stats()] }).status).toBe('healthy');
+  });
+
+  it('has the figures of all processes that share the limit of requests, next to its own', () => {
+    const fleet = fleetStats();
+    const health = healthOf({ ...healthy, limiter: { ...healthy.limiter, fleet } });
+    expect(health).toMatchObject({ status: 'healthy', active_requests: 3, fleet });
+    expect(healthOf(healthy)).not.toHaveProperty('fleet');
   });
 
   it('begins with status, active_requests and pool_size in JSON', () => {

@@ -72,6 +72,7 @@ const IDLE = { active: 0, queued: 0, permits: 0, queuedPermits: 0, leased: 0, qu
 
 const untilAborted = (signal: AbortSignal) =>
   new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 const never = () => new Promise<never>(() => {});
 const payloads = (events: Events, name: LifecycleEventName) =>
   events.filter(([event]) => event === name).map(([, payload]) => payload);
@@ -424,6 +425,8 @@ describe('PipelineManager.requests', () => {
         tenant: 'of b',
         state: 'queued',
         waitsFor: 'instance',
+        position: 1,
+        estimatedWaitMs: 1_000,
         ageMs: 1_000,
         waitMs: 1_000,
       },
@@ -433,6 +436,8 @@ describe('PipelineManager.requests', () => {
         tenant: 'of c',
         state: 'queued',
         waitsFor: 'permit',
+        position: 1,
+        estimatedWaitMs: 1_000,
         ageMs: 1_000,
         waitMs: 1_000,
       },
@@ -440,6 +445,60 @@ describe('PipelineManager.requests', () => {
     await vi.advanceTimersByTimeAsync(9_000);
     await ended;
     expect(setup.manager.requests()).toEqual([]);
+  });
+
+  it('says where each queued request stands, as long as it waits', async () => {
+    const { manager } = build({ size: 1, maxConcurrent: 1 });
+    const positions = () => manager.requests().map(({ taskId, position }) => [taskId, position]);
+    const abort = new AbortController();
+    const ends = [];
+    for (const taskId of ['a', 'b', 'c', 'd', 'e'])
+      ends.push(
+        manager.run(taskId, () => sleep(100), {
+          priority: taskId === 'e' ? 1 : 0,
+          signal: taskId === 'c' ? abort.signal : undefined,
+        }),
+      );
+    const ended = Promise.allSettled(ends);
+    await settled();
+    expect(positions()).toEqual([
+      ['a', undefined],
+      ['b', 2],
+      ['c', 3],
+      ['d', 4],
+      ['e', 1],
+    ]);
+    abort.abort();
+    expect(manager.requests().find(({ taskId }) => taskId === 'c')).not.toHaveProperty('position');
+    await vi.advanceTimersByTimeAsync(100);
+    expect(positions()).toEqual([
+      ['b', 1],
+      ['d', 2],
+      ['e', undefined],
+    ]);
+    const [next, , running] = manager.requests();
+    expect(next?.estimatedWaitMs).toBeGreaterThan(0);
+    expect(running?.estimatedWaitMs).toBeUndefined();
+    await vi.advanceTimersByTimeAsync(1_000);
+    await ended;
+  });
+
+  it('says where each request stands that waits for an instance, and no longer once one is prepared for it', async () => {
+    const { manager } = build({ size: 1, maxConcurrent: 4, prepare: () => sleep(50) });
+    const ends = ['a', 'b', 'c'].map((taskId) => manager.run(taskId, () => sleep(100)));
+    await vi.advanceTimersByTimeAsync(60);
+    expect(manager.requests()).toMatchObject([
+      { state: 'running' },
+      { waitsFor: 'instance', position: 1 },
+      { waitsFor: 'instance', position: 2 },
+    ]);
+    await vi.advanceTimersByTimeAsync(100);
+    const [preparing, next] = manager.requests();
+    expect(preparing).toMatchObject({ waitsFor: 'instance' });
+    expect(preparing).not.toHaveProperty('position');
+    expect(next).toMatchObject({ waitsFor: 'instance', position: 1 });
+    await vi.advanceTimersByTimeAsync(1_000);
+    await Promise.all(ends);
   });
 
   it('lists a leased pipeline until its release', async () => {
@@ -649,6 +708,18 @@ describe('PipelineManager', () => {
 });
 
 describe('createPipelineManager', () => {
+  it.each([
+    ['size', 'poolSize'],
+    ['poolSize', 'poolSize'],
+    ['maxQueue', 'maxQueue'],
+    ['abortGraceMs', 'abortGraceMs'],
+  ])('rejects `%s` beside `config`, where the pool would take it for its own', (option, setting) => {
+    const options = { create: () => ({}), [option]: 3 };
+    expect(() => createPipelineManager(options as never)).toThrow(
+      new TypeError(`Set \`${setting}\` in \`config\`, not beside it`),
+    );
+  });
+
   it('builds pool, limiter and manager from one configuration, with one set of hooks', async () => {
     const manager = createPipelineManager({
       config: PRESETS.light,

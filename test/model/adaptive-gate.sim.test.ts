@@ -4,6 +4,7 @@ import { ServiceGate } from '../../src/gate/service-gate.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import { httpError } from '../support/gates.js';
 import { logNormal, seeded } from '../support/random-numbers.js';
+import { sizeOf } from '../support/soak.js';
 import { TOKENS_PER_SECOND } from '../support/virtual-services.js';
 import { VirtualTime } from '../support/virtual-time.js';
 
@@ -85,7 +86,7 @@ const allKnowing = (server: ModelServer) => {
 };
 
 describe('a ServiceGate in front of a model server that loses capacity', () => {
-  it.each([1, 2, 3])(
+  it.each([1, 2, 3].slice(0, sizeOf('seeds of a gate with an adaptive limit', 1, 3)))(
     'keeps it busy by an adaptive limit, and is hardly ever refused, seed %i',
     async (seed) => {
       const adaptive = await play(seed, () => ({ adaptive: {} }));

@@ -14,6 +14,7 @@ import {
 import { LlmServer } from '../support/llm-server.js';
 import { deferred } from '../support/promises.js';
 import { seeded } from '../support/random-numbers.js';
+import { isSoak, sizeOf } from '../support/soak.js';
 import { VirtualTime } from '../support/virtual-time.js';
 
 /*
@@ -22,9 +23,8 @@ import { VirtualTime } from '../support/virtual-time.js';
  * is another one in each phase. All seeds and fixed limits: SOAK=full.
  */
 
-const isFull = process.env.SOAK === 'full';
-const SEEDS = isFull ? [1, 2, 3, 4, 5, 6, 7] : [1, 2, 3];
-const LIMITS = isFull
+const SEEDS = [1, 2, 3, 4, 5, 6, 7].slice(0, sizeOf('seeds of an LLM server', 3, 7));
+const LIMITS = isSoak
   ? [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 88, 96, 104, 128]
   : [32, 48, 64, 80, 96, 104];
 

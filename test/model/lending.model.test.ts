@@ -2,8 +2,9 @@ import fc from 'fast-check';
 import { expect, it } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import { microtasks } from '../support/promises.js';
+import { sizeOf } from '../support/soak.js';
 
-const RUNS = process.env.SOAK === 'full' ? 100_000 : 1_500;
+const RUNS = sizeOf('trees of nested runs', 10_000, 100_000);
 
 /** A run and the runs inside it. */
 interface Tree {
@@ -27,50 +28,46 @@ const treeOf = (depth: number): fc.Arbitrary<Tree> =>
     fails: rarely,
   });
 
-it(
-  'with detectNested: lend, nested runs of any depth all end at any limit, and no permit is lost or counted twice',
-  async () => {
-    const property = fc.asyncProperty(
-      fc.array(treeOf(4), { minLength: 1, maxLength: 4 }),
-      fc.integer({ min: 1, max: 4 }),
-      fc.boolean(),
-      async (trees, maxConcurrent, tenanted) => {
-        const limiter = new ConcurrencyLimiter({ maxConcurrent, detectNested: 'lend' });
-        const ends: Promise<void>[] = [];
-        let runs = 0;
-        let mostActive = 0;
-        const run = (node: Tree): Promise<void> => {
-          const ended = limiter.run(
-            async ({ permit }) => {
-              runs++;
-              mostActive = Math.max(mostActive, limiter.activeCount);
-              if (node.releasesEarly) permit.release();
-              await microtasks(node.turns);
-              const inside: Promise<void>[] = [];
-              for (const child of node.children) {
-                const end = run(child);
-                if (child.isAwaited) inside.push(end);
-                if (!node.atOnce && child.isAwaited) await end;
-              }
-              await Promise.all(inside);
-              if (node.fails) throw new Error('failed');
-            },
-            tenanted ? { tenant: `t${node.turns}` } : undefined,
-          );
-          const end = ended.catch((error: Error) => expect(error.message).toBe('failed'));
-          ends.push(end);
-          return end;
-        };
-        for (const node of trees) void run(node);
-        // Those inside are added as the loop goes on.
-        for (const end of ends) await end;
-        const sizeOf = (node: Tree): number => node.children.reduce((sum, child) => sum + sizeOf(child), 1);
-        expect(runs).toBe(trees.reduce((sum, node) => sum + sizeOf(node), 0));
-        expect(mostActive).toBeLessThanOrEqual(maxConcurrent);
-        expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: runs });
-      },
-    );
-    await fc.assert(property, { numRuns: RUNS });
-  },
-  10 * RUNS,
-);
+it('with detectNested: lend, nested runs of any depth all end at any limit, and no permit is lost or counted twice', async () => {
+  const property = fc.asyncProperty(
+    fc.array(treeOf(4), { minLength: 1, maxLength: 4 }),
+    fc.integer({ min: 1, max: 4 }),
+    fc.boolean(),
+    async (trees, maxConcurrent, tenanted) => {
+      const limiter = new ConcurrencyLimiter({ maxConcurrent, detectNested: 'lend' });
+      const ends: Promise<void>[] = [];
+      let runs = 0;
+      let mostActive = 0;
+      const run = (node: Tree): Promise<void> => {
+        const ended = limiter.run(
+          async ({ permit }) => {
+            runs++;
+            mostActive = Math.max(mostActive, limiter.activeCount);
+            if (node.releasesEarly) permit.release();
+            await microtasks(node.turns);
+            const inside: Promise<void>[] = [];
+            for (const child of node.children) {
+              const end = run(child);
+              if (child.isAwaited) inside.push(end);
+              if (!node.atOnce && child.isAwaited) await end;
+            }
+            await Promise.all(inside);
+            if (node.fails) throw new Error('failed');
+          },
+          tenanted ? { tenant: `t${node.turns}` } : undefined,
+        );
+        const end = ended.catch((error: Error) => expect(error.message).toBe('failed'));
+        ends.push(end);
+        return end;
+      };
+      for (const node of trees) void run(node);
+      // Those inside are added as the loop goes on.
+      for (const end of ends) await end;
+      const sizeOf = (node: Tree): number => node.children.reduce((sum, child) => sum + sizeOf(child), 1);
+      expect(runs).toBe(trees.reduce((sum, node) => sum + sizeOf(node), 0));
+      expect(mostActive).toBeLessThanOrEqual(maxConcurrent);
+      expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: runs });
+    },
+  );
+  await fc.assert(property, { numRuns: RUNS });
+});

@@ -2,9 +2,9 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, it, vi } from 'vitest';
 import { Pair, type Setting, SIGNALS, type Step } from '../support/limiter-models.js';
 import { endOfTurn } from '../support/promises.js';
+import { sizeOf } from '../support/soak.js';
 
-const RUNS = process.env.SOAK === 'full' ? 50_000 : 1_500;
-const AT_MOST_MS = 100 * RUNS;
+const RUNS = sizeOf('schedules of a limiter against its model', 500, 10_000);
 
 const askedWith = fc.record(
   {
@@ -66,28 +66,24 @@ describe('ConcurrencyLimiter against its model', () => {
     await endOfTurn();
   });
 
-  it(
-    'counts and grants as the model does after every step, in any order of ends and aborts, and holds nothing in the end',
-    async () => {
-      const property = fc.asyncProperty(
-        fc.scheduler(),
-        setting,
-        fc.array(step, { maxLength: 60, size: 'max' }),
-        async (scheduler, given, steps) => {
-          const pair = new Pair(given, scheduler);
-          for (const one of steps) {
-            const passing = pair.take(one);
-            // Without this no microtask passes between two steps that need none.
-            if (passing !== undefined) await passing;
-          }
-          await pair.checkOutcomes();
-          await pair.releaseAll();
-        },
-      );
-      // What a failed run leaves behind must not fail those that look for a smaller one.
-      property.beforeEach(() => void vi.clearAllTimers());
-      await fc.assert(property, { numRuns: RUNS });
-    },
-    AT_MOST_MS,
-  );
+  it('counts and grants as the model does after every step, in any order of ends and aborts, and holds nothing in the end', async () => {
+    const property = fc.asyncProperty(
+      fc.scheduler(),
+      setting,
+      fc.array(step, { maxLength: 60, size: 'max' }),
+      async (scheduler, given, steps) => {
+        const pair = new Pair(given, scheduler);
+        for (const one of steps) {
+          const passing = pair.take(one);
+          // Without this no microtask passes between two steps that need none.
+          if (passing !== undefined) await passing;
+        }
+        await pair.checkOutcomes();
+        await pair.releaseAll();
+      },
+    );
+    // What a failed run leaves behind must not fail those that look for a smaller one.
+    property.beforeEach(() => void vi.clearAllTimers());
+    await fc.assert(property, { numRuns: RUNS });
+  });
 });

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { logNormal, seeded } from '../support/random-numbers.js';
+import { sizeOf } from '../support/soak.js';
 import { VirtualTime } from '../support/virtual-time.js';
 
 /*
@@ -14,7 +15,7 @@ import { VirtualTime } from '../support/virtual-time.js';
 
 const MINUTE = 60_000;
 const CALLERS = 60;
-const SEEDS = process.env.SOAK === 'full' ? [1, 2, 3, 4, 5, 6, 7, 8] : [1, 2];
+const SEEDS = [1, 2, 3, 4, 5, 6, 7, 8].slice(0, sizeOf('seeds of a paced gate', 1, 8));
 
 const clock = new VirtualTime();
 beforeEach(() => clock.install());

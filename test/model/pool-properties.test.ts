@@ -5,6 +5,7 @@ import type { Lease } from '../../src/pool/lease.js';
 import type { PipelinePoolOptions } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
 import { endOfTurn } from '../support/promises.js';
+import { sizeOf } from '../support/soak.js';
 import { VirtualTime } from '../support/virtual-time.js';
 
 /** What may be done to a pool at any time. Numbers choose among what exists. */
@@ -303,7 +304,7 @@ async function runModel(model: Model, commands: readonly Command[], scheduler: f
   expect(model.faults).toEqual([]);
 }
 
-const RUNS = process.env.SOAK === 'full' ? 5_000 : 400;
+const RUNS = sizeOf('sequences of calls to a pool', 400, 5_000);
 
 describe('a pool under any sequence of calls, with callbacks that end in any order', () => {
   it('keeps its invariants, serves in order, and becomes idle', async () => {
@@ -325,5 +326,5 @@ describe('a pool under any sequence of calls, with callbacks that end in any ord
       ),
       { numRuns: RUNS, endOnFailure: process.env.CI !== undefined },
     );
-  }, 600_000);
+  });
 });

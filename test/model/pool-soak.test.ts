@@ -5,8 +5,9 @@ import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
 import { Workshop } from '../support/pools.js';
 import { seeded } from '../support/random-numbers.js';
+import { sizeOf } from '../support/soak.js';
 
-const OPERATIONS = process.env.SOAK === 'full' ? 1_000_000 : 20_000;
+const OPERATIONS = sizeOf('operations of a pool', 20_000, 300_000);
 const WORKERS = 200;
 const SIZE = 10;
 
@@ -110,5 +111,5 @@ describe('a pool in long use', () => {
     expect(workshop.alive).toBe(0);
     expect(pool.stats()).toMatchObject({ live: 0, idle: 0 });
     expect(pool.stats().created).toBe(pool.stats().destroyed);
-  }, 600_000);
+  });
 });

@@ -1,6 +1,7 @@
 import { performance } from 'node:perf_hooks';
 import {
   ConcurrencyLimiter,
+  type FleetStats,
   LifecycleHooks,
   PipelineManager,
   PipelinePool,
@@ -16,6 +17,7 @@ import { Pace } from '../../src/observability/diagnosis/pace.js';
 import { type Count, type Level, Recorder, type Report } from '../../src/observability/diagnosis/recorder.js';
 import { calmMachine } from '../support/diagnosis-scenarios.js';
 import { onFakeTimers } from '../support/fake-timers.js';
+import { fleetStats } from '../support/fleet-stats.js';
 
 describe('History', () => {
   it('sums everything while it is younger than its window', () => {
@@ -346,11 +348,28 @@ describe('Recorder', () => {
       diagnosisOf({ ...report, ...limits } as never).findings.map(
         ({ code, source }) => `${code} of ${source}`,
       );
-    const gates = report.gates.map((gate) => ({ ...gate, limitsAvailable: false }));
-    const limiter = { ...report.limiter, fleet: { available: false } };
+    const gates = report.gates.map((gate) => ({ ...gate, fleet: fleetStats({ available: false }) }));
+    const limiter = { ...report.limiter, fleet: fleetStats({ available: false }) };
     expect(unavailable({})).toEqual([]);
     expect(unavailable({ gates })).toEqual(['limits-unavailable of serper']);
     expect(unavailable({ limiter })).toEqual([`limits-unavailable of ${report.limiter.name}`]);
+  });
+
+  it('counts the permits that the manager and its gates have lost since it began to record', () => {
+    const { recorder, manager } = build();
+    const { limiter } = manager;
+    const own = limiter.stats();
+    let lost = 3;
+    vi.spyOn(limiter, 'stats').mockImplementation(() => ({ ...own, fleet: fleetStats({ lost }) }));
+    const count = () => recorder.report().count(`${limiter.name}:lost`);
+    expect(count()).toBe(0);
+    lost = 5;
+    expect(count()).toBe(2);
+    expect(diagnosisOf(recorder.report()).bottleneck).toMatchObject({
+      code: 'permits-lost',
+      source: limiter.name,
+      message: `This process has lost 2 permits of ${limiter.name}, and what ran under them was aborted`,
+    });
   });
 
   it('counts calls that did not fit into a budget', () => {
@@ -549,6 +568,52 @@ describe('diagnosisOf', () => {
     expect(diagnosisOf(over(3)).bottleneck).toMatchObject({
       share: 0,
       message: '3 of 40 calls of serper were rejected because the budgets of their requests have no room',
+    });
+  });
+
+  it('names a limit that several processes share where other processes hold the rest', () => {
+    const waiting = report({ requests: 10, leased: 2, 'admission-short': 8, 'serper:at-bound': 3 });
+    const shared = (members: number): Report => {
+      const fleet = fleetStats({ members });
+      const limiter = { ...quiet.limiter, fleet };
+      const permits = { ...limiter, maxConcurrent: 200, active: 40 };
+      return { ...waiting, limiter: { ...limiter, ...permits }, gates: [{ ...gate, limiter: permits }] };
+    };
+    // The only process of a limit has no others to ask.
+    expect(found({ ...shared(1), gates: [] })).toEqual(['admission-too-small']);
+    expect(found(shared(1))).toEqual(['service-at-limit']);
+    expect(diagnosisOf({ ...shared(4), gates: [] }).bottleneck).toMatchObject({
+      code: 'fleet-at-limit',
+      source: 'limiter',
+      message:
+        'Requests spend 80 % of their time waiting to be admitted: of 200 that 4 processes share, 150 are in use, 40 of them by this process',
+      evidence: { fleetActive: 150, fleetQueued: 12, members: 4, maxConcurrent: 200 },
+    });
+    expect(diagnosisOf(shared(4)).bottleneck).toMatchObject({
+      code: 'fleet-at-limit',
+      source: 'serper',
+      evidence: { fleetActive: 150, queued: 3, members: 4 },
+    });
+  });
+
+  it('does not take a service that is slow by itself for a shared limit', () => {
+    const pace = { kind: 'at-limit', callMs: 900, bestMs: 100, inFlight: 8, inFlightAtBest: 3 } as const;
+    const permits = { ...quiet.limiter, fleet: fleetStats() };
+    const slow = { ...report({ leased: 8, 'serper:running': 8 }), pace: () => pace };
+    expect(found({ ...slow, gates: [{ ...gate, limiter: permits }] })).toEqual(['service-at-limit']);
+  });
+
+  it('reports a limit that this process was started with in vain, and one that has lost its data', () => {
+    const of = (fleet: Partial<FleetStats>) =>
+      diagnosisOf({ ...quiet, limiter: { ...quiet.limiter, maxConcurrent: 200, fleet: fleetStats(fleet) } });
+    expect(of({}).healthy).toBe(true);
+    expect(of({ configured: 20 }).bottleneck).toMatchObject({
+      code: 'limits-mismatched',
+      evidence: { configured: 20, maxConcurrent: 200, members: 4 },
+    });
+    expect(of({ frozen: true }).bottleneck).toMatchObject({
+      code: 'limits-unavailable',
+      message: expect.stringContaining('has lost its data'),
     });
   });
 

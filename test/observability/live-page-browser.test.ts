@@ -10,8 +10,9 @@ import {
 } from 'pipeline-pool';
 import { type LivePage, type LivePageOptions, livePage } from 'pipeline-pool/live-page';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { CHROMIUM, FLAGS } from '../support/browsers.js';
+import { fleetStats } from '../support/fleet-stats.js';
 
 const isThere = existsSync(CHROMIUM);
 if (!isThere) console.log(`Not tested in a browser: there is no ${CHROMIUM} (Debian's package chromium)`);
@@ -102,6 +103,7 @@ describe.runIf(isThere)('the live page in Chromium', () => {
     const opened = await browser.newContext(context);
     closers.push(() => opened.close());
     const tab = await opened.newPage();
+    tab.setDefaultTimeout(100_000);
     const faults: string[] = [];
     tab.on('pageerror', (error) => faults.push(error.message));
     tab.on('console', (message) => {
@@ -155,6 +157,32 @@ describe.runIf(isThere)('the live page in Chromium', () => {
     await tab.getByText('degraded').waitFor();
     await manager.shutdown({ timeoutMs: 0 });
     await tab.getByText('draining').waitFor();
+    expect(faults).toEqual([]);
+  });
+
+  it('shows a line for each limit that several processes share', async () => {
+    const { manager, gate } = build();
+    const limiter = manager.limiter.stats();
+    const service = gate.stats();
+    let isAvailable = true;
+    vi.spyOn(manager.limiter, 'stats').mockImplementation(() => ({ ...limiter, fleet: fleetStats() }));
+    vi.spyOn(gate, 'stats').mockImplementation(() => {
+      const fleet = fleetStats({ available: isAvailable });
+      return { ...service, limiter: { ...limiter, maxConcurrent: 200, fleet }, fleet };
+    });
+    const { tab, faults } = await open(show(manager));
+    expect(await text(tab, 'active-note')).toBe(
+      '0 have an instance · 4 processes together: 150 of 4 in use, 12 waiting',
+    );
+    expect(await tab.locator('.gate .fleet').textContent()).toBe(
+      '4 processes together: 150 of 200 in use, 24 waiting',
+    );
+    isAvailable = false;
+    await tab.getByText('limits unavailable').waitFor();
+    expect(await tab.locator('.gate .fleet').textContent()).toBe(
+      'The server of the shared limits cannot be reached',
+    );
+    expect(await tab.evaluate(POOR_CONTRASTS)).toEqual([]);
     expect(faults).toEqual([]);
   });
 

@@ -19,6 +19,7 @@ import { recordDiagnosis } from 'pipeline-pool/diagnosis';
 import { type LivePage, type LivePageOptions, livePage } from 'pipeline-pool/live-page';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { LiveState } from '../../src/observability/live-page/state.js';
+import { fleetStats } from '../support/fleet-stats.js';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -229,6 +230,26 @@ describe('livePage', () => {
       .catch(() => {});
     const { pool } = await watcher.until(({ pool: { slots } }) => (slots[0]?.budget?.spent ?? 0) > 0);
     expect(pool.slots).toMatchObject([{ budget: { meter: 'usd', spent: 0.3, limit: 0.5 } }]);
+  });
+
+  it('shows what all processes do under the limits that they share', async () => {
+    const { manager, gate } = build();
+    const [limiter, service] = [manager.limiter.stats(), gate.stats()];
+    const fleet = fleetStats({ available: false });
+    vi.spyOn(manager.limiter, 'stats').mockReturnValue({
+      ...limiter,
+      maxConcurrent: 200,
+      fleet: fleetStats(),
+    });
+    vi.spyOn(gate, 'stats').mockReturnValue({ ...service, fleet });
+    const watcher = await watch(livePage(manager, { updateEveryMs: 250 }));
+    const { requests, gates, diagnosis } = (await watcher.next()) as LiveState;
+    expect(requests).toMatchObject({
+      active: 0,
+      fleet: { active: 150, maxConcurrent: 200, queued: 12, members: 4 },
+    });
+    expect(gates[0]?.fleet).toMatchObject({ queued: 12, available: false });
+    expect(diagnosis.findings).toMatchObject([{ code: 'limits-unavailable', source: 'serper' }]);
   });
 
   it('keeps each instance at its place, and reuses a free place', async () => {
@@ -653,6 +674,13 @@ describe('livePage under a framework', () => {
       () => page.close(),
     );
     await works(`${await app.listen({ port: 0, host: '127.0.0.1' })}/admin/live`);
+  });
+
+  it('throws for anything but the response of Node, where a framework passes a web Request', () => {
+    const page = livePage(build().manager) as (request: unknown, response?: unknown) => void;
+    expect(() => page(new Request('http://localhost/'))).toThrow(
+      /Expected `response` to be the response of Node's http, got undefined/,
+    );
   });
 
   it('is a handler of Hono, given the incoming and the outgoing message', async () => {

@@ -4,6 +4,7 @@ import { context, metrics as otelMetrics, SpanKind, SpanStatusCode, trace } from
 import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks';
 import {
   AggregationTemporality,
+  DataPointType,
   InMemoryMetricExporter,
   MeterProvider,
   PeriodicExportingMetricReader,
@@ -26,6 +27,7 @@ import { type TraceOptions, traceTo } from 'pipeline-pool/opentelemetry';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type ErrorSummary, redactError } from '../../src/internal/redaction.js';
 import { EXAMPLES } from '../support/event-payloads.js';
+import { fleetStats } from '../support/fleet-stats.js';
 import { admission, pool } from '../support/stories.js';
 
 beforeAll(() => {
@@ -536,11 +538,14 @@ describe('withSpan', () => {
 });
 
 describe('the metrics of OpenTelemetry', () => {
-  const measured = async (emitAll: (hooks: LifecycleHooks) => unknown) => {
+  const measured = async (
+    emitAll: (hooks: LifecycleHooks) => unknown,
+    options: Pick<TraceOptions, 'sources' | 'tenants'> = {},
+  ) => {
     const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE);
     const reader = new PeriodicExportingMetricReader({ exporter, exportIntervalMillis: 1_000_000 });
     const provider = new MeterProvider({ readers: [reader] });
-    const { hooks } = setUp({ meter: provider.getMeter('test') });
+    const { hooks } = setUp({ meter: provider.getMeter('test'), ...options });
     await emitAll(hooks);
     await provider.forceFlush();
     const metrics = exporter
@@ -663,6 +668,72 @@ describe('the metrics of OpenTelemetry', () => {
     ]);
   });
 
+  it('report what several processes do under their shared limits, as gauges', async () => {
+    const own = { maxConcurrent: 200, active: 3, queued: 1 };
+    const limiter = { name: 'requests', stats: () => ({ ...own, fleet: fleetStats({ lost: 2 }) }) };
+    const windows = { name: 'serper', stats: () => ({ fleet: fleetStats({ available: false }) }) };
+    const local = { name: 'local', stats: () => ({ limiter: own }) };
+    const metrics = await measured(() => {}, { sources: { limiter, gates: [windows, local] } });
+    const [requests, serper] = ['requests', 'serper'].map((name) => ({ 'pipeline_pool.limit.name': name }));
+    const fleet = (name: string) => point(metrics, `pipeline_pool.fleet.${name}`);
+    expect(fleet('active')).toEqual([[requests, 150]]);
+    expect(fleet('max')).toEqual([[requests, 200]]);
+    for (const [name, ...values] of [
+      ['queued', 12, 12],
+      ['members', 4, 4],
+      ['available', 1, 0],
+      ['permits_lost', 2, 0],
+    ] as const) {
+      expect(fleet(name)).toEqual([
+        [requests, values[0]],
+        [serper, values[1]],
+      ]);
+    }
+    // A sum over processes would mean nothing.
+    for (const { descriptor, dataPointType } of metrics.filter((m) =>
+      m.descriptor.name.includes('.fleet.'),
+    )) {
+      const isTotal = descriptor.name.endsWith('lost');
+      expect(dataPointType).toBe(isTotal ? DataPointType.SUM : DataPointType.GAUGE);
+    }
+    const scrapedFor = (sources: object) => traceTo(new LifecycleHooks(), { sources });
+    expect(() => scrapedFor('manager' as never)).toThrow(/`sources` to be an object/);
+  });
+
+  it('count what calls spend of budgets and those that did not fit, and the requests of tenants', async () => {
+    const emit = (hooks: LifecycleHooks) => {
+      for (const cost of [
+        { usd: 0.25, calls: 1 },
+        { usd: 0.5, calls: 1 },
+      ])
+        hooks.emit('call:finished', { ...EXAMPLES['call:finished'], source: 'llm', cost });
+      hooks.emit('budget:exceeded', { ...EXAMPLES['budget:exceeded'], source: 'llm', meter: 'usd' });
+      for (const tenant of ['a', 'b'])
+        for (const event of ['request:queued', 'request:started'] as const)
+          hooks.emit(event, { ...EXAMPLES[event], tenant, requestId: tenant } as never);
+    };
+    const metrics = await measured(emit, { tenants: 1 });
+    const of = (meter: string) => ({ 'pipeline_pool.gate.name': 'llm', 'pipeline_pool.meter': meter });
+    expect(point(metrics, 'pipeline_pool.call.cost')).toEqual([
+      [of('usd'), 0.75],
+      [of('calls'), 2],
+    ]);
+    expect(point(metrics, 'pipeline_pool.budget.rejections')).toEqual([[of('usd'), 1]]);
+    expect(point(metrics, 'pipeline_pool.tenant.active')).toEqual([
+      [{ 'pipeline_pool.tenant': 'a' }, 1],
+      [{ 'pipeline_pool.tenant': 'other' }, 1],
+    ]);
+  });
+
+  it('count failures of the shared store of a cache', async () => {
+    const { source, operation } = EXAMPLES['cache:store-failed'];
+    const metrics = await measured((hooks) =>
+      hooks.emit('cache:store-failed', EXAMPLES['cache:store-failed']),
+    );
+    const labels = { 'pipeline_pool.gate.name': source, 'pipeline_pool.cache.operation': operation };
+    expect(point(metrics, 'pipeline_pool.cache.store_failures')).toEqual([[labels, 1]]);
+  });
+
   it('hold no task, request, tenant or key', async () => {
     const metrics = await measured((hooks) => {
       for (const event of LIFECYCLE_EVENTS)
@@ -714,6 +785,8 @@ describe('the metrics of OpenTelemetry', () => {
       createHistogram: instrument,
       createCounter: instrument,
       createObservableUpDownCounter: instrument,
+      createObservableGauge: instrument,
+      createObservableCounter: instrument,
     };
     const tracing = traceTo(new LifecycleHooks(), { meter });
     tracing.stop();

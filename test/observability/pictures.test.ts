@@ -1,4 +1,4 @@
-import { fc, test } from '@fast-check/vitest';
+import fc from 'fast-check';
 import { LifecycleHooks } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
 import { toChromeTrace } from '../../src/observability/timeline/chrome-trace.js';
@@ -11,6 +11,7 @@ import {
   type TimelineData,
 } from '../../src/observability/timeline/timeline.js';
 import { busyMinutes } from '../support/busy-minutes.js';
+import { prop } from '../support/property.js';
 import { callGate, goThrough, pool, Story } from '../support/stories.js';
 
 /** Three requests on one instance, one after the other. */
@@ -158,7 +159,7 @@ describe('the picture of a timeline', () => {
     expect(inTurn().toSvg()).toBe(inTurn().toSvg());
   });
 
-  test.prop([fc.string({ unit: 'binary', minLength: 1, maxLength: 60 })])('takes any task id', (taskId) => {
+  prop([fc.string({ unit: 'binary', minLength: 1, maxLength: 60 })])('takes any task id', (taskId) => {
     const story = new Story();
     goThrough(story, { taskId, admittedMs: 400, startMs: 900, endMs: 1_000, instanceId: 1 });
     goThrough(story, { taskId: `${taskId}2`, startMs: 1_000, endMs: 2_000, instanceId: 1 });
@@ -166,6 +167,16 @@ describe('the picture of a timeline', () => {
     parsed(timeline.toSvg({ title: taskId }));
     parsed(timeline.toSvg({ lanes: 'requests' }));
     expect(timeline.toText().split('\n')).toHaveLength(6);
+  });
+
+  it('has no lane for waits that would hardly be visible', () => {
+    const storyOf = (waitMs: number) => {
+      const story = new Story();
+      goThrough(story, { taskId: 'a', admittedMs: 0, startMs: waitMs, endMs: 10_000, instanceId: 1 });
+      return story.record().toSvg();
+    };
+    expect(storyOf(80)).not.toContain('>waiting<');
+    expect(storyOf(90)).toContain('>waiting<');
   });
 
   it('draws hundreds of waiting requests as a curve', () => {
@@ -434,7 +445,7 @@ describe('the Chrome trace of a timeline', () => {
     lengthMs: fc.nat(30),
   });
 
-  test.prop([fc.array(span, { maxLength: 25 })])('never lets slices of one thread cross', (spans) => {
+  prop([fc.array(span, { maxLength: 25 })])('never lets slices of one thread cross', (spans) => {
     const data: TimelineData = {
       version: 1,
       startedAt: '',

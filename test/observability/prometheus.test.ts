@@ -3,6 +3,7 @@ import { collectMetrics } from 'pipeline-pool/prometheus';
 import { Counter, Registry, register } from 'prom-client';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { EXAMPLES } from '../support/event-payloads.js';
+import { fleetStats } from '../support/fleet-stats.js';
 import { METRICS } from '../support/metrics.js';
 
 afterEach(() => vi.useRealTimers());
@@ -174,11 +175,55 @@ describe('collectMetrics', () => {
     expect(await sample('pipeline_limiter_active{limiter="requests"}')).toBe(3);
   });
 
+  it('reports what several processes do under their shared limits', async () => {
+    let lost = 1;
+    const own = { maxConcurrent: 200, active: 3, queued: 1 };
+    const limiter = { name: 'requests', stats: () => ({ ...own, fleet: fleetStats({ lost }) }) };
+    const starts = fleetStats({ active: 1, queued: 30, available: false });
+    const gates = [
+      { name: 'llm', stats: () => ({ limiter: { ...own, fleet: fleetStats() }, fleet: starts }) },
+      { name: 'windows', stats: () => ({ fleet: starts }) },
+      { name: 'local', stats: () => ({ limiter: own }) },
+    ];
+    const { registry, sample } = setUp({ sources: { limiter, gates } });
+    const series = (of: string, limit: string) => sample(`pipeline_fleet_${of}{limit="${limit}"}`);
+    expect(await sample('pipeline_limiter_active{limiter="requests"}')).toBe(3);
+    for (const [of, requests, llm, windows] of [
+      ['active', 150, 150, undefined],
+      ['max_concurrent', 200, 200, undefined],
+      // Those that wait for a permit and those that wait for a window.
+      ['queued', 12, 42, 30],
+      ['members', 4, 4, 4],
+      ['available', 1, 0, 0],
+      ['permits_lost_total', 1, 0, 0],
+    ] as const) {
+      expect([
+        of,
+        await series(of, 'requests'),
+        await series(of, 'llm'),
+        await series(of, 'windows'),
+      ]).toEqual([of, requests, llm, windows]);
+    }
+    expect(await registry.metrics()).not.toContain('limit="local"');
+    lost = 4;
+    for (let scrape = 0; scrape < 2; scrape++) expect(await series('permits_lost_total', 'requests')).toBe(4);
+  });
+
+  it('counts failures of the shared store of a cache', async () => {
+    const { hooks, sample } = setUp();
+    hooks.emit('cache:store-failed', EXAMPLES['cache:store-failed']);
+    const { source, operation } = EXAMPLES['cache:store-failed'];
+    const labels = `{gate="${source}",operation="${operation}"}`;
+    expect(await sample(`pipeline_cache_store_failures_total${labels}`)).toBe(1);
+  });
+
   it('has a sample of every metric after every event', async () => {
+    const shared = { maxConcurrent: 200, fleet: fleetStats() };
     const { hooks, registry } = setUp({
-      sources: { gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [] }) }] },
+      sources: { gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [], limiter: shared }) }] },
+      tenants: 5,
     });
-    for (const event of LIFECYCLE_EVENTS) hooks.emit(event, EXAMPLES[event] as never);
+    for (const event of LIFECYCLE_EVENTS) hooks.emit(event, { ...EXAMPLES[event], tenant: 'acme' } as never);
     const values = await registry.getMetricsAsJSON();
     const without = values.filter((metric) => metric.values.length === 0).map(({ name }) => name);
     expect(without).toEqual([]);

@@ -71,11 +71,16 @@ ${CHECK}
 })();
 `;
 
-const TS_HOST = `import ${NAMES.replace(' }', ', ConcurrencyLimiter, type ConnectContext, defineTools, type Lease, pipelineFactory, PipelinePool, ServiceGate }')} from 'pipeline-pool';
+const TS_HOST = `import ${NAMES.replace(' }', ', ConcurrencyLimiter, type ConnectContext, defineTools, healthHandler, type Lease, pipelineFactory, PipelinePool, ServiceGate }')} from 'pipeline-pool';
 import { diagnose, type Diagnosis } from 'pipeline-pool/diagnosis';
+import { livePage } from 'pipeline-pool/live-page';
 ${USE.replace('const seen = []', 'const seen: string[] = []').replace('(line) =>', '(line: string) =>')}
 const answer: number = await manager.run('t1', ({ pipeline }) => 41 + pipeline.instanceId);
 const diagnosis: Diagnosis = diagnose(manager);
+livePage(manager, { authorize: undefined });
+const health = healthHandler(manager);
+const healthy: Response = health(new Request('http://localhost/health'));
+if (healthy.status !== 200) throw new Error('unhealthy');
 
 const gate = new ServiceGate({ name: 'serper', keys: ['a', 'b'], rate: [{ limit: 50, perMs: 1000 }] });
 const tools = defineTools({
@@ -133,6 +138,8 @@ const tsconfig = (lib) =>
   JSON.stringify({
     compilerOptions: {
       strict: true,
+      exactOptionalPropertyTypes: true,
+      noUncheckedIndexedAccess: true,
       module: 'nodenext',
       target: 'es2022',
       lib,

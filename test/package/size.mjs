@@ -8,7 +8,7 @@ const KB = 1024;
 
 // Each step up has its reason in docs/decisions/0007.
 const BUDGETS = [
-  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 62 * KB },
+  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63 * KB },
   {
     host: 'ConcurrencyLimiter',
     code: "export { ConcurrencyLimiter } from 'pipeline-pool'",
@@ -17,7 +17,7 @@ const BUDGETS = [
   {
     host: 'ConcurrencyLimiter and PipelinePool',
     code: "export { ConcurrencyLimiter, PipelinePool } from 'pipeline-pool'",
-    limit: 21 * KB,
+    limit: 21.25 * KB,
   },
 ];
 

@@ -1,4 +1,5 @@
 import { describe, expect, it, vi } from 'vitest';
+import { QueueFullError } from '../../src/errors.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
 import { onFakeTimers } from '../support/fake-timers.js';
 import { Workshop } from '../support/pools.js';
@@ -40,6 +41,22 @@ describe('`now`', () => {
     expect(ages).toHaveLength(2);
     for (const ageMs of ages) expect(ageMs).toBeGreaterThanOrEqual(60_000);
     await pool.close();
+  });
+
+  it('measures the pace of releases, from which a full queue says when to come back', async () => {
+    const pool = new PipelinePool({ size: 1, create: () => ({}), maxQueue: 1, now: Date.now });
+    let lease = await pool.acquire();
+    for (let i = 0; i < 5; i++) {
+      const waiting = pool.acquire();
+      await vi.advanceTimersByTimeAsync(4_000);
+      await lease.release();
+      lease = await waiting;
+    }
+    void pool.acquire();
+    const error = (await pool.acquire().catch((thrown: unknown) => thrown)) as QueueFullError;
+    expect(error).toBeInstanceOf(QueueFullError);
+    expect(error.retryAfterMs).toBeGreaterThan(3_000);
+    await lease.release();
   });
 
   it('costs no lease when it throws or returns nonsense after construction', async () => {

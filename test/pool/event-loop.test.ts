@@ -59,6 +59,29 @@ describe('the event loop', () => {
 describe('many waiters', () => {
   const WAITERS = 1_000;
 
+  it('have their instances created over several turns of the event loop', async () => {
+    let started = 0;
+    const pool = new PipelinePool({
+      size: WAITERS,
+      create: async () => {
+        started++;
+        await endOfTurn();
+        return {};
+      },
+    });
+    const leases = Array.from({ length: WAITERS }, () => pool.acquire());
+    const startedByTurn = [started];
+    while (started < WAITERS) {
+      const before = started;
+      await endOfTurn();
+      startedByTurn.push(started - before);
+    }
+    expect(startedByTurn[0]).toBeGreaterThan(0);
+    expect(Math.max(...startedByTurn)).toBeLessThanOrEqual(200);
+    expect(new Set((await Promise.all(leases)).map(({ instanceId }) => instanceId)).size).toBe(WAITERS);
+    expect(pool.stats()).toMatchObject({ leased: WAITERS, live: WAITERS, queued: 0 });
+  });
+
   it.each(['close', 'refresh', 'abort'] as const)(
     'are rejected by one %s with one error, redacted once',
     async (how) => {

@@ -69,12 +69,12 @@ describe.skipIf(!hasRedis)('a Redis Cluster of three nodes', () => {
         };
         const limiters = members.map((limits) => limits.limiter({ name, maxConcurrent: 3 }));
         const startedMs = performance.now();
-        await Promise.all(Array.from({ length: 60 }, (_, index) => limiters[index % 4]?.run(work)));
+        await Promise.all(Array.from({ length: 240 }, (_, index) => limiters[index % 4]?.run(work)));
         return { peak, tookMs: performance.now() - startedMs };
       }),
     );
     for (const { peak } of results) expect(peak).toBe(3);
-    // A frozen first lease, and then pushes to subscribers of any node: by heartbeats alone it would take 20 seconds.
-    for (const { tookMs } of results) expect(tookMs).toBeLessThan(LEASE_MS + 10_000);
+    // A frozen first lease, and then pushes to subscribers of any node: by heartbeats alone it would take 80 seconds.
+    for (const { tookMs } of results) expect(tookMs).toBeLessThan(60_000);
   });
 });

@@ -1,12 +1,14 @@
 import { createClient } from 'redis';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { SCRIPT } from '../../src/redis/script.js';
+import { STARTS_SCRIPT } from '../../src/redis/starts-script.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
 
 const LEASE_MS = 60_000;
 const CHANNEL = '{fleet:limit}';
-const KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants'].map((part) => `${CHANNEL}:${part}`);
+const KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'].map((part) => `${CHANNEL}:${part}`);
 const [META, QUEUE, HOLDS, LEASES] = KEYS as [string, string, string, string];
+const WINDOW = `${CHANNEL}:window`;
 const NOT_EXECUTED = { status: 1 };
 
 /** What a batch may say besides its operations. */
@@ -23,6 +25,7 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
   let client: ReturnType<typeof createClient>;
   let nowMs: number;
   let runId: string;
+  let uptimeS: number;
   let epoch: string;
 
   beforeAll(async () => {
@@ -39,17 +42,26 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     await client.flushAll();
     nowMs = 1_700_000_000_000;
     runId = 'abc';
+    uptimeS = 86_400;
     epoch = '';
+    windows = undefined;
   });
 
+  /** A gate's windows, for the script of its starts; else the script is that of a limit. */
+  let windows: string | undefined;
+
   async function send(member: string, header: Header = {}, ...operations: (string | number)[]) {
-    const text = SCRIPT.replace(
-      "call('TIME')",
-      `{ ${Math.floor(nowMs / 1000)}, ${(nowMs % 1000) * 1000} }`,
-    ).replace("redis.pcall('INFO', 'server')", `'run_id:${runId} uptime_in_seconds:86400'`);
+    const text = (windows === undefined ? SCRIPT : STARTS_SCRIPT)
+      .replace("call('TIME')", `{ ${Math.floor(nowMs / 1000)}, ${(nowMs % 1000) * 1000} }`)
+      .replace("redis.pcall('INFO', 'server')", `'run_id:${runId} uptime_in_seconds:${uptimeS}'`);
     const args = [header.mode ?? 'batch', CHANNEL, member, header.generation ?? 1, header.epoch ?? epoch];
-    args.push(LEASE_MS, (header.renews ?? true) ? 1 : 0, 0, 2, 0, 0, ...operations);
-    const reply = (await client.eval(text, { keys: KEYS, arguments: args.map(String) })) as unknown[];
+    args.push(LEASE_MS, (header.renews ?? true) ? 1 : 0, 0, 2, 0, 0);
+    if (windows !== undefined) args.push(windows);
+    args.push(...operations);
+    const reply = (await client.eval(text, {
+      keys: [...KEYS, WINDOW],
+      arguments: args.map(String),
+    })) as unknown[];
     if (reply.length === 1) return { status: reply[0] };
     const [status, at, , limit, , used, queued, members, , frozen, granted, , lost, results] = reply;
     epoch = String(at);
@@ -69,6 +81,18 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
 
   it('freezes nothing for the first member of a server that is older than a lease', async () => {
     expect(await join('a', {}, ...acquire('1'))).toMatchObject({ frozen: 0, used: 1, results: [0] });
+  });
+
+  it('freezes for the first member of a server that may be younger than a lease', async () => {
+    // In whole seconds, and up to one too many.
+    uptimeS = LEASE_MS / 1_000;
+    expect(await join('a', {}, ...acquire('1'))).toMatchObject({ frozen: 1, used: 0, queued: 1 });
+    await pass(LEASE_MS, 'a');
+    expect(await send('a')).toMatchObject({ frozen: 0, used: 1, queued: 0 });
+    await client.flushAll();
+    epoch = '';
+    uptimeS++;
+    expect(await join('a', {}, ...acquire('1'))).toMatchObject({ frozen: 0, used: 1 });
   });
 
   it('rejects claims unless a freeze protects them', async () => {
@@ -178,6 +202,58 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     expect(await send('b')).toMatchObject({ granted: ['3'], used: 1, members: 1 });
     expect(await send('a', {}, 'R', '1')).toEqual(NOT_EXECUTED);
     expect(await join('a', { generation: 2 }, 'H', '1', 1)).toMatchObject({ lost: ['1'], used: 1 });
+  });
+
+  it('grants once what a join requests again because the reply was lost', async () => {
+    await join('a', {}, ...acquire('1'));
+    const again = await join('a', { generation: 2 }, ...acquire('1'));
+    expect(again).toMatchObject({ results: [0], used: 1, frozen: 0 });
+    expect(await send('a', { generation: 2 })).toMatchObject({ used: 1, frozen: 0 });
+    expect(await client.hGetAll(HOLDS)).toEqual({ 'a:1': '1' });
+  });
+
+  describe('of the starts of a gate', () => {
+    /** One window of 3 starts, two leases long. */
+    beforeEach(() => {
+      const window = ['w', 3, 2 * LEASE_MS, (2 * LEASE_MS) / 1_000, 1];
+      windows = JSON.stringify({ w: [window], s: [1], k: [['k', []]], t: 2 * LEASE_MS });
+    });
+    const counted = async (): Promise<number> =>
+      (await client.zRange(WINDOW, 0, -1)).reduce((sum, entry) => sum + Number(entry.split(':')[1]), 0);
+
+    it('grants once what a join requests again because the reply was lost', async () => {
+      await join('a', {}, ...acquire('1'));
+      const again = await join(
+        'a',
+        { generation: 2 },
+        ...[...acquire('1'), ...acquire('2'), ...acquire('3')],
+      );
+      expect(again).toMatchObject({ results: ['0/k', '0/k', '0/k'], frozen: 0 });
+      expect(await send('a', { generation: 2 })).toMatchObject({ frozen: 0 });
+    });
+
+    it('counts what was reserved when holds are lost, from the end of the freeze', async () => {
+      await join('a', {}, ...acquire('1'), ...acquire('2'));
+      await client.del(HOLDS);
+      const joined = await join('b', { epoch: '' }, ...acquire('3'), ...acquire('4'));
+      expect(joined).toMatchObject({ frozen: 1, queued: 2 });
+      await pass(LEASE_MS, 'b');
+      expect(await send('b')).toMatchObject({ frozen: 0, queued: 1 });
+      await pass(2 * LEASE_MS - 1, 'b');
+      expect(await send('b')).toMatchObject({ queued: 1 });
+      await pass(LEASE_MS / 100, 'b');
+      expect(await send('b')).toMatchObject({ queued: 0 });
+    });
+
+    it('counts what a member reports of a window once', async () => {
+      await join('a');
+      await send('a', {}, 'M', 'w', 2, 10, 1, 5, 1);
+      await send('a', {}, 'M', 'w', 2, 10, 1, 5, 1);
+      expect(await counted()).toBe(2);
+      await join('b', { epoch: '' });
+      await send('b', {}, 'M', 'w', 1, 10, 1);
+      expect(await counted()).toBe(3);
+    });
   });
 
   it('renews leases when no member could', async () => {

@@ -8,8 +8,8 @@ export default defineConfig({
     name: 'redis',
     include: ['test/redis/**/*.test.ts'],
     dangerouslyIgnoreUnhandledErrors: false,
-    // Each file starts servers and processes of its own.
-    fileParallelism: false,
+    // Each file starts servers and processes of its own, and mostly waits for leases to end.
+    maxWorkers: 2,
     testTimeout: 120_000,
     hookTimeout: 60_000,
   },

@@ -158,7 +158,7 @@ describe('the budget of a request', () => {
     expect(manager.requests()).toEqual([]);
   });
 
-  it('bounds the requests that it makes: caps of theirs are a child', async () => {
+  it('bounds the requests that it makes, whether they have a budget, caps or nothing of their own', async () => {
     const manager = managerOf();
     const gate = gateOf();
     await manager.run(
@@ -175,7 +175,7 @@ describe('the budget of a request', () => {
         const own = new Budget({ usd: 9 });
         await manager.run('own', () => gate.run(() => 1), { budget: own });
         expect(own.spent.usd).toBe(0.1);
-        expect(outer.budget?.spent.usd).toBe(0.2);
+        expect(outer.budget?.spent.usd).toBe(0.3);
       },
       { budget: { usd: 0.5 } },
     );
@@ -196,6 +196,64 @@ describe('the budget of a request', () => {
     await manager.run('t1', () => gateOf().run(() => 1), { budget: { usd: 1 } });
     await manager.run('t2', () => 1);
     expect(ends).toEqual([{ limits: { usd: 1 }, spent: { usd: 0.1 }, reserved: { usd: 0 } }, undefined]);
+  });
+});
+
+describe('A budget inside another one', () => {
+  const inRequest = <R>(usd: number, work: (outer: Budget) => Promise<R>): Promise<R> =>
+    managerOf().run('outer', ({ budget }) => work(budget as Budget), { budget: { usd } });
+
+  it('is spent from together with it, in a request, in withBudget and in a call', async () => {
+    const gate = gateOf();
+    const own = new Budget({ usd: 9, calls: 9 });
+    await inRequest(0.25, async (outer) => {
+      await managerOf().run('inner', () => gate.run(() => 1), { budget: own });
+      await withBudget(own, () => gate.run(() => 1));
+      expect([outer.spent.usd, own.spent.usd, own.spent.calls]).toEqual([0.2, 0.2, 2]);
+      for (const attempt of [
+        () => managerOf().run('inner', () => gate.run(() => 1), { budget: own }),
+        () => withBudget(own, () => gate.run(() => 1)),
+        () => withBudget(own, () => withBudget(new Budget({ usd: 5 }), () => gate.run(() => 1))),
+        () => gate.run(() => 1, { budget: own }),
+      ])
+        await expect(attempt()).rejects.toMatchObject({ meter: 'usd', limit: 0.25, spent: 0.2 });
+      expect([own.spent.usd, own.reserved.usd, outer.reserved.usd]).toEqual([0.2, 0, 0]);
+    });
+    await gate.run(() => 1, { budget: own });
+    expect(own.spent.usd).toBe(0.3);
+  });
+
+  it('is spent from once, where it is one above it, a child of it, or another child of the same one', async () => {
+    const gate = gateOf();
+    await inRequest(5, async (outer) => {
+      const child = outer.child({ usd: 1 });
+      const sibling = outer.child({ usd: 1 });
+      await withBudget(child, () => gate.run(() => 1, { budget: outer }));
+      expect([outer.spent.usd, child.spent.usd]).toEqual([0.1, 0.1]);
+      await withBudget(child, () => gate.run(() => 1, { budget: sibling }));
+      expect([outer.spent.usd, child.spent.usd, sibling.spent.usd]).toEqual([0.2, 0.2, 0.1]);
+      await withBudget(child, () => gate.run(() => 1, { budget: child.child({}) }));
+      expect([outer.spent.usd, child.spent.usd]).toEqual([0.3, 0.3]);
+    });
+  });
+
+  it('aborts its own signal for a call that the other has no room for', async () => {
+    const own = new Budget({ usd: 9 });
+    await inRequest(0, async (outer) => {
+      let signal: AbortSignal | undefined;
+      const error = await managerOf()
+        .run(
+          'inner',
+          ({ budget }) => {
+            signal = budget?.signal;
+            return gateOf().run(() => 1);
+          },
+          { budget: own },
+        )
+        .catch((thrown: unknown) => thrown);
+      expect([own.signal.reason, signal?.reason]).toEqual([error, error]);
+      expect(outer.signal.aborted).toBe(false);
+    });
   });
 });
 

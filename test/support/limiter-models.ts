@@ -196,6 +196,8 @@ export class LimiterModel {
   #grantFree(request: ModelRequest): void {
     this.#order.grantFree(request.tenant, this.waiting);
     this.#grant(request);
+    // Another may be next now, and light enough.
+    if (this.#order.isShared) this.#admit();
   }
 
   #reject(id: number, outcome: ModelOutcome): void {

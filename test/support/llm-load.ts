@@ -227,6 +227,8 @@ export interface Reached {
   /** The time to the first token once settled, over that of the smallest fixed limit with 95 % of the tokens. */
   readonly first: number;
   readonly timeouts: number;
+  /** Those of that fixed limit: a long answer may take longer than an attempt may. */
+  readonly timeoutsAtKnee: number;
 }
 
 /** Plays the three phases, and each fixed limit in the first two. */
@@ -250,9 +252,8 @@ export function reached(
   const found = between(shares, find, FIND_S);
   const lost = between(shares, FIND_S + loss, FIND_S + LOSS_S);
   const returned = between(shares, FIND_S + LOSS_S + back, FIND_S + LOSS_S + RETURN_S);
-  const whole = limits.map((limit) =>
-    between(play({ ...scenario, phases: [[FIND_S, 0]] }, fixed(limit)), find, FIND_S),
-  );
+  const alone = limits.map((limit) => play({ ...scenario, phases: [[FIND_S, 0]] }, fixed(limit)));
+  const whole = alone.map((each) => between(each, find, FIND_S));
   const small = limits.map((limit) =>
     between(
       play(
@@ -270,13 +271,14 @@ export function reached(
     ),
   );
   const best = Math.max(...whole.map(({ tokens }) => tokens));
-  const knee = whole.find(({ tokens }) => tokens >= 0.95 * best)!;
+  const atKnee = whole.findIndex(({ tokens }) => tokens >= 0.95 * best);
   return {
     found: found.tokens / best,
     lost: lost.tokens / Math.max(...small.map(({ tokens }) => tokens)),
     returned: returned.tokens / (RETURN_S - back) / (best / (FIND_S - find)),
-    first: median(found.firstMs) / median(knee.firstMs),
+    first: median(found.firstMs) / median(whole[atKnee]!.firstMs),
     timeouts: between(shares, 0, FIND_S).timeouts,
+    timeoutsAtKnee: between(alone[atKnee]!, 0, FIND_S).timeouts,
   };
 }
 
@@ -289,5 +291,6 @@ export function medians(all: readonly Reached[]): Reached {
     returned: of('returned'),
     first: of('first'),
     timeouts: of('timeouts'),
+    timeoutsAtKnee: of('timeoutsAtKnee'),
   };
 }

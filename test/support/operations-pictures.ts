@@ -74,14 +74,15 @@ const server = await startResearchServer({
   logger: { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} },
 });
 const asking = { going: true };
-const client = async (name: string): Promise<void> => {
+const client = async (name: string, tenant: string): Promise<void> => {
   for (let i = 0; asking.going; i++) {
     const body = JSON.stringify({ question: `${name}, question ${i}` });
-    await fetch(`${server.url}/research`, { method: 'POST', body }).then((answer) => answer.text());
+    const headers = { 'x-tenant': tenant };
+    await fetch(`${server.url}/research`, { method: 'POST', headers, body }).then((answer) => answer.text());
     await sleep(500 + Math.random() * 4_000);
   }
 };
-const clients = Array.from({ length: 9 }, (_, i) => client(`Reader ${i}`));
+const clients = Array.from({ length: 9 }, (_, i) => client(`Reader ${i}`, i < 6 ? 'acme' : 'initech'));
 
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS });
 const shots = [

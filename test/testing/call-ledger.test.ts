@@ -1,7 +1,8 @@
-import { fc, test } from '@fast-check/vitest';
+import fc from 'fast-check';
 import type { StubCall } from 'pipeline-pool/testing';
 import { describe, expect, it } from 'vitest';
 import { CallLedger } from '../../src/testing/call-ledger.js';
+import { prop } from '../support/property.js';
 
 const callAt = (startedAtMs: number): StubCall => ({
   id: 1,
@@ -37,7 +38,7 @@ describe('CallLedger.peakStartsPer', () => {
   });
 
   const starts = fc.array(fc.integer({ min: 0, max: 200 }), { maxLength: 40 });
-  test.prop([starts, fc.integer({ min: 1, max: 100 })])(
+  prop([starts, fc.integer({ min: 1, max: 100 })])(
     'counts what counting by hand gives',
     (unsorted, windowMs) => {
       const sorted = unsorted.toSorted((a, b) => a - b);

@@ -1,7 +1,8 @@
-import { fc, it as property } from '@fast-check/vitest';
+import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
 import { Connection } from '../../src/tools/clients.js';
 import { deferred, microtasks } from '../support/promises.js';
+import { prop } from '../support/property.js';
 
 const context = (signal = new AbortController().signal) => ({ instanceId: 1, signal });
 
@@ -162,7 +163,7 @@ describe('Connection', () => {
     expect(disconnect.mock.calls).toEqual([['client']]);
   });
 
-  property.prop([
+  prop([
     fc.scheduler(),
     fc.array(fc.constantFrom('get', 'abort', 'arrive', 'fail', 'close'), { maxLength: 12 }),
   ])(

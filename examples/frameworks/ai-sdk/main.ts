@@ -20,15 +20,15 @@ import { z } from 'zod';
 type Service = { readonly url: string; readonly keys: readonly string[] };
 type Context = RequestContext<string[]>;
 
-/** `maxRetries`: those of the AI SDK. The gates retry, so it need not. */
-export function createResearch(given: { llm: Service; search: Service; maxRetries?: number }) {
+/** The gates retry, so the AI SDK need not. */
+export function createResearch(given: { llm: Service; search: Service }) {
   const llm = new ServiceGate({ name: 'llm', ...openAiPreset(), keys: given.llm.keys, maxConcurrent: 4 });
   const search = new ServiceGate({ name: 'search', keys: given.search.keys, maxConcurrent: 2 });
   const searchFetch = search.fetch({ authorize: apiKeyHeader('x-api-key') });
   const llmFetch = llm.fetch({ authorize: bearer });
   const model = createOpenAICompatible({ name: 'llm', baseURL: given.llm.url, fetch: llmFetch })('any');
   const reset = (found: string[]) => void found.splice(0);
-  const manager = createPipelineManager({ config: { poolSize: 5 }, create: (): string[] => [], reset });
+  const manager = createPipelineManager({ config: { poolSize: 10 }, create: (): string[] => [], reset });
 
   const searchFor = async ({ pipeline: found, signal }: Context, query: string) => {
     const init = { method: 'POST', body: JSON.stringify({ q: query }), signal };
@@ -41,8 +41,7 @@ export function createResearch(given: { llm: Service; search: Service; maxRetrie
     const inputSchema = z.object({ query: z.string() });
     const execute = ({ query }: { query: string }) => searchFor(context, query);
     const tools = { search: tool({ description: 'Searches the web', inputSchema, execute }) };
-    const { maxRetries = 0 } = given;
-    return { model, prompt, tools, maxRetries, abortSignal: context.signal, stopWhen: stepCountIs(5) };
+    return { model, prompt, tools, maxRetries: 0, abortSignal: context.signal, stopWhen: stepCountIs(5) };
   };
 
   async function answer(context: Context, prompt: string) {

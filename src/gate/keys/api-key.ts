@@ -67,6 +67,10 @@ const SAME_MS = 50;
 export class ApiKey {
   readonly key: string;
   readonly label: string;
+  /** Its position among the gate's keys. */
+  readonly index: number;
+  /** A number that grows from one start of the gate to the next. */
+  lastUsed: number;
   /** Those that were declared, and those that its service reports. */
   windows: readonly SlidingWindow[];
   rate: readonly RateWindow[];
@@ -91,12 +95,15 @@ export class ApiKey {
   constructor(
     { key, rate, hasOwnRate }: { key: string; rate: readonly RateWindow[]; hasOwnRate: boolean },
     label: string,
+    index: number,
     cooldown: CooldownSettings,
     onReady: (key: ApiKey) => void,
     isShared: boolean,
   ) {
     this.key = key;
     this.label = label;
+    this.index = index;
+    this.lastUsed = index;
     this.hasOwnRate = hasOwnRate;
     this.#isShared = isShared;
     this.rate = rate;
@@ -144,6 +151,15 @@ export class ApiKey {
     let firstMs = nowMs;
     for (const { beganMs } of state.onTrial) firstMs = Math.min(firstMs, beganMs ?? nowMs);
     return firstMs + REJECTS_WITHIN_MS - nowMs;
+  }
+
+  /** When its state or the free part of its windows changes by itself. During a trial, that is at any time. */
+  get changesAtMs(): number {
+    const state = this.#state;
+    if (state.is === 'half-open') return Number.NEGATIVE_INFINITY;
+    let atMs = state.is === 'cooldown' ? state.untilMs : Number.POSITIVE_INFINITY;
+    for (const window of this.windows) atMs = Math.min(atMs, window.changesAtMs);
+    return atMs;
   }
 
   reserve(reservation: KeyReservation): void {

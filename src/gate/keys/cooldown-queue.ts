@@ -88,7 +88,13 @@ export class CooldownQueue {
   #releaseBatch(open: readonly Waiter[][]): void {
     const batch = open.flatMap((waiters) => waiters.slice(0, BATCH_SIZE)).sort(inOrder);
     batch.length = Math.min(batch.length, BATCH_SIZE);
-    for (const waiter of batch) this.#remove(waiter);
+    // What goes first over all is also first in its class: one removal for each class.
+    const leaving = new Set(batch);
+    for (const waiters of open) {
+      const staying = waiters.findIndex((waiter) => !leaving.has(waiter));
+      waiters.splice(0, staying === -1 ? waiters.length : staying);
+    }
+    this.#queued -= batch.length;
     // Before a listener or an event of theirs can come back here.
     if (open.some((waiters) => waiters.length > 0))
       this.#nextBatch = setImmediate(() => {

@@ -4,10 +4,12 @@ import type { Classification } from '../classify.js';
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
 import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
+import { BestKey, goesBefore } from './best-key.js';
 import {
   maxWeightOf,
   type RateWindow,
   SlidingWindow,
+  smallestFree,
   type WindowEntry,
   windowsOf,
 } from './sliding-window.js';
@@ -78,9 +80,12 @@ export class KeyRing {
   #shared: readonly SlidingWindow[];
   #sharedMaxWeight: number;
   #sharedRate: readonly RateWindow[];
-  /** The least recently used first. */
-  readonly #keys: ApiKey[];
-  readonly #all: readonly ApiKey[];
+  readonly #keys: readonly ApiKey[];
+  readonly #best: BestKey;
+  /** Starts so far, and keys: what was used last has the highest number. */
+  #used: number;
+  #maxWeight: number;
+  #countsWeight: boolean;
   /** The clock of windows and cooldowns. */
   readonly now: () => number;
   /** Milliseconds for which nothing may start, whatever keys and windows allow. */
@@ -100,23 +105,25 @@ export class KeyRing {
     this.#shared = this.#isShared ? [] : sharedRate.map((window) => new SlidingWindow(window));
     this.#sharedMaxWeight = maxWeightOf(sharedRate);
     const onReady = (key: ApiKey): void => this.#emitRestored(key);
-    this.#all = keys.map(
+    this.#keys = keys.map(
       (spec, i) =>
-        new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', cooldown, onReady, this.#isShared),
+        new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', i, cooldown, onReady, this.#isShared),
     );
-    this.#keys = [...this.#all];
-    if (this.#isShared) for (const key of this.#all) this.#byHash.set(hashOf(key.key), key);
+    this.#best = new BestKey(this.#keys);
+    this.#used = this.#keys.length;
+    this.#maxWeight = this.#heaviest();
+    this.#countsWeight = this.#hasWeightWindow();
+    if (this.#isShared) for (const key of this.#keys) this.#byHash.set(hashOf(key.key), key);
   }
 
   /** Whether some window counts weight. */
   get countsWeight(): boolean {
-    const counts = ({ unit }: SlidingWindow): boolean => unit === 'weight';
-    return this.#shared.some(counts) || this.#keys.some((key) => key.windows.some(counts));
+    return this.#countsWeight;
   }
 
   /** The heaviest call that some key can serve. */
   get maxWeight(): number {
-    return Math.min(this.#sharedMaxWeight, Math.max(...this.#keys.map((key) => key.maxWeight)));
+    return this.#maxWeight;
   }
 
   /** Replaces the windows of keys that have none of their own, or the shared ones. */
@@ -127,6 +134,9 @@ export class KeyRing {
       if (!this.#isShared) this.#shared = windowsOf(sharedRate, this.#shared);
       this.#sharedMaxWeight = maxWeightOf(sharedRate);
     }
+    for (const key of this.#keys) this.#best.touch(key);
+    this.#maxWeight = this.#heaviest();
+    this.#countsWeight = this.#hasWeightWindow();
     this.shared?.setRates(this.sharedKeys(), this.#sharedRate);
     this.onCapacity();
   }
@@ -136,20 +146,30 @@ export class KeyRing {
     const heldMs = this.heldMs();
     if (heldMs > 0) return { retryAfterMs: heldMs, reason: 'cooldown' };
     const sharedMs = longestWaitMs(this.#shared, weight, nowMs);
+    const first = sharedMs > 0 ? undefined : this.#best.best(nowMs);
+    if (first !== undefined && longestWaitMs(first.windows, weight, nowMs) === 0 && first.waitMs(nowMs) <= 0)
+      return this.#reserve(first, weight);
+    // It is too full for this weight: another may have capacity, or the soonest of all is searched for.
     let best: ApiKey | undefined;
     let bestFree = -1;
     let none: NoCapacity = { retryAfterMs: Number.POSITIVE_INFINITY, reason: 'cooldown' };
+    let soonest: ApiKey | undefined;
     for (const key of this.#keys) {
       const rateMs = Math.max(sharedMs, longestWaitMs(key.windows, weight, nowMs));
       const stateMs = key.waitMs(nowMs);
       const retryAfterMs = Math.max(rateMs, stateMs);
       if (retryAfterMs > 0) {
-        if (retryAfterMs < none.retryAfterMs)
+        const isSooner =
+          retryAfterMs < none.retryAfterMs ||
+          (soonest !== undefined && retryAfterMs === none.retryAfterMs && key.lastUsed < soonest.lastUsed);
+        if (isSooner) {
           none = { retryAfterMs, reason: stateMs > rateMs ? 'cooldown' : 'rate' };
+          soonest = key;
+        }
         continue;
       }
       const free = smallestFree(key.windows, nowMs);
-      if (free > bestFree || (free === bestFree && key.inUse < (best as ApiKey).inUse)) {
+      if (best === undefined || goesBefore(key, free, best, bestFree)) {
         best = key;
         bestFree = free;
       }
@@ -160,8 +180,8 @@ export class KeyRing {
   /** The attempt begins. */
   begin(reservation: KeyReservation, nowMs: number): void {
     reservation.beganMs = nowMs;
-    reservation.shared?.begin();
     for (const [window, entry] of reservation.entries) window.begin(entry, nowMs);
+    this.#best.touch(reservation.key);
   }
 
   /** Corrects the weight that was estimated for a start. */
@@ -169,12 +189,16 @@ export class KeyRing {
     reservation.shared?.correct(weight - reservation.weight);
     reservation.weight = weight;
     for (const [window, entry] of reservation.entries) window.correct(entry, weight);
+    this.#best.touch(reservation.key);
     this.onCapacity();
   }
 
   /** Takes the limits that the response to an attempt reports. */
   learn(reservation: KeyReservation, reported: readonly ReportedLimit[]): void {
-    reservation.key.learn(reservation, reported, this.now());
+    const { key } = reservation;
+    key.learn(reservation, reported, this.now());
+    this.#countsWeight ||= key.windows.some(countsWeight);
+    this.#best.touch(key);
     this.onCapacity();
   }
 
@@ -209,6 +233,7 @@ export class KeyRing {
         else this.#succeeded(reservation);
         break;
     }
+    this.#best.touch(key);
     if (key.cooldownMs(nowMs) > 0) this.onCooldown();
     this.onCapacity();
   }
@@ -223,6 +248,7 @@ export class KeyRing {
     if (reservation.beganMs === undefined) shared?.cancel();
     else shared?.end();
     reservation.key.end(reservation);
+    this.#best.touch(reservation.key);
     this.onCapacity();
   }
 
@@ -232,8 +258,11 @@ export class KeyRing {
    */
   retryAfterMs(nowMs: number, weight = 0): number {
     let soonest = Number.POSITIVE_INFINITY;
-    for (const key of this.#keys)
-      if (weight <= key.maxWeight) soonest = Math.min(soonest, key.cooldownMs(nowMs));
+    for (const key of this.#keys) {
+      if (weight > key.maxWeight) continue;
+      soonest = Math.min(soonest, key.cooldownMs(nowMs));
+      if (soonest === 0) break;
+    }
     return soonest;
   }
 
@@ -265,6 +294,7 @@ export class KeyRing {
   /** Puts a key back into use. Returns whether there is such a key. */
   restore(key: string): boolean {
     const found = this.#keys.find((candidate) => candidate.key === key);
+    if (found !== undefined) this.#best.touch(found);
     found?.restore();
     if (found !== undefined) this.shared?.restore(hashOf(key));
     this.onCapacity();
@@ -272,13 +302,16 @@ export class KeyRing {
   }
 
   stats(nowMs: number): readonly KeyStats[] {
-    return this.#all.map((key) => {
+    const hashes = [...this.#byHash.keys()];
+    return this.#keys.map((key, i) => {
       const cooldownMs = key.cooldownMs(nowMs);
       return Object.freeze({
         key: key.label,
         state: key.state,
         inUse: key.inUse,
-        free: Math.min(smallestFree(key.windows, nowMs), smallestFree(this.#shared, nowMs)),
+        free:
+          this.shared?.freeOf(hashes[i] as string) ??
+          Math.min(smallestFree(key.windows, nowMs), smallestFree(this.#shared, nowMs)),
         cooldownMs,
       });
     });
@@ -290,13 +323,22 @@ export class KeyRing {
     for (const window of this.#shared) entries.push([window, window.reserve(weight)]);
     const reservation: KeyReservation = { key, entries, weight, beganMs: undefined };
     key.reserve(reservation);
-    if (this.#keys.length > 1) this.#keys.push(...this.#keys.splice(this.#keys.indexOf(key), 1));
+    key.lastUsed = this.#used++;
+    this.#best.touch(key);
     return reservation;
+  }
+
+  #heaviest(): number {
+    return Math.min(this.#sharedMaxWeight, Math.max(...this.#keys.map((key) => key.maxWeight)));
+  }
+
+  #hasWeightWindow(): boolean {
+    return this.#shared.some(countsWeight) || this.#keys.some((key) => key.windows.some(countsWeight));
   }
 
   /** What other processes know of the keys. */
   sharedKeys(): readonly SharedKey[] {
-    return this.#all.map(({ key, rate }) => ({ key: hashOf(key), rate }));
+    return this.#keys.map(({ key, rate }) => ({ key: hashOf(key), rate }));
   }
 
   /** A start that the server has granted, as a reservation; `undefined` if the gate has no such key. */
@@ -372,6 +414,8 @@ const labelOf = (key: string, index: number): string =>
 /** How a key is named outside of this process. */
 const hashOf = (key: string): string => createHash('sha256').update(key).digest('hex').slice(0, 32);
 
+const countsWeight = ({ unit }: SlidingWindow): boolean => unit === 'weight';
+
 /** Milliseconds until all of the windows have capacity. */
 function longestWaitMs(
   windows: readonly SlidingWindow[],
@@ -382,11 +426,4 @@ function longestWaitMs(
   let ms = 0;
   for (const window of windows) ms = Math.max(ms, window.waitMs(weight, nowMs, isCertain));
   return ms;
-}
-
-/** The free part of the fullest window. */
-function smallestFree(windows: readonly SlidingWindow[], nowMs: number): number {
-  let free = 1;
-  for (const window of windows) free = Math.min(free, window.free(nowMs));
-  return free;
 }

@@ -104,6 +104,13 @@ export class SlidingWindow {
     return Math.max(0, (this.limit - this.#counted - this.#reserved) / this.limit);
   }
 
+  /** When the first entry leaves it; `Infinity` without one. */
+  get changesAtMs(): number {
+    const block = this.#blocks[0];
+    const beganMs = block?.entries[block.first]?.beganMs;
+    return beganMs === undefined ? Number.POSITIVE_INFINITY : beganMs + this.perMs;
+  }
+
   /** What counts now, and what is reserved. */
   used(nowMs: number): number {
     this.#expire(nowMs);
@@ -247,6 +254,13 @@ export function windowsOf(
     if (ofUnit[0] !== undefined) made.copyLog(ofUnit[0]);
     return made;
   });
+}
+
+/** The free part of the fullest window. */
+export function smallestFree(windows: readonly SlidingWindow[], nowMs: number): number {
+  let free = 1;
+  for (const window of windows) free = Math.min(free, window.free(nowMs));
+  return free;
 }
 
 /** The heaviest call that fits into all windows that count weight. */

@@ -7,7 +7,7 @@
  * - `history.ts`: sums and extremes over a sliding window
  * - `machine.ts`: event loop, CPU and memory of the process
  * - `pace.ts`: durations of a service's calls by concurrency
- * - `machine-findings.ts`, `gate-findings.ts`, `request-findings.ts`: from a report to findings
+ * - `machine-findings.ts`, `fleet-findings.ts`, `gate-findings.ts`, `request-findings.ts`: from a report to findings
  * - `finding.ts`: the finding codes
  *
  * @module pipeline-pool/diagnosis
@@ -23,7 +23,7 @@ export type { DiagnosedManager } from './recorder.js';
 /** Options of `recordDiagnosis`. */
 export interface DiagnosisOptions {
   /** Milliseconds that a diagnosis looks back; at least 1,000. @default 120_000 (two minutes) */
-  readonly windowMs?: number;
+  readonly windowMs?: number | undefined;
 }
 
 const WINDOW_MS = 120_000;

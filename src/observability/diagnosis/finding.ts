@@ -4,7 +4,9 @@
  * - `event-loop-blocked`: long-running JavaScript, or too little CPU.
  * - `memory-short`: the heap or the process is close to its limit.
  * - `no-keys`: every API key of a service is unauthorized or exhausted.
- * - `limits-unavailable`: the server of limits that several processes share cannot be reached.
+ * - `limits-unavailable`: the server of limits that several processes share cannot be reached, or has lost its data.
+ * - `limits-mismatched`: processes were started with different values of a limit that they share.
+ * - `permits-lost`: this process has lost permits of a shared limit while it held them.
  * - `creation-failing`: instances cannot be created.
  * - `service-failing`: a service responds with errors, or not in time.
  * - `cooldown`: a service rejects calls as too many, and its keys are in cooldown.
@@ -14,7 +16,9 @@
  * - `budget-exceeded`: calls are rejected because the budgets of their requests have no room.
  * - `creation-slow`: requests wait for instances being created.
  * - `preparation-slow`: requests wait for instances being validated, prepared or reset.
+ * - `fleet-at-limit`: calls or requests wait for a permit of a limit that several processes share, and others hold the rest.
  * - `admission-paused`, `admission-too-small`: requests wait to be admitted while instances are free.
+ * - `tenant-capped`: requests wait for room under the caps of their tenants while permits are free.
  * - `pool-too-small`: requests wait because every instance is in use.
  */
 export type FindingCode =
@@ -22,6 +26,9 @@ export type FindingCode =
   | 'memory-short'
   | 'no-keys'
   | 'limits-unavailable'
+  | 'limits-mismatched'
+  | 'permits-lost'
+  | 'fleet-at-limit'
   | 'creation-failing'
   | 'service-failing'
   | 'cooldown'
@@ -33,6 +40,7 @@ export type FindingCode =
   | 'preparation-slow'
   | 'admission-paused'
   | 'admission-too-small'
+  | 'tenant-capped'
   | 'pool-too-small';
 
 /** One cause of delay or failure. */

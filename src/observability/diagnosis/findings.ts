@@ -1,4 +1,5 @@
 import { type Finding, rounded } from './finding.js';
+import { fleetFindings } from './fleet-findings.js';
 import { gateFindings } from './gate-findings.js';
 import { machineFindings } from './machine-findings.js';
 import type { Report } from './recorder.js';
@@ -37,7 +38,8 @@ export function diagnosisOf(report: Report): Diagnosis {
   const waitedFor = services.reduce((sum, { share }) => sum + share, 0);
   const queuesAreEffects = machine.length > 0 || waitedFor >= EXPLAINS_QUEUES;
   const requests = requestFindings(report).filter(({ code }) => !(queuesAreEffects && isQueue(code)));
-  const findings = [...machine, ...[...services, ...requests].sort(worstFirst)].map((finding) => ({
+  const others = [...fleetFindings(report), ...services, ...requests].sort(worstFirst);
+  const findings = [...machine, ...others].map((finding) => ({
     ...finding,
     share: rounded(finding.share, 2),
   }));
@@ -51,11 +53,12 @@ export function diagnosisOf(report: Report): Diagnosis {
 }
 
 const isQueue = (code: Finding['code']): boolean =>
-  code === 'pool-too-small' || code === 'admission-too-small';
+  code === 'pool-too-small' || code === 'admission-too-small' || code === 'fleet-at-limit';
 
 const isFailure = ({ code }: Finding): boolean =>
   code === 'no-keys' ||
   code === 'limits-unavailable' ||
+  code === 'permits-lost' ||
   code === 'creation-failing' ||
   code === 'service-failing';
 

@@ -1,6 +1,8 @@
 import type { GateStats } from '../../gate/service-gate.js';
-import { isUnavailable, isWithoutKeys, isWithoutLimits } from '../../manager/health.js';
+import { isWithoutKeys } from '../../manager/health.js';
+import { fleetFiguresOf } from '../fleet-figures.js';
 import { counted, type Finding, MIN_SHARE, percent, rounded, shownMs } from './finding.js';
+import { fleetEvidence, sharedWith } from './fleet-findings.js';
 import type { PaceFinding } from './pace.js';
 import type { Report } from './recorder.js';
 
@@ -23,10 +25,8 @@ export function kindOf(gate: string): ServiceKind {
 
 /** What the gates show about their services. */
 export function gateFindings(report: Report): Finding[] {
-  const admission = isUnavailable(report.limiter) ? [limitsUnavailable(report.limiter.name)] : [];
-  const gates = report.gates.flatMap((gate) =>
+  return report.gates.flatMap((gate) =>
     [
-      isWithoutLimits(gate) ? limitsUnavailable(gate.name) : undefined,
       withoutKeys(gate),
       failing(report, gate),
       cooldown(report, gate),
@@ -36,7 +36,6 @@ export function gateFindings(report: Report): Finding[] {
       overBudget(report, gate),
     ].filter((finding) => finding !== undefined),
   );
-  return [...admission, ...gates];
 }
 
 /** The share of the running time of requests in which this many of their calls are delayed, on average. */
@@ -47,16 +46,6 @@ function shareOf(report: Report, calls: number): number {
   const running = report.gates.reduce((sum, { name }) => sum + report.average(`${name}:running`), 0);
   return calls > 0 ? calls / (calls + running) : 0;
 }
-
-const limitsUnavailable = (source: string): Finding => ({
-  code: 'limits-unavailable',
-  source,
-  share: 0,
-  message: `The server of the shared limits of ${source} cannot be reached`,
-  evidence: {},
-  remedy:
-    'Check Redis and the way to it. Until it answers, new work waits, fails, or keeps to a share of the limit, as `whenUnavailable` says.',
-});
 
 function withoutKeys(gate: GateStats): Finding | undefined {
   if (!isWithoutKeys(gate)) return undefined;
@@ -153,6 +142,23 @@ function atLimit(report: Report, gate: GateStats): Finding | undefined {
   const share = shareOf(report, queued + inService);
   if (share < MIN_SHARE) return undefined;
   const bound = gate.limiter?.maxConcurrent;
+  const fleet = fleetFiguresOf(name, gate);
+  const others = pace === undefined || queued > inService ? sharedWith(fleet) : undefined;
+  if (fleet !== undefined && others !== undefined) {
+    return {
+      code: 'fleet-at-limit',
+      source: name,
+      share,
+      message: `${rounded(queued)} calls wait on average for a permit of the gate of ${name}, ${percent(share)} of the requests' time: ${others}`,
+      evidence: {
+        running: rounded(running),
+        queued: rounded(queued),
+        maxConcurrent: bound as number,
+        ...fleetEvidence(fleet),
+      },
+      remedy: `${limitRemedy(name, undefined)} The limit holds for all processes together: raise it in each of them.`,
+    };
+  }
   return {
     code: 'service-at-limit',
     source: name,

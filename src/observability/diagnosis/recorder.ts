@@ -8,6 +8,7 @@ import { refusal } from '../../internal/validate.js';
 import type { Limiter, LimiterStats } from '../../limiter/limiter.js';
 import { gateStatsOf, isCoolingDown } from '../../manager/health.js';
 import type { PoolStats } from '../../pool/options.js';
+import { fleetFiguresOf } from '../fleet-figures.js';
 import { History } from './history.js';
 import { type Machine, type MachineFigures, ProcessMachine } from './machine.js';
 import { Pace, type PaceFinding } from './pace.js';
@@ -17,7 +18,11 @@ export interface DiagnosedManager {
   readonly hooks: LifecycleHooks;
   readonly limiter: Pick<Limiter, 'name' | 'stats'>;
   readonly pool: { readonly name: string; readonly hooks: LifecycleHooks; stats(): PoolStats };
-  readonly gates: readonly { readonly name: string; readonly hooks?: LifecycleHooks; stats(): unknown }[];
+  readonly gates: readonly {
+    readonly name: string;
+    readonly hooks?: LifecycleHooks | undefined;
+    stats(): unknown;
+  }[];
 }
 
 /** For tests. */
@@ -33,6 +38,7 @@ export type Level =
   | 'pool-short'
   | 'admission-short'
   | 'admission-paused'
+  | 'tenant-capped' // requests that only the caps of their tenants hold back
   | 'creating' // requests that wait for a creation
   | 'readying'
   | `${string}:${'running' | 'at-bound' | 'in-window' | 'in-cooldown' | 'in-backoff'}`;
@@ -42,7 +48,7 @@ export type Count =
   | 'created'
   | 'create.ms'
   | 'create-failed'
-  | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed' | 'over-budget'}`;
+  | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed' | 'over-budget' | 'lost'}`;
 
 /** The window that ends now. */
 export interface Report {
@@ -234,8 +240,14 @@ export class Recorder {
   #readStats(): void {
     const gates = gateStatsOf(this.#manager.gates);
     const pool = this.#manager.pool.stats();
+    const { limiter } = this.#manager;
+    const { cappedCount = 0 } = limiter as { readonly cappedCount?: number };
     if (pool.state === 'closed') this.stop();
-    this.#levels = [...requestLevels(this.#manager.limiter.stats(), pool), ...gates.flatMap(gateLevels)];
+    this.#levels = [...requestLevels(limiter.stats(), pool, cappedCount), ...gates.flatMap(gateLevels)];
+    for (const shared of [{ ...limiter.stats(), name: limiter.name }, ...gates]) {
+      const figures = fleetFiguresOf(shared.name, shared);
+      if (figures !== undefined) this.#countTo(`${figures.name}:lost`, figures.lost);
+    }
     for (const { name, attempts, calls, cache } of gates) {
       this.#countTo(`${name}:attempts`, attempts);
       this.#countTo(`${name}:calls`, calls);
@@ -255,12 +267,17 @@ export class Recorder {
  * preparation. Requests that wait for admission wait for the limiter if a slot is free that no request waits for; if none
  * is, they too wait for an instance, and a higher limit would not help them.
  */
-function requestLevels(limiter: LimiterStats, pool: PoolStats): readonly (readonly [Level, number])[] {
+function requestLevels(
+  limiter: LimiterStats,
+  pool: PoolStats,
+  beyondCaps: number,
+): readonly (readonly [Level, number])[] {
   const free = Math.max(0, pool.size - pool.leased);
   const beingMade = Math.min(pool.queued, free);
   const beingReadied = pool.readying + pool.resetting;
   const readying = beingReadied === 0 ? 0 : (beingMade * beingReadied) / (beingReadied + pool.creating);
-  const unadmitted = limiter.paused || free > beingMade ? limiter.queued : 0;
+  const capped = limiter.paused || limiter.active >= limiter.maxConcurrent ? 0 : beyondCaps;
+  const unadmitted = limiter.paused || free > beingMade ? limiter.queued - capped : 0;
   return [
     ['requests', limiter.queued + pool.queued + pool.leased],
     ['leased', pool.leased],
@@ -268,7 +285,8 @@ function requestLevels(limiter: LimiterStats, pool: PoolStats): readonly (readon
     ['readying', readying],
     ['admission-paused', limiter.paused ? unadmitted : 0],
     ['admission-short', limiter.paused ? 0 : unadmitted],
-    ['pool-short', limiter.queued + pool.queued - beingMade - unadmitted],
+    ['tenant-capped', capped],
+    ['pool-short', limiter.queued - capped + pool.queued - beingMade - unadmitted],
   ];
 }
 

@@ -1,5 +1,7 @@
 import { CONFIG_VARIABLES } from '../../manager/config.js';
+import { type FleetFigures, fleetFiguresOf } from '../fleet-figures.js';
 import { counted, type Finding, MIN_SHARE, percent, rounded, shownMs } from './finding.js';
+import { fleetEvidence, sharedWith } from './fleet-findings.js';
 import type { Level, Report } from './recorder.js';
 
 /** Fewer waiting requests on average are not reported. */
@@ -9,11 +11,15 @@ const FAILED_CREATIONS = 3;
 /** What delays the start of requests, as limiter and pool show it. */
 export function requestFindings(report: Report): Finding[] {
   const { pool, limiter } = report;
+  const isShared = sharedWith(fleetFiguresOf(limiter.name, limiter)) !== undefined;
   return [
     creationFailing(report) ?? delay(report, 'creating', 'creation-slow', pool.name, creationSlow),
     delay(report, 'readying', 'preparation-slow', pool.name, preparationSlow),
     delay(report, 'admission-paused', 'admission-paused', limiter.name, admissionPaused),
-    delay(report, 'admission-short', 'admission-too-small', limiter.name, admissionTooSmall),
+    isShared
+      ? delay(report, 'admission-short', 'fleet-at-limit', limiter.name, fleetAtLimit)
+      : delay(report, 'admission-short', 'admission-too-small', limiter.name, admissionTooSmall),
+    delay(report, 'tenant-capped', 'tenant-capped', limiter.name, tenantCapped),
     delay(report, 'pool-short', 'pool-too-small', pool.name, poolTooSmall),
   ].filter((finding) => finding !== undefined);
 }
@@ -92,6 +98,31 @@ const admissionTooSmall: Words = (report, time) => {
     message: `Requests spend ${time} waiting to be admitted, while ${leased} of ${counted(size, 'instance')} are in use`,
     evidence: { maxConcurrent, leased, poolSize: size },
     remedy: `Raise \`${CONFIG_VARIABLES.maxConcurrentRequests}\` from ${maxConcurrent} to ${Math.max(size, maxConcurrent + 1)} or more: one per instance, and a few that can start as soon as an instance is released.`,
+  };
+};
+
+const fleetAtLimit: Words = (report, time) => {
+  const { limiter, pool } = report;
+  const fleet = fleetFiguresOf(limiter.name, limiter) as FleetFigures;
+  return {
+    message: `Requests spend ${time} waiting to be admitted: ${sharedWith(fleet)}, ${limiter.active} of them by this process`,
+    evidence: {
+      maxConcurrent: limiter.maxConcurrent,
+      leased: rounded(report.average('leased')),
+      poolSize: pool.size,
+      ...fleetEvidence(fleet),
+    },
+    remedy: `Raise \`maxConcurrent\` of the limit in all processes, as far as what it protects allows, or set \`limiter.maxConcurrent\` in one, which applies to all. Otherwise bound the queue (\`maxQueue\` of the limiter) so that clients retry later.`,
+  };
+};
+
+const tenantCapped: Words = (report, time, queued) => {
+  const { maxConcurrent } = report.limiter;
+  return {
+    message: `Requests spend ${time} waiting for room under the caps of their tenants, ${queued} of them on average, while permits are free`,
+    evidence: { maxConcurrent, leased: rounded(report.average('leased')) },
+    remedy:
+      'If that is not intended, raise `maxConcurrent` in what `tenants` returns for them: the live page and `manager.requests()` show whose requests wait. To keep room for others, `guaranteed` wastes none.',
   };
 };
 

@@ -35,22 +35,24 @@ export interface LivePageOptions {
    * within ten seconds. Check the `Host` header here if the server is reachable under names that are not yours.
    * @default every client may
    */
-  readonly authorize?: (request: IncomingMessage, response: ServerResponse) => boolean | PromiseLike<boolean>;
+  readonly authorize?:
+    | ((request: IncomingMessage, response: ServerResponse) => boolean | PromiseLike<boolean>)
+    | undefined;
   /**
    * Whether the page shows the task ids of the running requests. Task ids often contain names of users or customers.
    * @default false
    */
-  readonly showTaskIds?: boolean;
+  readonly showTaskIds?: boolean | undefined;
   /**
    * Milliseconds between two updates; 250 to 60,000.
    * @default 500
    */
-  readonly updateEveryMs?: number;
+  readonly updateEveryMs?: number | undefined;
   /**
    * Maximum number of watchers; a further one gets a 503, unless one of them has not read its updates lately.
    * @default 20
    */
-  readonly maxClients?: number;
+  readonly maxClients?: number | undefined;
 }
 
 /** A `node:http` request handler that serves the page, and its updates under the same URL. */
@@ -140,6 +142,8 @@ export function livePage(manager: Watched, options: LivePageOptions = {}): LiveP
   };
 
   const handler = (request: IncomingMessage, response: ServerResponse): void => {
+    if (typeof response?.writeHead !== 'function')
+      throw new TypeError(refusal('response', "the response of Node's http", response));
     serve(request, response).catch(() => {
       if (!response.headersSent) refuse(response, 500, 'The authorization failed.');
     });
@@ -227,6 +231,8 @@ const htmlPage = (): string => `<!doctype html>
 <path class="grid" d="M0 100L1000 100"/><path class="area" id="chart-area"/><path class="limit" id="chart-limit"/>
 <path class="active" id="chart-active"/><path class="queued" id="chart-queued"/></svg><b id="chart-label"></b></div>
 <div class="legend"><span><i></i>active</span><span><i class="queued"></i>waiting</span></div></section>
+<section class="card" id="tenants-card" hidden><h2>Tenants <span>share of the work of the last 30 seconds</span></h2>
+<div class="tenants" id="tenants"></div></section>
 <div><h2>Services <span id="no-gates" hidden>the manager has no gates</span></h2><div class="gates" id="gates"></div></div>
 </main>
 <footer>Read-only. Rates are of the last 30 seconds.</footer>

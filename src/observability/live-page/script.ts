@@ -31,6 +31,15 @@ export const LIVE_PAGE_SCRIPT = `
   };
   const brief = (n) => (n >= 10000 ? (n / 1000).toFixed(0) + ' k' : n >= 100 || n === 0 ? n.toFixed(0) : n.toFixed(1));
 
+  // Of all processes that share a limit.
+  const fleetText = (fleet) => {
+    if (!fleet) return '';
+    if (!fleet.available) return 'The server of the shared limits cannot be reached';
+    const all = plural(fleet.members, 'process', 'processes') + ' together: ';
+    const used = fleet.maxConcurrent === undefined ? '' : fleet.active + ' of ' + fleet.maxConcurrent + ' in use, ';
+    return all + used + fleet.queued + ' waiting' + (fleet.frozen ? ', nothing granted after a loss of data' : '');
+  };
+
   // Keeps one child per item, identified by its key.
   const list = (container, items, keyOf, create, update) => {
     const known = new Map([...container.children].map((child) => [child.dataset.key, child]));
@@ -73,7 +82,8 @@ export const LIVE_PAGE_SCRIPT = `
     say(byId('active'), String(requests.active));
     say(byId('limit'), ' of ' + requests.limit);
     byId('active-bar').style.width = Math.min(100, (100 * requests.active) / requests.limit) + '%';
-    say(byId('active-note'), plural(pool.leased, 'has an instance', 'have an instance'));
+    const together = fleetText(requests.fleet);
+    say(byId('active-note'), plural(pool.leased, 'has an instance', 'have an instance') + (together && ' · ' + together));
     const waiting = requests.queued + pool.queued;
     say(byId('waiting'), String(waiting));
     byId('waiting-bar').style.width = Math.min(100, (100 * waiting) / Math.max(requests.limit, waiting)) + '%';
@@ -164,11 +174,11 @@ export const LIVE_PAGE_SCRIPT = `
     }
     const keys = make('div', 'keys');
     keys.append(make('p', '', 'Capacity left per key'), make('div'));
-    card.append(head, bar, figures, keys);
+    card.append(head, bar, figures, keys, make('p', 'fleet'));
     return card;
   };
   const drawGate = (card, gate) => {
-    const [head, bar, figures, keys] = card.children;
+    const [head, bar, figures, keys, fleet] = card.children;
     const last = history[history.length - 1];
     const then = since(RATE_MS);
     const before = then.gates.find(({ name }) => name === gate.name) || gate;
@@ -178,6 +188,7 @@ export const LIVE_PAGE_SCRIPT = `
     const used = gate.limit === null ? 1 - free : gate.running / gate.limit;
     const [word, kind] = gate.retryAfterMs === null ? ['no key left', 'bad']
       : gate.retryAfterMs > 0 ? ['cooldown ' + shown(gate.retryAfterMs), 'wait']
+      : gate.fleet && !gate.fleet.available ? ['limits unavailable', 'wait']
       : used >= 1 && gate.queued > 0 ? ['at its limit', 'wait'] : ['open', 'good'];
     say(head.children[1], word);
     look(head.children[1], 'pill ' + kind);
@@ -190,6 +201,8 @@ export const LIVE_PAGE_SCRIPT = `
       minutes > 0 ? brief((gate.calls - before.calls) / minutes) : '–',
       gate.attempts === before.attempts ? '0 %' : Math.round((100 * (gate.retries - before.retries)) / (gate.attempts - before.attempts)) + ' %',
     ];
+    say(fleet, fleetText(gate.fleet));
+    fleet.hidden = !gate.fleet;
     const cached = gate.calls > 0 ? Math.round((100 * gate.cached) / gate.calls) : 0;
     values.forEach((value, i) => say(figures.children[i].children[1], value));
     say(head.children[0].children[1], cached > 0 ? cached + ' % cached' : '');
@@ -211,6 +224,27 @@ export const LIVE_PAGE_SCRIPT = `
       say(row.children[2], state);
     });
   };
+  const drawTenants = (state) => {
+    byId('tenants-card').hidden = state.tenants.length === 0;
+    const before = new Map(since(RATE_MS).tenants.map((tenant) => [tenant.name, tenant.runMs]));
+    const work = ({ name, runMs }) => Math.max(0, runMs - (before.get(name) || 0));
+    const all = state.tenants.reduce((sum, tenant) => sum + work(tenant), 0);
+    const rows = [...state.tenants].sort((a, b) => work(b) - work(a) || b.running + b.queued - a.running - a.queued);
+    list(byId('tenants'), rows, ({ name }) => name, () => {
+      const row = make('div', 'tenant');
+      const bar = make('div', 'bar');
+      bar.append(make('i'));
+      row.append(make('b'), bar, make('span'), make('em'));
+      return row;
+    }, (row, tenant) => {
+      const share = all > 0 ? Math.round((100 * work(tenant)) / all) : 0;
+      say(row.children[0], tenant.name);
+      row.title = tenant.name;
+      row.children[1].children[0].style.width = share + '%';
+      say(row.children[2], share + ' %');
+      say(row.children[3], tenant.running + ' running, ' + tenant.queued + ' waiting');
+    });
+  };
   const drawGates = (state) => {
     byId('no-gates').hidden = state.gates.length > 0;
     list(byId('gates'), state.gates, ({ name }) => name, makeGate, drawGate);
@@ -227,6 +261,7 @@ export const LIVE_PAGE_SCRIPT = `
     drawDiagnosis(state);
     drawSlots(state);
     drawChart(state);
+    drawTenants(state);
     drawGates(state);
   };
 

@@ -12,6 +12,8 @@ import type { PoolStats } from '../../pool/options.js';
 import { diagnose } from '../diagnosis/diagnosis.js';
 import { type Diagnosis, diagnosisOf } from '../diagnosis/findings.js';
 import { hasRecording, Recorder } from '../diagnosis/recorder.js';
+import { type FleetFigures, fleetFiguresOf } from '../fleet-figures.js';
+import { TenantUse } from '../tenant-use.js';
 
 /** What a page shows. A `PipelineManager` fits. */
 export interface Watched {
@@ -19,9 +21,13 @@ export interface Watched {
   readonly hooks: LifecycleHooks;
   readonly pool: { readonly name: string; readonly hooks: LifecycleHooks; stats(): PoolStats };
   readonly limiter: Pick<Limiter, 'name' | 'stats'>;
-  readonly gates: readonly { readonly name: string; readonly hooks?: LifecycleHooks; stats(): unknown }[];
+  readonly gates: readonly {
+    readonly name: string;
+    readonly hooks?: LifecycleHooks | undefined;
+    stats(): unknown;
+  }[];
   health(): Health;
-  /** For the budgets of the requests. */
+  /** For the budgets and the tenants of the requests. */
   requests?(): readonly RequestInfo[];
 }
 
@@ -43,12 +49,24 @@ export interface LiveState {
     readonly ok: number;
     readonly failed: number;
     readonly rejected: number;
+    readonly fleet?: FleetFigures | undefined;
   };
   readonly pool: Pick<PoolStats, 'size' | 'live' | 'leased' | 'queued'> & {
     readonly slots: readonly Slot[];
   };
+  /** The tenants that use most, where tenants are named. */
+  readonly tenants: readonly LiveTenant[];
   readonly gates: readonly LiveGate[];
   readonly diagnosis: Pick<Diagnosis, 'findings'>;
+}
+
+/** One tenant; its share of the work follows from the run time. */
+interface LiveTenant {
+  readonly name: string;
+  readonly running: number;
+  readonly queued: number;
+  /** Since the first watcher. */
+  readonly runMs: number;
 }
 
 type SlotState = 'creating' | 'idle' | 'running';
@@ -71,8 +89,11 @@ type LiveGate = Pick<GateStats, 'name' | 'running' | 'backingOff' | 'attempts' |
   /** Until any key can serve; `null` if no key recovers without intervention. */
   readonly retryAfterMs: number | null;
   readonly cached: number;
+  readonly fleet?: FleetFigures | undefined;
   readonly keys: readonly { readonly key: string; readonly state: string; readonly free: number }[];
 };
+
+const SHOWN_TENANTS = 20;
 
 /** A diagnosis takes a moment to create and changes slowly. */
 const DIAGNOSE_EVERY_MS = 2_000;
@@ -90,6 +111,7 @@ export class StateSource {
   readonly #showTaskIds: boolean;
   readonly #instances = new Map<number, Omit<Slot, 'ageMs'> & { readonly sinceMs: number }>();
   readonly #totals = { started: 0, waitMs: 0, ok: 0, failed: 0, rejected: 0 };
+  #use = new TenantUse(SHOWN_TENANTS);
   #attachments: readonly Attachment[] = [];
   /** Unless the host records diagnoses itself. */
   #recorder: Recorder | undefined;
@@ -103,7 +125,7 @@ export class StateSource {
   /** Starts listening; a second call is a no-op. */
   attach(): void {
     if (this.#attachments.length > 0) return;
-    this.#attachments = [this.#listenToRequests(), this.#listenToInstances()];
+    this.#attachments = [this.#listenToRequests(), this.#listenToInstances(), this.#listenToTenants()];
     if (!hasRecording(this.#manager)) this.#recorder = new Recorder(this.#manager, DIAGNOSIS_WINDOW_MS);
   }
 
@@ -134,7 +156,8 @@ export class StateSource {
     const { name, pool, limiter, gates } = this.#manager;
     const health = this.#manager.health();
     const { size, live, leased, queued: queuedForLease } = pool.stats();
-    const { maxConcurrent, queued } = limiter.stats();
+    const admission = limiter.stats();
+    const { maxConcurrent, queued } = admission;
     const atMs = nowMs();
     return {
       name,
@@ -148,8 +171,10 @@ export class StateSource {
         queued,
         ...this.#totals,
         waitMs: Math.round(this.#totals.waitMs),
+        fleet: fleetFiguresOf(limiter.name, admission),
       },
       pool: { size, live, leased, queued: queuedForLease, slots: this.#slots(atMs) },
+      tenants: this.#liveTenants(),
       gates: gateStatsOf(gates).map(liveGate),
       diagnosis: { findings: this.#diagnose(atMs).findings },
     };
@@ -162,6 +187,13 @@ export class StateSource {
       this.#diagnosis = { atMs, value };
     }
     return this.#diagnosis.value;
+  }
+
+  #liveTenants(): readonly LiveTenant[] {
+    const all: LiveTenant[] = [];
+    for (const [name, { running, queued, runMs }] of this.#use.figures())
+      all.push({ name: escapeControls(name).slice(0, 100), running, queued, runMs: Math.round(runMs) });
+    return all;
   }
 
   #slots(atMs: number): readonly Slot[] {
@@ -192,6 +224,16 @@ export class StateSource {
       .on('request:rejected', ({ source }) => {
         if (source === name) totals.rejected++;
       });
+  }
+
+  #listenToTenants(): Attachment {
+    const { name, hooks } = this.#manager;
+    this.#use = new TenantUse(SHOWN_TENANTS);
+    for (const { requestId, tenant, state } of this.#manager.requests?.() ?? [])
+      if (tenant !== undefined) this.#use.add(requestId, tenant, state === 'running');
+    const attachment = new Attachment(hooks);
+    this.#use.listen(attachment, name);
+    return attachment;
   }
 
   #listenToInstances(): Attachment {
@@ -263,6 +305,7 @@ function liveGate(gate: GateStats): LiveGate {
     attempts,
     retries,
     cached: cache.hits + cache.shared,
+    fleet: fleetFiguresOf(name, gate),
     retryAfterMs: Number.isFinite(gate.retryAfterMs) ? Math.ceil(gate.retryAfterMs) : null,
     keys: gate.keys.map(({ key, state, free }) => ({ key, state, free: Math.round(100 * free) / 100 })),
   };

@@ -5,7 +5,7 @@ export const LIVE_PAGE_STYLE = `
   --paper:#f6f7f9;--card:#fff;--line:#e2e6ed;--ink:#18202f;--muted:#5c6779;--faint:#647085;
   --run:#2b6be0;--run-soft:#dfe9fd;--run-ink:#1b4faf;
   --wait:#8f5700;--wait-soft:#fdf0d8;
-  --good:#1c7c4c;--good-soft:#dcf3e6;
+  --good:#187445;--good-soft:#dcf3e6;
   --bad:#bf2b2a;--bad-soft:#fde3e1;
   --make:#6f51c4;--make-soft:#ebe5fb;
   --empty:#eef1f5;
@@ -85,11 +85,17 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:v
 .slot.idle{background:var(--card);border-color:var(--line)}
 .slot.empty{background:none;border:1px dashed var(--line)}
 .slot.empty span{color:var(--faint);font-weight:400}
+.tenants{display:grid;gap:6px}
+.tenant{display:grid;grid-template-columns:minmax(80px,1fr) minmax(60px,2fr) 48px minmax(130px,auto);gap:10px;align-items:center;font-size:14px}
+.tenant b{font-weight:600;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.tenant .bar{margin:0}
+.tenant em{font-style:normal;color:var(--muted);white-space:nowrap}
 .gates{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(256px,1fr))}
 .gate .top{display:flex;gap:10px;align-items:center;justify-content:space-between}
-.gate dl{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:8px;margin:10px 0 0}
+.gate dl{display:grid;grid-template-columns:minmax(0,1.35fr) minmax(0,1fr) minmax(0,1.1fr) minmax(0,1fr);gap:8px;margin:10px 0 0}
 .gate dt{font-size:12px;color:var(--muted);white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .gate dd{margin:0;font-weight:600;font-size:15px;white-space:nowrap}
+.gate .fleet{margin:9px 0 0;font-size:13px;color:var(--muted)}
 .keys{margin-top:12px;padding-top:9px;border-top:1px solid var(--line)}
 .keys p{margin:0 0 4px;font-size:12px;color:var(--muted)}
 .keys>div{display:grid;gap:4px}

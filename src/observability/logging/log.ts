@@ -34,17 +34,17 @@ export interface LogOptions {
    * The lowest level written. Events below it get no listener, so they cost nothing.
    * @default 'info'
    */
-  readonly level?: LogLevel;
+  readonly level?: LogLevel | undefined;
   /** Overrides the level of single events; `off` omits an event. Defaults: see the table in docs/observability.md. */
-  readonly levels?: Readonly<Partial<Record<LifecycleEventName, LogLevel | 'off'>>>;
+  readonly levels?: Readonly<Partial<Record<LifecycleEventName, LogLevel | 'off'>>> | undefined;
   /** For frequent events: writes the first and then every n-th. @default every event */
-  readonly sampleEvery?: Readonly<Partial<Record<LifecycleEventName, number>>>;
+  readonly sampleEvery?: Readonly<Partial<Record<LifecycleEventName, number>>> | undefined;
   /**
    * `text`: calls the logger with the line. `structured`: calls it with an object (the event's name and payload, its
    * error as `err`) and the line, the argument order of pino.
    * @default 'text'
    */
-  readonly format?: 'text' | 'structured';
+  readonly format?: 'text' | 'structured' | undefined;
 }
 
 /**

@@ -1,6 +1,8 @@
 import type { Attachment } from '../../hooks/attachment.js';
 import { readError } from '../../internal/redaction.js';
+import { TenantUse } from '../tenant-use.js';
 import { BoundedLabels, WAIT_BUCKETS, WORK_BUCKETS } from './prometheus-metrics.js';
+import { fleetFigures, type MetricsSources } from './sources.js';
 
 /** From 0.01 doubling to 81.92 by the GenAI conventions; beyond that our own, since a tool may run for an hour. In seconds. */
 const GEN_AI_BUCKETS = Array.from({ length: 20 }, (_, i) => 2 ** i / 100);
@@ -13,6 +15,8 @@ export interface MeterLike {
   createHistogram(name: string, options?: object): object;
   createCounter(name: string, options?: object): object;
   createObservableUpDownCounter(name: string, options?: object): object;
+  createObservableGauge(name: string, options?: object): object;
+  createObservableCounter(name: string, options?: object): object;
 }
 
 type Attributes = Readonly<Record<string, string>>;
@@ -39,6 +43,8 @@ interface PoolFigures {
 
 const POOL = 'pipeline_pool.pool.name';
 const LIMITER = 'pipeline_pool.limiter.name';
+const TENANT = 'pipeline_pool.tenant';
+const LIMIT = 'pipeline_pool.limit.name';
 const GATE = 'pipeline_pool.gate.name';
 const OUTCOME = 'pipeline_pool.outcome';
 const REASON = 'pipeline_pool.reason';
@@ -51,13 +57,20 @@ const STATE = 'pipeline_pool.instance.state';
  *
  * @returns a function that removes the observable instruments' callbacks
  */
-export function recordMetrics(meter: MeterLike, attachment: Attachment): () => void {
+export function recordMetrics(
+  meter: MeterLike,
+  attachment: Attachment,
+  sources: readonly MetricsSources[],
+  tenants: number,
+): () => void {
   const instruments = new Instruments(meter);
   recordRequests(instruments, attachment);
   recordPools(instruments, attachment);
   recordGates(instruments, attachment);
   recordTools(instruments, attachment);
   recordModels(instruments, attachment);
+  recordFleet(instruments, sources);
+  if (tenants > 0) recordTenants(instruments, attachment, tenants);
   return () => instruments.stop();
 }
 
@@ -112,12 +125,16 @@ class Instruments {
     return (attributes, by = 1) => counter.add(by, attributes);
   }
 
-  /** An up-down counter that is read at each collection. */
-  level(name: string, unit: string, description: string, read: (observe: Observe) => void): void {
-    const counter = this.#meter.createObservableUpDownCounter(full(name), {
-      description,
-      unit,
-    }) as Observable;
+  /** An up-down counter, or what `kind` says, that is read at each collection. */
+  level(
+    name: string,
+    unit: string,
+    description: string,
+    read: (observe: Observe) => void,
+    kind: 'UpDownCounter' | 'Gauge' | 'Counter' = 'UpDownCounter',
+  ): void {
+    const options = { description, unit };
+    const counter = this.#meter[`createObservable${kind}`](full(name), options) as Observable;
     const callback: ObservableCallback = (result) =>
       read((value, attributes) => result.observe(value, attributes));
     counter.addCallback(callback);
@@ -201,15 +218,15 @@ function recordPools(instruments: Instruments, attachment: Attachment): void {
     .on('lease:queued', label)
     .on('lease:acquired', (p) => wait(p.waitMs, label(p)))
     .on('lease:released', (p) => use(p.heldMs, label(p)))
-    .on('lease:rejected', (p) => rejected({ ...label(p), [REASON]: p.reason }))
-    .on('lease:revoked', (p) => revoked({ ...label(p), [REASON]: p.reason }))
+    .on('lease:rejected', (p) => rejected({ [REASON]: p.reason, ...label(p) }))
+    .on('lease:revoked', (p) => revoked({ [REASON]: p.reason, ...label(p) }))
     .on('lease:leaked', (p) => {
-      if (p.kind !== 'returned') leaked({ ...label(p), [REASON]: p.kind });
+      if (p.kind !== 'returned') leaked({ [REASON]: p.kind, ...label(p) });
     })
     .on('instance:creating', label)
     .on('instance:created', (p) => create(p.createMs, label(p)))
     .on('instance:create-failed', (p) => failed(label(p)))
-    .on('instance:destroyed', (p) => destroyed({ ...label(p), [REASON]: p.reason }))
+    .on('instance:destroyed', (p) => destroyed({ [REASON]: p.reason, ...label(p) }))
     .on('instance:destroy-failed', label);
 }
 
@@ -219,6 +236,11 @@ function recordGates(instruments: Instruments, attachment: Attachment): void {
   const retries = instruments.count('call.retries', '{attempt}', 'Retried attempts');
   const throttles = instruments.count('call.throttles', '{call}', 'Waits of calls, by reason');
   const lookups = instruments.count('cache.lookups', '{lookup}', 'Cache lookups, by result');
+  const storeFailures = instruments.count(
+    'cache.store_failures',
+    '{failure}',
+    'Failures of the shared store of a cache',
+  );
   const quarantines = instruments.count('key.quarantines', '{key}', 'Quarantined API keys');
   const costs = instruments.count('call.cost', '{unit}', 'What calls spent of budgets, by meter');
   const unaffordable = instruments.count(
@@ -232,17 +254,74 @@ function recordGates(instruments: Instruments, attachment: Attachment): void {
   const gate = ({ source }: { readonly source: string }): Attributes => ({ [GATE]: gates.name(source) });
   attachment
     .on('call:finished', (p) => {
-      duration(p.durationMs, { ...gate(p), [OUTCOME]: p.outcome, ...instruments.failure(p) });
+      duration(p.durationMs, { [OUTCOME]: p.outcome, ...gate(p), ...instruments.failure(p) });
       wait(p.waitMs, gate(p));
       for (const [name, amount] of Object.entries(p.cost ?? {}))
         costs({ ...gate(p), ...meter(name) }, amount);
     })
     .on('budget:exceeded', (p) => unaffordable({ ...gate(p), ...meter(p.meter) }))
-    .on('call:retried', (p) => retries({ ...gate(p), [OUTCOME]: p.class }))
-    .on('call:throttled', (p) => throttles({ ...gate(p), [REASON]: p.reason }))
-    .on('cache:hit', (p) => lookups({ ...gate(p), 'pipeline_pool.cache': p.shared ? 'shared' : 'hit' }))
+    .on('call:retried', (p) => retries({ [OUTCOME]: p.class, ...gate(p) }))
+    .on('call:throttled', (p) => throttles({ [REASON]: p.reason, ...gate(p) }))
+    .on('cache:hit', (p) => lookups({ 'pipeline_pool.cache': p.shared ? 'shared' : 'hit', ...gate(p) }))
     .on('cache:miss', (p) => lookups({ ...gate(p), 'pipeline_pool.cache': 'miss' }))
-    .on('key:quarantined', (p) => quarantines({ ...gate(p), [REASON]: p.reason }));
+    .on('cache:store-failed', (p) =>
+      storeFailures({ ...gate(p), 'pipeline_pool.cache.operation': p.operation }),
+    )
+    .on('key:quarantined', (p) => quarantines({ [REASON]: p.reason, ...gate(p) }));
+}
+
+/** The tenants that use most by name, the others as `other`. */
+function recordTenants(instruments: Instruments, attachment: Attachment, tenants: number): void {
+  const use = new TenantUse(tenants);
+  use.listen(attachment);
+  const record = (
+    of: 'running' | 'queued' | 'started' | 'runMs' | 'waitMs',
+    name: string,
+    unit: string,
+    description: string,
+  ): void => {
+    const read = (observe: Observe): void => {
+      for (const [tenant, figures] of use.figures())
+        observe(unit === 's' ? figures[of] / 1_000 : figures[of], { [TENANT]: tenant });
+    };
+    const kind = of === 'running' || of === 'queued' ? 'UpDownCounter' : 'Counter';
+    instruments.level(`tenant.${name}`, unit, description, read, kind);
+  };
+  record('running', 'active', '{request}', 'Running requests, by tenant');
+  record('queued', 'pending_requests', '{request}', 'Queued requests, by tenant');
+  record('started', 'requests', '{request}', 'Requests that began, by tenant');
+  record('runMs', 'run_time', 's', 'Run time of requests, by tenant');
+  record('waitMs', 'wait_time', 's', 'Wait of requests before the start, by tenant');
+}
+
+/** The levels are the same in each process that shares a limit, so they are gauges: sums over processes mean nothing. */
+function recordFleet(instruments: Instruments, sources: readonly MetricsSources[]): void {
+  const limits = new BoundedLabels();
+  const record = (
+    of: 'active' | 'queued' | 'maxConcurrent' | 'members' | 'available' | 'lost',
+    name: string,
+    unit: string,
+    description: string,
+  ): void =>
+    instruments.level(
+      `fleet.${name}`,
+      unit,
+      description,
+      (observe) => {
+        for (const figures of fleetFigures(sources)) {
+          const value = figures[of];
+          if (value !== undefined) observe(Number(value), { [LIMIT]: limits.name(figures.name) });
+        }
+      },
+      of === 'lost' ? 'Counter' : 'Gauge',
+    );
+  if (sources.length === 0) return;
+  record('active', 'active', '{permit}', 'Weight of the permits that all processes hold');
+  record('queued', 'queued', '{request}', 'Waiters of all processes');
+  record('maxConcurrent', 'max', '{permit}', 'The limit of all processes together');
+  record('members', 'members', '{process}', 'Processes that share the limit');
+  record('available', 'available', '1', 'Whether the server of the limit answers: 1 or 0');
+  record('lost', 'permits_lost', '{permit}', 'Permits that this process has lost before their release');
 }
 
 function recordTools(instruments: Instruments, attachment: Attachment): void {
@@ -271,7 +350,7 @@ function recordModels(instruments: Instruments, attachment: Attachment): void {
     if (p.provider === undefined || p.attempts === 0) return;
     const call = modelCall(providers.name(p.provider));
     duration(Math.max(0, p.durationMs - p.waitMs), { ...call, ...instruments.failure(p) });
-    if (p.inputTokens !== undefined) usage(p.inputTokens, { ...call, 'gen_ai.token.type': 'input' });
-    if (p.outputTokens !== undefined) usage(p.outputTokens, { ...call, 'gen_ai.token.type': 'output' });
+    if (p.inputTokens !== undefined) usage(p.inputTokens, { 'gen_ai.token.type': 'input', ...call });
+    if (p.outputTokens !== undefined) usage(p.outputTokens, { 'gen_ai.token.type': 'output', ...call });
   });
 }

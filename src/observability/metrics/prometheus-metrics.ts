@@ -25,8 +25,8 @@ export class BoundedLabels {
 type MetricTable = Readonly<Record<string, readonly [name: string, help: string, ...labels: string[]]>>;
 
 /*
- * All Prometheus metrics: name after the prefix, help, labels. Durations are in seconds. No label contains a task, a request,
- * a tenant or an API key.
+ * All Prometheus metrics: name after the prefix, help, labels. Durations are in seconds. No label contains a task, a request
+ * or an API key.
  */
 
 /** Counters. */
@@ -56,6 +56,12 @@ export const COUNTERS = {
   callCost: ['call_cost_total', 'What calls spent of budgets, by meter', 'gate', 'meter'],
   budgetRejections: ['budget_rejections_total', 'Calls that did not fit into a budget', 'gate', 'meter'],
   cacheLookups: ['cache_lookups_total', 'Cache lookups, by result', 'gate', 'result'],
+  cacheStoreFailures: [
+    'cache_store_failures_total',
+    'Failures of the shared store of a cache',
+    'gate',
+    'operation',
+  ],
   quarantines: ['key_quarantines_total', 'Quarantined API keys, by reason', 'gate', 'reason'],
   disconnectFailures: ['tool_disconnect_failures_total', 'Failed disconnections of tool clients', 'tool'],
   hookErrors: ['hook_errors_total', 'Errors of listeners, by event', 'event'],
@@ -75,6 +81,31 @@ export const GAUGES = {
   poolQueued: ['pool_queued_requests', 'Requests that wait for an instance', 'pool'],
   gateRunning: ['gate_running_attempts', 'In-flight attempts of the gates in `sources`', 'gate'],
   keys: ['keys', 'API keys by state; without `sources`, only those that met a limit', 'gate', 'state'],
+  // The same in each process that shares the limit: not to be added up.
+  fleetActive: ['fleet_active', 'Weight of the permits that all processes hold', 'limit'],
+  fleetQueued: ['fleet_queued', 'Waiters of all processes', 'limit'],
+  fleetMax: ['fleet_max_concurrent', 'The limit of all processes together', 'limit'],
+  fleetMembers: ['fleet_members', 'Processes that share the limit', 'limit'],
+  fleetAvailable: ['fleet_available', 'Whether the server of the limit answers: 1 or 0', 'limit'],
+} as const satisfies MetricTable;
+
+/** By tenant, read at each scrape. */
+export const TENANT_GAUGES = {
+  running: ['tenant_active_requests', 'Requests whose code is running, by tenant', 'tenant'],
+  queued: ['tenant_queued_requests', 'Requests that wait, by tenant', 'tenant'],
+} as const satisfies MetricTable;
+
+/** By tenant, read at each scrape. */
+export const TENANT_COUNTERS = {
+  started: ['tenant_requests_total', 'Requests that began, by tenant', 'tenant'],
+  runMs: ['tenant_run_seconds_total', 'How long the code of requests ran, by tenant', 'tenant'],
+  waitMs: ['tenant_wait_seconds_total', 'How long requests waited before, by tenant', 'tenant'],
+  spent: ['tenant_cost_total', 'What calls spent of budgets, by tenant and meter', 'tenant', 'meter'],
+} as const satisfies MetricTable;
+
+/** Counters that are read from the sources at each scrape. */
+export const SOURCE_COUNTERS = {
+  fleetLost: ['fleet_permits_lost_total', 'Permits that this process has lost before their release', 'limit'],
 } as const satisfies MetricTable;
 
 /** Histograms of waits. */

@@ -4,6 +4,7 @@
  * - `prometheus.ts`: `collectMetrics`, on prom-client.
  * - `prometheus-metrics.ts`: name, help and labels of each Prometheus metric; the buckets and the bound on label values that
  *   both exporters share.
+ * - `sources.ts`: the components whose figures are read at each scrape or collection.
  * - `otel-metrics.ts`: the OpenTelemetry instruments; `traceTo` creates them together with the spans.
  *
  * @module pipeline-pool/prometheus
@@ -13,16 +14,29 @@ import { Counter, Gauge, Histogram, type Registry, register } from 'prom-client'
 import { Attachment } from '../../hooks/attachment.js';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { nowMs } from '../../internal/clock.js';
-import { optional, options as readOptions, refusal } from '../../internal/validate.js';
+import { optional, options as readOptions, refusal, wholeNumber } from '../../internal/validate.js';
+import { TenantUse } from '../tenant-use.js';
 import {
   BoundedLabels,
   COUNTERS,
   GAUGES,
+  SOURCE_COUNTERS,
+  TENANT_COUNTERS,
+  TENANT_GAUGES,
   WAIT_BUCKETS,
   WAIT_TIMES,
   WORK_BUCKETS,
   WORK_TIMES,
 } from './prometheus-metrics.js';
+import {
+  fleetFigures,
+  type LimiterFigures,
+  type MetricsSources,
+  type PoolFigures,
+  sourcesOf,
+} from './sources.js';
+
+export type { MetricsSources } from './sources.js';
 
 /** The methods of prom-client's registry that `collectMetrics` calls. */
 export interface MetricsRegistry {
@@ -31,67 +45,55 @@ export interface MetricsRegistry {
   metrics(): Promise<string>;
 }
 
-interface PoolFigures {
-  readonly size: number;
-  readonly live: number;
-  readonly leased: number;
-  readonly queued: number;
-}
-
-interface LimiterFigures {
-  readonly maxConcurrent: number;
-  readonly active: number;
-  readonly queued: number;
-}
-
-/** The components whose `stats()` are read at each scrape. A `PipelineManager` fits. */
-export interface MetricsSources {
-  readonly pool?: { readonly name: string; stats(): PoolFigures };
-  readonly limiter?: { readonly name: string; stats(): LimiterFigures };
-  readonly gates?: readonly { readonly name: string; stats(): unknown }[];
-}
-
 /** Options of `collectMetrics`. */
 export interface MetricsOptions {
   /**
    * Prefix of every metric name.
    * @default 'pipeline_'
    */
-  readonly prefix?: string;
+  readonly prefix?: string | undefined;
   /**
    * The registry for the metrics.
    * @default prom-client's default registry
    */
-  readonly registry?: MetricsRegistry;
+  readonly registry?: MetricsRegistry | undefined;
   /**
    * One manager or several, or objects with a pool, a limiter and gates. Their gauges are read at each scrape. Gauges of
    * a kind without a source show the state after the last event, and no sample before the first.
    * @default none
    */
-  readonly sources?: MetricsSources | readonly MetricsSources[];
+  readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
+  /**
+   * How many tenants have metrics of their own: those whose requests ran longest lately. All others become `other`. At most
+   * ten times as many names are ever used. Their names become label values. From 0 to 1,000.
+   * @default 0: nothing is exported by tenant
+   */
+  readonly tenants?: number | undefined;
 }
 
 /**
  * Exports the lifecycle events as Prometheus metrics. Requires prom-client 15, an optional peer dependency.
  *
  * Label values are names of pools, limiters, gates, tools and meters of budgets (at most 100 of each, all others become `other`), outcomes and
- * reasons; never a task, a request, a tenant or an API key. Durations are in seconds.
+ * reasons, and tenants with `tenants`; never a task, a request or an API key. Durations are in seconds.
  *
  * @returns a function that removes the listeners, and the metrics from the registry
  * @throws {TypeError} for an invalid option, naming the option and the value
  * @throws {Error} from prom-client if the registry already has a metric of the same name
  * @example
  * const registry = new Registry();
- * collectMetrics(hooks, { registry, prefix: 'mirothinker_', sources: manager });
+ * collectMetrics(hooks, { registry, sources: manager });
  * app.get('/metrics', async (_, response) => response.type(registry.contentType).send(await registry.metrics()));
  */
 export function collectMetrics(hooks: LifecycleHooks, options: MetricsOptions = {}): () => void {
-  readOptions('collectMetrics', options, ['prefix', 'registry', 'sources']);
+  readOptions('collectMetrics', options, ['prefix', 'registry', 'sources', 'tenants']);
   const prefix = optional('prefix', options.prefix, prefixOf) ?? 'pipeline_';
   const registry = optional('registry', options.registry, registryOf) ?? register;
   const sources = optional('sources', options.sources, sourcesOf) ?? [];
+  const tenants =
+    optional('tenants', options.tenants, (option, value) => wholeNumber(option, value, 0, 1_000)) ?? 0;
   const attachment = new Attachment(hooks);
-  const collector = new PrometheusCollector(registry as unknown as Registry, prefix, sources);
+  const collector = new PrometheusCollector(registry as unknown as Registry, prefix, sources, tenants);
   collector.listen(attachment);
   return () => {
     attachment.detach();
@@ -103,6 +105,14 @@ type Metrics = Readonly<
   Record<keyof typeof COUNTERS, Counter> &
     Record<keyof typeof WAIT_TIMES | keyof typeof WORK_TIMES, Histogram>
 >;
+
+/** What the constructors of all metrics take, from their row. */
+type Common = (row: readonly [string, string, ...string[]]) => {
+  name: string;
+  help: string;
+  labelNames: string[];
+  registers: Registry[];
+};
 
 interface Emitted {
   readonly source: string;
@@ -124,6 +134,7 @@ class PrometheusCollector {
   readonly #names: string[] = [];
   readonly #pools = new BoundedLabels();
   readonly #limiters = new BoundedLabels();
+  readonly #limits = new BoundedLabels();
   readonly #gates = new BoundedLabels();
   readonly #tools = new BoundedLabels();
   readonly #meters = new BoundedLabels();
@@ -132,10 +143,12 @@ class PrometheusCollector {
   readonly #limiterFigures = new Map<string, LimiterFigures>();
   /** By gate and key, the state that the last event reported and when it ends. */
   readonly #keys = new Map<string, Map<string, { readonly state: KeyState; readonly untilMs: number }>>();
+  readonly #tenants: TenantUse | undefined;
   readonly #queued = new Set<string>();
   readonly #running = new Set<string>();
 
-  constructor(registry: Registry, prefix: string, sources: readonly MetricsSources[]) {
+  constructor(registry: Registry, prefix: string, sources: readonly MetricsSources[], tenants: number) {
+    this.#tenants = tenants === 0 ? undefined : new TenantUse(tenants);
     this.#registry = registry;
     this.#sources = sources;
     this.#metrics = this.#register(prefix);
@@ -153,6 +166,8 @@ class PrometheusCollector {
     this.#listenToLimiters(attachment);
     this.#listenToPools(attachment);
     this.#listenToGates(attachment);
+    this.#tenants?.listen(attachment);
+    this.#tenants?.listenToCosts(attachment);
     attachment
       .on('tool:finished', ({ tool, outcome, durationMs }) =>
         toolDuration.observe({ tool: this.#tools.name(tool), outcome }, durationMs / 1_000),
@@ -183,18 +198,18 @@ class PrometheusCollector {
 
   #listenToLimiters(attachment: Attachment): void {
     const { permitWait, permitsRejected } = this.#metrics;
-    const label = (p: LimiterFigures & Emitted) => {
-      const limiter = this.#limiters.name(p.source);
-      this.#limiterFigures.set(limiter, p);
-      return { limiter };
+    const limiter = (p: LimiterFigures & Emitted) => {
+      const name = this.#limiters.name(p.source);
+      this.#limiterFigures.set(name, p);
+      return name;
     };
     attachment
-      .on('permit:acquired', (p) => permitWait.observe(label(p), p.waitMs / 1_000))
-      .on('permit:rejected', (p) => permitsRejected.inc({ ...label(p), reason: p.reason }));
+      .on('permit:acquired', (p) => permitWait.observe({ limiter: limiter(p) }, p.waitMs / 1_000))
+      .on('permit:rejected', (p) => permitsRejected.inc({ limiter: limiter(p), reason: p.reason }));
     if (this.#sources.some(({ limiter }) => limiter !== undefined)) return;
     attachment
-      .on('permit:queued', label)
-      .on('permit:released', label)
+      .on('permit:queued', limiter)
+      .on('permit:released', limiter)
       .on('limit:changed', ({ source, maxConcurrent }) => {
         const limiter = this.#limiters.name(source);
         const { active = 0, queued = 0 } = this.#limiterFigures.get(limiter) ?? {};
@@ -204,48 +219,49 @@ class PrometheusCollector {
 
   #listenToPools(attachment: Attachment): void {
     const m = this.#metrics;
-    const label = (p: PoolFigures & Emitted) => {
-      const pool = this.#pools.name(p.source);
-      this.#poolFigures.set(pool, p);
-      return { pool };
+    const pool = (p: PoolFigures & Emitted) => {
+      const name = this.#pools.name(p.source);
+      this.#poolFigures.set(name, p);
+      return name;
     };
     attachment
-      .on('lease:acquired', (p) => m.leaseWait.observe(label(p), p.waitMs / 1_000))
-      .on('lease:released', (p) => m.leaseHeld.observe(label(p), p.heldMs / 1_000))
-      .on('lease:rejected', (p) => m.leasesRejected.inc({ ...label(p), reason: p.reason }))
-      .on('lease:revoked', (p) => m.leasesRevoked.inc({ ...label(p), reason: p.reason }))
-      .on('lease:leaked', (p) => m.leasesLeaked.inc({ ...label(p), kind: p.kind }))
-      .on('instance:created', (p) => m.instanceCreate.observe(label(p), p.createMs / 1_000))
-      .on('instance:create-failed', (p) => m.createFailures.inc(label(p)))
-      .on('instance:unhealthy', (p) => m.unhealthy.inc({ ...label(p), stage: p.stage }))
-      .on('instance:destroyed', (p) => m.destroyed.inc({ ...label(p), reason: p.reason }))
-      .on('instance:destroy-failed', (p) => m.destroyFailures.inc(label(p)));
+      .on('lease:acquired', (p) => m.leaseWait.observe({ pool: pool(p) }, p.waitMs / 1_000))
+      .on('lease:released', (p) => m.leaseHeld.observe({ pool: pool(p) }, p.heldMs / 1_000))
+      .on('lease:rejected', (p) => m.leasesRejected.inc({ pool: pool(p), reason: p.reason }))
+      .on('lease:revoked', (p) => m.leasesRevoked.inc({ pool: pool(p), reason: p.reason }))
+      .on('lease:leaked', (p) => m.leasesLeaked.inc({ pool: pool(p), kind: p.kind }))
+      .on('instance:created', (p) => m.instanceCreate.observe({ pool: pool(p) }, p.createMs / 1_000))
+      .on('instance:create-failed', (p) => m.createFailures.inc({ pool: pool(p) }))
+      .on('instance:unhealthy', (p) => m.unhealthy.inc({ pool: pool(p), stage: p.stage }))
+      .on('instance:destroyed', (p) => m.destroyed.inc({ pool: pool(p), reason: p.reason }))
+      .on('instance:destroy-failed', (p) => m.destroyFailures.inc({ pool: pool(p) }));
     if (this.#sources.some(({ pool }) => pool !== undefined)) return;
-    attachment.on('lease:queued', label).on('instance:creating', label);
+    attachment.on('lease:queued', pool).on('instance:creating', pool);
   }
 
   #listenToGates(attachment: Attachment): void {
     const m = this.#metrics;
-    const label = (p: Emitted) => ({ gate: this.#gates.name(p.source) });
+    const gate = (p: Emitted) => this.#gates.name(p.source);
     attachment
-      .on('call:started', (p) => m.callAttempts.inc(label(p)))
-      .on('call:retried', (p) => m.callRetries.inc({ ...label(p), class: p.class }))
-      .on('call:throttled', (p) => m.callThrottles.inc({ ...label(p), reason: p.reason }))
+      .on('call:started', (p) => m.callAttempts.inc({ gate: gate(p) }))
+      .on('call:retried', (p) => m.callRetries.inc({ gate: gate(p), class: p.class }))
+      .on('call:throttled', (p) => m.callThrottles.inc({ gate: gate(p), reason: p.reason }))
       .on('call:finished', (p) => {
-        m.callDuration.observe({ ...label(p), outcome: p.outcome }, p.durationMs / 1_000);
-        m.callWait.observe(label(p), p.waitMs / 1_000);
+        m.callDuration.observe({ gate: gate(p), outcome: p.outcome }, p.durationMs / 1_000);
+        m.callWait.observe({ gate: gate(p) }, p.waitMs / 1_000);
         for (const [meter, amount] of Object.entries(p.cost ?? {}))
-          m.callCost.inc({ ...label(p), meter: this.#meters.name(meter) }, amount);
+          m.callCost.inc({ gate: gate(p), meter: this.#meters.name(meter) }, amount);
       })
       .on('budget:exceeded', (p) =>
-        m.budgetRejections.inc({ ...label(p), meter: this.#meters.name(p.meter) }),
+        m.budgetRejections.inc({ gate: gate(p), meter: this.#meters.name(p.meter) }),
       )
-      .on('cache:hit', (p) => m.cacheLookups.inc({ ...label(p), result: p.shared ? 'shared' : 'hit' }))
-      .on('cache:miss', (p) => m.cacheLookups.inc({ ...label(p), result: 'miss' }))
+      .on('cache:hit', (p) => m.cacheLookups.inc({ gate: gate(p), result: p.shared ? 'shared' : 'hit' }))
+      .on('cache:miss', (p) => m.cacheLookups.inc({ gate: gate(p), result: 'miss' }))
+      .on('cache:store-failed', (p) => m.cacheStoreFailures.inc({ gate: gate(p), operation: p.operation }))
       .on('key:cooldown', (p) => this.#setKey(p, 'cooldown', p.retryAfterMs))
       .on('key:quarantined', (p) => {
         this.#setKey(p, p.reason, p.retryAfterMs);
-        m.quarantines.inc({ ...label(p), reason: p.reason });
+        m.quarantines.inc({ gate: gate(p), reason: p.reason });
       })
       .on('key:restored', (p) => this.#setKey(p, 'ready'));
   }
@@ -286,7 +302,24 @@ class PrometheusCollector {
         }
       }
     },
+    fleetActive: (gauge) => this.#eachFleet('active', gauge),
+    fleetQueued: (gauge) => this.#eachFleet('queued', gauge),
+    fleetMax: (gauge) => this.#eachFleet('maxConcurrent', gauge),
+    fleetMembers: (gauge) => this.#eachFleet('members', gauge),
+    fleetAvailable: (gauge) => this.#eachFleet('available', gauge),
   };
+
+  /** Sets the gauge, or counts, for each limit that is shared with other processes. */
+  #eachFleet(
+    of: 'active' | 'queued' | 'maxConcurrent' | 'members' | 'available' | 'lost',
+    metric: Gauge | Counter,
+  ): void {
+    metric.reset();
+    for (const figures of fleetFigures(this.#sources)) {
+      const value = figures[of];
+      if (value !== undefined) metric.inc({ limit: this.#limits.name(figures.name) }, Number(value));
+    }
+  }
 
   #eachLimiter(set: (limiter: string, figures: LimiterFigures) => void): void {
     const current = this.#sources.flatMap(({ limiter }) => limiter ?? []);
@@ -325,9 +358,39 @@ class PrometheusCollector {
     return states;
   }
 
+  #registerTenants(use: TenantUse, common: Common): void {
+    for (const of of ['running', 'queued'] as const) {
+      const gauge: Gauge = new Gauge({
+        ...common(TENANT_GAUGES[of]),
+        collect: () => {
+          gauge.reset();
+          for (const [tenant, figures] of use.figures()) gauge.set({ tenant }, figures[of]);
+        },
+      });
+    }
+    for (const of of ['started', 'runMs', 'waitMs'] as const) {
+      const counter: Counter = new Counter({
+        ...common(TENANT_COUNTERS[of]),
+        collect: () => {
+          counter.reset();
+          for (const [tenant, figures] of use.figures())
+            counter.inc({ tenant }, of === 'started' ? figures[of] : figures[of] / 1_000);
+        },
+      });
+    }
+    const spent: Counter = new Counter({
+      ...common(TENANT_COUNTERS.spent),
+      collect: () => {
+        spent.reset();
+        for (const [tenant, figures] of use.figures())
+          for (const [meter, amount] of figures.spent) spent.inc({ tenant, meter }, amount);
+      },
+    });
+  }
+
   #register(prefix: string): Metrics {
     const metrics: Record<string, Counter | Histogram> = {};
-    const common = ([suffix, help, ...labelNames]: readonly [string, string, ...string[]]) => {
+    const common: Common = ([suffix, help, ...labelNames]) => {
       const name = prefix + suffix;
       this.#names.push(name);
       return { name, help, labelNames, registers: [this.#registry] };
@@ -342,6 +405,9 @@ class PrometheusCollector {
         const read = this.#gauges[key as keyof typeof GAUGES];
         const gauge: Gauge = new Gauge({ ...common(definition), collect: () => read(gauge) });
       }
+      if (this.#tenants !== undefined) this.#registerTenants(this.#tenants, common);
+      const collect = (): void => this.#eachFleet('lost', lost);
+      const lost: Counter = new Counter({ ...common(SOURCE_COUNTERS.fleetLost), collect });
     } catch (error) {
       // The name that failed is not ours to remove.
       this.#names.pop();
@@ -364,17 +430,4 @@ const registryOf = (option: string, value: MetricsRegistry): MetricsRegistry => 
     throw new TypeError(refusal(option, 'a prom-client registry', value));
   }
   return value;
-};
-
-const sourcesOf = (
-  option: string,
-  value: MetricsSources | readonly MetricsSources[],
-): readonly MetricsSources[] => {
-  const all: readonly MetricsSources[] = Array.isArray(value) ? value : [value];
-  for (const sources of all) {
-    if (typeof sources !== 'object' || sources === null) {
-      throw new TypeError(refusal(option, 'an object or an array of objects', sources));
-    }
-  }
-  return all;
 };

@@ -41,7 +41,10 @@ export interface Layout {
   readonly waiting: readonly Row[];
 }
 
-/** Arranges a recording in rows. Waits shorter than `leastWaitMs` would be invisible and are omitted. */
+/**
+ * Arranges a recording in rows. Waits shorter than `leastWaitMs` would be invisible and are omitted; if none is eight times
+ * as long, the lane for them would look empty, and is omitted too.
+ */
 export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0): Layout {
   const requests = data.requests.map((request) => new RequestBars(request, data.endMs));
   const common = { endMs: data.endMs, requests: requests.length };
@@ -55,6 +58,8 @@ export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0
     }));
     return { ...common, rows, waiting: [] };
   }
+  const waits = requests.map((request) => request.waits.filter((bar) => lengthOf(bar) >= leastWaitMs));
+  const isVisible = waits.some((bars) => bars.some((bar) => lengthOf(bar) >= 8 * leastWaitMs));
   const loose = requests.flatMap(({ runs }) => runs.filter(({ span }) => span === undefined));
   return {
     ...common,
@@ -62,14 +67,11 @@ export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0
       ...slotRows(data, requests),
       ...packed(loose.map(({ bar }) => [bar])).map((bars, i) => ({ label: `request ${i + 1}`, bars })),
     ],
-    waiting: packed(
-      requests.map(({ waits }) => waits.filter(({ startMs, endMs }) => endMs - startMs >= leastWaitMs)),
-    ).map((bars, i) => ({
-      label: i === 0 ? 'waiting' : '',
-      bars,
-    })),
+    waiting: packed(isVisible ? waits : []).map((bars, i) => ({ label: i === 0 ? 'waiting' : '', bars })),
   };
 }
+
+const lengthOf = ({ startMs, endMs }: Bar): number => endMs - startMs;
 
 interface RunBar extends Bar {
   /** Where it ran, as text. */

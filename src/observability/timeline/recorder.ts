@@ -263,7 +263,7 @@ type CallEvent = GateEvents['call:started' | 'call:retried' | 'call:throttled' |
 function callThrottled(record: RequestRecord, p: GateEvents['call:throttled'], atMs: number): void {
   callSpan(record, p, atMs);
   record.endOpen('wait-call', p.source, p.callId, atMs);
-  record.begin({ ...part('wait-call', p, atMs), reason: p.reason });
+  record.begin({ reason: p.reason, ...part('wait-call', p, atMs) });
 }
 
 function callStarted(record: RequestRecord, p: GateEvents['call:started'], atMs: number): void {
@@ -271,21 +271,21 @@ function callStarted(record: RequestRecord, p: GateEvents['call:started'], atMs:
   const arrivedMs = atMs - p.waitMs;
   if (known === undefined) {
     callSpan(record, p, arrivedMs);
-    record.add({ ...part('wait-call', p, arrivedMs), endMs: atMs, reason: 'turn' });
+    record.add({ endMs: atMs, reason: 'turn', ...part('wait-call', p, arrivedMs) });
   } else {
     record.endOpen('wait-call', p.source, p.callId, atMs);
     // Before it was throttled, the call was queued.
     if (p.attempt === 1 && known.startMs - arrivedMs >= 1) {
-      record.add({ ...part('wait-call', p, arrivedMs), endMs: known.startMs, reason: 'turn' });
+      record.add({ endMs: known.startMs, reason: 'turn', ...part('wait-call', p, arrivedMs) });
       known.startMs = arrivedMs;
     }
   }
-  record.begin({ ...part('attempt', p, atMs), attempt: p.attempt });
+  record.begin({ attempt: p.attempt, ...part('attempt', p, atMs) });
 }
 
 function callRetried(record: RequestRecord, p: GateEvents['call:retried'], atMs: number): void {
   record.endOpen('attempt', p.source, p.callId, atMs, p.class);
-  record.begin({ ...part('wait-call', p, atMs), reason: 'backoff' });
+  record.begin({ reason: 'backoff', ...part('wait-call', p, atMs) });
 }
 
 function callFinished(record: RequestRecord, p: GateEvents['call:finished'], atMs: number): void {

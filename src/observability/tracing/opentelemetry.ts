@@ -11,12 +11,14 @@ import type { TaskIds } from '../../hooks/events.js';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { callable, optional, options as readOptions, refusal, wholeNumber } from '../../internal/validate.js';
 import { type MeterLike, recordMetrics } from '../metrics/otel-metrics.js';
+import { type MetricsSources, sourcesOf } from '../metrics/sources.js';
 import { RequestSpans } from './request-spans.js';
 
 /** The version of the package, as in package.json. */
 const VERSION = '0.1.0';
 
 export type { MeterLike } from '../metrics/otel-metrics.js';
+export type { MetricsSources } from '../metrics/sources.js';
 
 /** The method of an OpenTelemetry `Tracer` that `traceTo` calls. */
 export interface TracerLike {
@@ -29,17 +31,29 @@ export interface TraceOptions {
    * Creates the spans.
    * @default the global provider's tracer `pipeline-pool`
    */
-  readonly tracer?: TracerLike;
+  readonly tracer?: TracerLike | undefined;
   /**
    * Creates the metric instruments.
    * @default the global provider's meter `pipeline-pool`
    */
-  readonly meter?: MeterLike;
+  readonly meter?: MeterLike | undefined;
+  /**
+   * One manager or several, or objects with a limiter and gates: their shares of limits over several processes are read at
+   * each collection.
+   * @default none
+   */
+  readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
+  /**
+   * How many tenants have metrics of their own: those whose requests ran longest lately. All others become `other`. At most
+   * ten times as many names are ever used. From 0 to 1,000.
+   * @default 0: nothing is recorded by tenant
+   */
+  readonly tenants?: number | undefined;
   /**
    * Maximum number of open spans; the oldest is ended to make room for a new one.
    * @default 10000
    */
-  readonly maxOpenSpans?: number;
+  readonly maxOpenSpans?: number | undefined;
 }
 
 /** Active tracing, returned by `traceTo`. */
@@ -53,7 +67,10 @@ export interface Tracing extends Disposable {
    * @example
    * manager.run(taskId, (request) => tracing.withSpan(request, () => research(request.pipeline)));
    */
-  withSpan<R>(ids: { readonly requestId?: string; readonly taskId?: string | undefined }, work: () => R): R;
+  withSpan<R>(
+    ids: { readonly requestId?: string | undefined; readonly taskId?: string | undefined },
+    work: () => R,
+  ): R;
   /** Removes the listeners and ends all open spans. */
   stop(): void;
 }
@@ -72,14 +89,17 @@ export interface Tracing extends Disposable {
  * );
  */
 export function traceTo(hooks: LifecycleHooks, options: TraceOptions = {}): Tracing {
-  readOptions('traceTo', options, ['tracer', 'meter', 'maxOpenSpans']);
+  readOptions('traceTo', options, ['tracer', 'meter', 'sources', 'tenants', 'maxOpenSpans']);
   const tracer = optional('tracer', options.tracer, tracerOf) ?? trace.getTracer('pipeline-pool', VERSION);
   const meter = optional('meter', options.meter, meterOf) ?? metrics.getMeter('pipeline-pool', VERSION);
+  const sources = optional('sources', options.sources, sourcesOf) ?? [];
+  const tenants =
+    optional('tenants', options.tenants, (option, value) => wholeNumber(option, value, 0, 1_000)) ?? 0;
   const maxSpans = optional('maxOpenSpans', options.maxOpenSpans, wholeNumber) ?? 10_000;
   const attachment = new Attachment(hooks);
   const spans = new RequestSpans(tracer as Tracer, maxSpans);
   spans.listen(attachment);
-  const stopMetrics = recordMetrics(meter, attachment);
+  const stopMetrics = recordMetrics(meter, attachment, sources, tenants);
   const stop = (): void => {
     attachment.detach();
     stopMetrics();

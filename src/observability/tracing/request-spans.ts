@@ -182,11 +182,11 @@ export class RequestSpans {
     call.attempt?.end();
     if (p.serverAddress !== undefined) call.span.setAttribute('server.address', p.serverAddress);
     const attributes = {
-      ...idsOf(p),
       'pipeline_pool.attempt': p.attempt,
       'pipeline_pool.key': p.key,
       // By convention, the first attempt is not counted.
       'http.request.resend_count': p.attempt > 1 ? p.attempt - 1 : undefined,
+      ...idsOf(p),
     };
     // The call with its retries is the CLIENT span; the host's HTTP instrumentation adds one for each attempt.
     const options = { kind: SpanKind.INTERNAL, attributes: attributes as Attributes };
@@ -212,13 +212,13 @@ export class RequestSpans {
     if (call.attempt !== undefined) endSpan(call.attempt, p);
     call.attempt = undefined;
     const attributes = {
-      ...outcomeOf(p),
       'pipeline_pool.attempts': p.attempts,
       'pipeline_pool.cache': p.cache,
       'pipeline_pool.wait_ms': p.waitMs,
-      ...(p.provider === undefined || p.attempts === 0 ? {} : modelCall(p.provider)),
       'gen_ai.usage.input_tokens': p.inputTokens,
       'gen_ai.usage.output_tokens': p.outputTokens,
+      ...outcomeOf(p),
+      ...(p.provider === undefined || p.attempts === 0 ? {} : modelCall(p.provider)),
     };
     this.#end(callKey(p), attributes, p);
   }
@@ -238,7 +238,7 @@ export class RequestSpans {
     const parent = this.#parentOf(p);
     const options = {
       kind,
-      attributes: { ...idsOf(p), ...attributes } as Attributes,
+      attributes: Object.assign(idsOf(p), attributes) as Attributes,
       ...(agoMs === 0 ? {} : { startTime: Date.now() - agoMs }),
     };
     const span = this.#tracer.startSpan(name, options, parent);

@@ -1,7 +1,7 @@
 import { Readable } from 'node:stream';
 import { gzipSync } from 'node:zlib';
 import * as undici from 'undici';
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { GateTimeoutError } from '../../../src/errors.js';
 import { bearer, type GateFetchOptions } from '../../../src/gate/fetch.js';
 import type { ServiceGateOptions } from '../../../src/gate/options.js';
@@ -12,11 +12,11 @@ import { seeded } from '../../support/random-numbers.js';
 import { type Answer, TestServer } from './server.js';
 
 let server: TestServer;
-beforeAll(async () => {
+// One for each test: a request that its client aborted may arrive at its server when the test is over.
+beforeEach(async () => {
   server = await TestServer.start();
 });
-afterAll(() => server.stop());
-afterEach(() => server.reset());
+afterEach(() => server.stop());
 
 type Body = NonNullable<RequestInit['body']>;
 const JSON_TYPE = { 'content-type': 'application/json' };

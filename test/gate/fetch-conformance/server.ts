@@ -44,16 +44,9 @@ export class TestServer {
     this.#answers = answers.slice(0, -1);
   }
 
-  /** Forgets everything, once no call is in progress. */
-  async reset(): Promise<void> {
-    await until(() => this.active === 0);
-    this.received.length = 0;
-    this.peak = 0;
-    this.cut = 0;
-    this.answers((response) => response.end('ok'));
-  }
-
+  /** Stops it, once no call is in progress. */
   async stop(): Promise<void> {
+    await until(() => this.active === 0);
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
   }

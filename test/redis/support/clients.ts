@@ -14,6 +14,11 @@ const owned = (client: RedisClient, close: () => unknown): TestClient => ({
 
 const ignore = (): void => {};
 
+/** Node-redis refuses to close what is closed. */
+function destroy(client: { readonly isOpen: boolean; destroy(): void }): void {
+  if (client.isOpen) client.destroy();
+}
+
 /** Settings of a client that a test depends on; otherwise those that its library has by default. */
 export interface ClientSettings {
   /** Without one, a dead connection that was not reset stays. */
@@ -41,13 +46,13 @@ export const CLIENTS = {
     const { createClient } = await import('redis-5');
     const client = createClient(nodeRedis(port, settings)).on('error', ignore);
     await client.connect();
-    return owned(client, () => client.destroy());
+    return owned(client, () => destroy(client));
   },
   async 'node-redis 6'(port: number, settings?: ClientSettings): Promise<TestClient> {
     const { createClient } = await import('redis');
     const client = createClient(nodeRedis(port, settings)).on('error', ignore);
     await client.connect();
-    return owned(client, () => client.destroy());
+    return owned(client, () => destroy(client));
   },
   async 'ioredis 5'(port: number, settings?: ClientSettings): Promise<TestClient> {
     const { Redis } = await import('ioredis-5');

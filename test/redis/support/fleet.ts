@@ -2,10 +2,10 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { build } from 'esbuild';
+import { join } from 'node:path';
 import type { WhenUnavailable } from 'pipeline-pool/redis';
 import { until } from '../../support/promises.js';
+import { bundleForFork } from './bundle.js';
 import type { ClientName, ClientSettings } from './clients.js';
 
 /** What a member process is started with. */
@@ -39,26 +39,10 @@ function later(a: bigint, b: bigint): bigint {
 const LIBRARIES: readonly ClientName[] = ['node-redis 6', 'ioredis 6', 'node-redis 5', 'ioredis 5'];
 
 let bundle: Promise<string> | undefined;
-/** The member program, bundled once: Node.js starts it in a tenth of the time that TypeScript takes. */
-function memberProgram(): Promise<string> {
-  if (bundle !== undefined) return bundle;
-  const folder = mkdtempSync(join(tmpdir(), 'pipeline-pool-member-'));
-  process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
-  const outfile = join(folder, 'member.mjs');
-  bundle = build({
-    entryPoints: [resolve('test/redis/support/member-process.ts')],
-    outfile,
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    target: 'node20',
-    tsconfig: resolve('tsconfig.json'),
-    banner: {
-      js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);",
-    },
-  }).then(() => outfile);
+const memberProgram = (): Promise<string> => {
+  bundle ??= bundleForFork('test/redis/support/member-process.ts');
   return bundle;
-}
+};
 
 /** Processes that share one limit, and what a referee says of it. */
 export class Fleet implements AsyncDisposable {
