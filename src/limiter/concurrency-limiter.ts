@@ -1,20 +1,14 @@
 import { DrainTimeoutError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { linkedController, withDeadline } from '../internal/abort.js';
-import {
-  callable,
-  options as checkOptions,
-  durationMs,
-  flag,
-  refusal,
-  wholeNumber,
-} from '../internal/validate.js';
+import { callable, options as checkOptions, refusal, wholeNumber } from '../internal/validate.js';
 import { QUEUE_WATCH } from '../queue/queue-watch.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions, Limiter, LimiterStats, MapContext, Permit } from './limiter.js';
 import {
   type ConcurrencyLimiterOptions,
   checkAcquireOptions,
+  checkCloseOptions,
   checkLimiterOptions,
   ownOptions,
 } from './options.js';
@@ -275,9 +269,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   async close(
     options: { readonly drain?: boolean | undefined; readonly timeoutMs?: number | undefined } = {},
   ): Promise<void> {
-    const { drain, timeoutMs } = checkOptions('close', options, ['drain', 'timeoutMs']);
-    if (drain !== undefined) flag('drain', drain);
-    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    const { drain, timeoutMs } = checkCloseOptions(options);
     if (drain) this.#semaphore.drain();
     else this.#rejectAll();
     await withDeadline(this.onIdle(), timeoutMs, (elapsedMs) => {

@@ -10,7 +10,7 @@ import {
 } from '../internal/validate.js';
 import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
-import type { AcquireOptions } from './limiter.js';
+import type { AcquireOptions, Limiter } from './limiter.js';
 
 /** Options of every `ConcurrencyLimiter`, whatever sets its limit. */
 interface CommonLimiterOptions extends FairnessOptions {
@@ -122,4 +122,14 @@ export function ownOptions(given: AcquireOptions): AcquireOptions {
   const own: Record<string, unknown> = {};
   for (const option in given) own[option] = given[option as keyof AcquireOptions];
   return own;
+}
+
+type CloseOptions = NonNullable<Parameters<Limiter['close']>[0]>;
+
+/** Checks what `close` takes, of any limiter. */
+export function checkCloseOptions(given: CloseOptions): CloseOptions {
+  const { drain, timeoutMs } = checkOptions('close', given, ['drain', 'timeoutMs']);
+  if (drain !== undefined) flag('drain', drain);
+  if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+  return { drain, timeoutMs };
 }

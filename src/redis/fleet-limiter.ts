@@ -14,15 +14,7 @@ import { inBatches, nowMs, turnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { summaryOf } from '../internal/error-summary.js';
 import { sharedStack } from '../internal/shared-stack.js';
-import {
-  callable,
-  options as checkOptions,
-  durationMs,
-  flag,
-  oneOf,
-  refusal,
-  wholeNumber,
-} from '../internal/validate.js';
+import { callable, oneOf, refusal, wholeNumber } from '../internal/validate.js';
 import { emitAcquired, emitRejected, emitReleased, permitPayload, queueFigures } from '../limiter/events.js';
 import type {
   AcquireOptions,
@@ -32,7 +24,7 @@ import type {
   Permit,
   RunContext,
 } from '../limiter/limiter.js';
-import { checkAcquireOptions } from '../limiter/options.js';
+import { checkAcquireOptions, checkCloseOptions } from '../limiter/options.js';
 import { Tenant } from '../queue/tenant.js';
 import type { CommandConnection, Subscriber } from './client.js';
 import { FleetPermit, type PermitOwner, releaseOperation, workOperation } from './fleet-permit.js';
@@ -273,9 +265,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   async close(
     options: { readonly drain?: boolean | undefined; readonly timeoutMs?: number | undefined } = {},
   ): Promise<void> {
-    const { drain, timeoutMs } = checkOptions('close', options, ['drain', 'timeoutMs']);
-    if (drain !== undefined) flag('drain', drain);
-    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    const { drain, timeoutMs } = checkCloseOptions(options);
     this.#isOpen = false;
     if (!drain) await this.#rejectWaiters('closed', () => new LimiterClosedError(this.name));
     const left = this.onIdle().then(() => this.#member.leave());
