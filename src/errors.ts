@@ -165,7 +165,7 @@ export class NestedAcquireError extends PipelinePoolError {
     super(
       'ERR_NESTED_ACQUIRE',
       source,
-      `Inside a run of ${source}, waiting for ${source} again may never end; give the inner work a limiter of its own`,
+      `A run nested in one of ${source} may wait forever; give it a limiter of its own`,
     );
   }
 }

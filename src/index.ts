@@ -106,7 +106,7 @@ export type {
   TaskContext,
 } from './pool/options.js';
 export { PipelinePool } from './pool/pipeline-pool.js';
-export type { FairnessOptions, TenantShare } from './queue/fairness-options.js';
+export type { FairnessOptions, TenantShare } from './queue/options.js';
 export { type Amounts, Budget, type BudgetOption } from './request/budget.js';
 export { currentRequest, type RequestContext, withBudget } from './request/current-request.js';
 export {

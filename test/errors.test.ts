@@ -26,7 +26,7 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
   NestedAcquireError: [
     new errors.NestedAcquireError('admission'),
     'ERR_NESTED_ACQUIRE',
-    'Inside a run of admission, waiting for admission again may never end',
+    'A run nested in one of admission may wait forever',
   ],
   LimiterClosedError: [
     new errors.LimiterClosedError('admission'),

@@ -3,6 +3,7 @@ import type { PermitOutcome } from '../hooks/events.js';
 import {
   type AbortListener,
   type AbortWatcher,
+  ignoreRejection,
   unwatchAbort,
   watchAbort,
   withSignal,
@@ -108,7 +109,8 @@ export class Attempt implements AbortListener, AbortWatcher {
     // Read again, which checks the clock: after a stop of the process, no timer may have fired yet.
     if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
     if (this.#isPermitLost || this.#reservation.shared?.isCertain() === false) return true;
-    return this.#reservation.key.cooldownMs(this.#gate.ring.now()) > 0;
+    const { key } = this.#reservation;
+    return !key.isReady && key.cooldownMs(this.#gate.ring.now()) > 0;
   }
 
   /** Whether the attempt failed because its permit was lost. */
@@ -166,7 +168,10 @@ export class Attempt implements AbortListener, AbortWatcher {
     if (usage === undefined || this.#hasReportedUsage) return;
     try {
       const actual = usage(value, this.#usage);
-      if (!isWeight(actual)) return;
+      if (!isWeight(actual)) {
+        ignoreRejection(actual);
+        return;
+      }
       this.#usage = Math.ceil(actual);
       if (this.#usage > this.#reservation.weight) ring.correct(this.#reservation, this.#usage);
     } catch {
@@ -206,9 +211,11 @@ export class Attempt implements AbortListener, AbortWatcher {
     gate.attempts++;
     gate.running++;
     this.#isStream = streamed;
-    learn(() => {
-      this.#timed = gate.settings.adaptive?.begin({ streamed });
-    });
+    const { adaptive } = gate.settings;
+    if (adaptive !== undefined)
+      learn(() => {
+        this.#timed = adaptive.begin({ streamed });
+      });
     gate.ring.begin(this.#reservation, now);
   }
 
@@ -278,13 +285,12 @@ export class Attempt implements AbortListener, AbortWatcher {
     const { ring } = this.#gate;
     this.#load = classification.load;
     if (this.#isStream && this.#load === 'ok') this.firstItem();
-    ring.report(this.#reservation, classification, ring.now());
+    ring.report(this.#reservation, classification);
   }
 
   /** Reports to its key what is known before the body of a response is read. */
   reportEarly(classification: Classification): void {
-    if (this.#state === 'begun')
-      this.#gate.ring.report(this.#reservation, classification, this.#gate.ring.now());
+    if (this.#state === 'begun') this.#gate.ring.report(this.#reservation, classification);
   }
 
   /** Aborts what still runs. */
@@ -320,7 +326,8 @@ export class Attempt implements AbortListener, AbortWatcher {
     if (hasBegun) {
       this.#gate.running--;
       // Before the permit is released, which admits the next call.
-      learn(() => this.#timed?.end({ outcome: this.#load, usage: this.#generated() }));
+      const timed = this.#timed;
+      if (timed !== undefined) learn(() => timed.end({ outcome: this.#load, usage: this.#generated() }));
     }
     this.#state = 'ended';
     this.cost?.settle(hasBegun);

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache';
-import { type AbortListener, boundedCall } from '../internal/abort.js';
+import { type AbortListener, boundedCall, ignoreRejection } from '../internal/abort.js';
 import { MAX_TIMER_MS } from '../internal/validate.js';
 import { CallBounds } from './call-context.js';
 
@@ -9,7 +9,7 @@ export interface CacheOptions {
   readonly max: number;
   /** Maximum size of all results together, in bytes of their JSON text. A larger result is not cached. @default unlimited */
   readonly maxBytes?: number | undefined;
-  /** Milliseconds for which a result is cached, or a function of the result; 0 does not cache it. */
+  /** Milliseconds for which a result is cached, or a function of the result that returns them; 0 from it does not cache the result. */
   readonly ttlMs: number | ((value: unknown) => number);
   /**
    * Milliseconds after `ttlMs` for which an expired result still answers a call that fails because of the service.
@@ -249,9 +249,16 @@ export class RequestCache {
     if (this.#options === undefined) return;
     const { ttlMs, shouldCache, store } = this.#options;
     try {
-      if (shouldCache !== undefined && shouldCache(value) !== true) return;
+      const isWanted = shouldCache === undefined || shouldCache(value);
+      if (isWanted !== true) {
+        ignoreRejection(isWanted);
+        return;
+      }
       const freshMs = typeof ttlMs === 'function' ? ttlMs(value) : ttlMs;
-      if (!(typeof freshMs === 'number' && freshMs > 0)) return;
+      if (!(typeof freshMs === 'number' && freshMs > 0)) {
+        ignoreRejection(freshMs);
+        return;
+      }
       this.#keep(key, value, freshMs);
       if (store === undefined) return;
       const stored: StoredResult = { value, storedAtMs: Date.now(), ttlMs: freshMs };

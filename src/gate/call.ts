@@ -36,6 +36,8 @@ export interface Work<T> {
   run(context: AttemptContext): T | PromiseLike<T>;
   /** Whether a result is the first item of a stream, and its end comes later. */
   readonly isStream?: boolean | undefined;
+  /** Whether a result is only a beginning: its receiver ends the attempt. */
+  readonly keepsAttempt?: boolean | undefined;
   /** What a classifier receives of a result. */
   observe(value: T): Observed;
   /** Says what a result means that the gate's classifier leaves to the default; `undefined` leaves it to `classifyOutcome`. */
@@ -91,6 +93,8 @@ export class GateCall<T> implements WaitingCall {
   attempts = 0;
   /** Milliseconds spent waiting for permits, starts and backoffs. */
   waitMs = 0;
+  /** The last attempt, where the work keeps it: `end` it. */
+  attempt: Attempt | undefined;
   /** The label of the last attempt's key. */
   key: string | undefined;
   /** What the call spends from its budget, if it has one. */
@@ -117,8 +121,8 @@ export class GateCall<T> implements WaitingCall {
     this.tokens = provider !== undefined && hooks.hasListeners('call:finished') ? {} : undefined;
   }
 
-  /** Makes attempts until one is the last. It still holds its permit: `end` it. */
-  async perform(): Promise<{ readonly value: T; readonly attempt: Attempt }> {
+  /** Makes attempts until one is the last, and returns its result. */
+  async perform(): Promise<T> {
     const bounds = this.#bounds;
     const { retry, keys } = this.#gate.settings;
     if (this.options.budget !== undefined) this.#estimateCost(this.options.budget);
@@ -127,17 +131,16 @@ export class GateCall<T> implements WaitingCall {
     let freeLosses = keys.length;
     let counted = 0;
     for (;;) {
+      this.#attemptWaitMs = 0;
       let attempt = this.#startNow();
       if (attempt === undefined) {
         this.cost?.check();
         const turn = this.#gate.nextTurn();
-        const fromMs = this.#gate.ring.now();
         do {
           attempt?.end();
           attempt = await this.#startInTurn(turn);
         } while (attempt.isStale);
-        this.#attemptWaitMs = this.#gate.ring.now() - fromMs;
-      } else this.#attemptWaitMs = 0;
+      }
       // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
       if (bounds.aborted) {
         attempt.end();
@@ -152,7 +155,9 @@ export class GateCall<T> implements WaitingCall {
       const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
       if ('value' in tried && retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost) {
         bounds.outcome = classification.class;
-        return { value: tried.value, attempt };
+        if (this.#work.keepsAttempt) this.attempt = attempt;
+        else attempt.end();
+        return tried.value;
       }
       if ('value' in tried) this.#discard(attempt, tried.value);
       attempt.end();
@@ -195,9 +200,8 @@ export class GateCall<T> implements WaitingCall {
     const { ownLimiter, ring } = gate;
     this.#bounds.throwIfAborted();
     if (gate.queued > 0 || !gate.startsAtOnce) return undefined;
-    // `tryAcquire` knows no tenants: it would pass a cap.
-    if (ownLimiter !== undefined && gate.settings.fairness.tenants !== undefined) return undefined;
-    const permit = ownLimiter?.tryAcquire();
+    const { tenant } = this.options;
+    const permit = tenant === undefined ? ownLimiter?.tryAcquire() : ownLimiter?.tryAcquire({ tenant });
     if (ownLimiter !== undefined && permit === undefined) return undefined;
     const reservation = ring.take(this.#weight(), ring.now());
     if ('key' in reservation) return new Attempt(gate, this.#bounds, permit, reservation);
@@ -208,25 +212,34 @@ export class GateCall<T> implements WaitingCall {
   /** Waits for a permit and a key, in the order of the calls. A call that is sent back keeps its turn. */
   async #startInTurn(turn: number): Promise<Attempt> {
     const gate = this.#gate;
-    const fromMs = this.#gate.ring.now();
+    const bounds = this.#bounds;
+    const fromMs = gate.ring.now();
     gate.waiting.add(this);
     gate.queued++;
     try {
       for (;;) {
         const permit = await this.#permit(turn);
-        const reservation = await this.#reserve(permit);
-        if (reservation !== undefined) return new Attempt(gate, this.#bounds, permit, reservation);
+        try {
+          bounds.throwIfAborted();
+          const reservation = gate.startQueue.tryEnter(this.#weight()) ?? (await this.#enterStartQueue());
+          if (reservation !== undefined) return new Attempt(gate, bounds, permit, reservation);
+        } catch (error) {
+          releasePermit(permit, 'ignored');
+          throw error;
+        }
         releasePermit(permit, 'ignored');
       }
     } finally {
       gate.queued--;
       gate.waiting.delete(this);
-      this.waitMs += this.#gate.ring.now() - fromMs;
+      const waitedMs = gate.ring.now() - fromMs;
+      this.waitMs += waitedMs;
+      this.#attemptWaitMs += waitedMs;
     }
   }
 
   /** Waits for the end of a cooldown of all keys, if there is one, and for a permit. */
-  async #permit(turn: number): Promise<Permit | undefined> {
+  #permit(turn: number): Promise<Permit | undefined> | undefined {
     const { ring, cooldownQueue } = this.#gate;
     const bounds = this.#bounds;
     bounds.throwIfAborted();
@@ -268,32 +281,19 @@ export class GateCall<T> implements WaitingCall {
   }
 
   /** Waits for a key with capacity in all its windows; `undefined` if all keys are in cooldown now. */
-  async #reserve(permit: Permit | undefined): Promise<KeyReservation | undefined> {
-    const { startQueue, ring, settings } = this.#gate;
-    const bounds = this.#bounds;
+  #enterStartQueue(): Promise<KeyReservation | undefined> {
+    const { startQueue, settings } = this.#gate;
     const { priority = 0 } = this.options;
-    const weight = this.#weight();
-    try {
-      bounds.throwIfAborted();
-      const reservation =
-        startQueue.tryEnter(weight) ??
-        (await startQueue.enter({
-          weight,
-          priority,
-          bounds,
-          onUnmeetable: (closedMs) => this.#rejectUnmeetable(closedMs),
-          // Runs in the step of the call that made room: the event belongs in the context of this caller.
-          onWait: settings.hooks.hasListeners('call:throttled')
-            ? AsyncResource.bind(({ retryAfterMs, reason }) => this.events.throttled(reason, retryAfterMs))
-            : undefined,
-        }));
-      if (!bounds.aborted) return reservation;
-      if (reservation !== undefined) ring.end(reservation);
-      throw bounds.reason;
-    } catch (error) {
-      releasePermit(permit, 'ignored');
-      throw error;
-    }
+    return startQueue.enter({
+      weight: this.#weight(),
+      priority,
+      bounds: this.#bounds,
+      onUnmeetable: (closedMs) => this.#rejectUnmeetable(closedMs),
+      // Runs in the step of the call that made room: the event belongs in the context of this caller.
+      onWait: settings.hooks.hasListeners('call:throttled')
+        ? AsyncResource.bind(({ retryAfterMs, reason }) => this.events.throttled(reason, retryAfterMs))
+        : undefined,
+    });
   }
 
   #estimateCost(budget: Budget): void {
@@ -325,6 +325,11 @@ export class GateCall<T> implements WaitingCall {
         () => this.#run(attempt),
         ({ value }) => this.#discard(attempt, value),
       );
+      // Data, which needs no classifier.
+      if (result.classification === OK && !this.#bounds.aborted) {
+        attempt.report(OK);
+        return { value: result.value, classification: OK };
+      }
       return await this.#classified(attempt, result);
     } catch (error) {
       return this.#classified(attempt, { error });

@@ -158,6 +158,7 @@ export function gatedFetch(
         };
       },
       {
+        keepsAttempt: true,
         run: async (context) => {
           const source = await send(request, context, callOptions);
           const iterator = CheckedIterator.of<ResponsePart, undefined>(

@@ -1,4 +1,6 @@
 import { SILENT_HOOKS } from '../hooks/lifecycle-hooks.js';
+import { ignoreRejection } from '../internal/abort.js';
+import { PER_TURN } from '../internal/clock.js';
 import { enableRedaction, registerKeys } from '../internal/redaction.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import type { FleetStats, Limiter, LimiterStats } from '../limiter/limiter.js';
@@ -20,8 +22,6 @@ const FIRST_ESTIMATE = 500;
 /** The share of the last call in the average. */
 const USAGE_SMOOTHING = 0.2;
 
-/** How many calls end in one turn of the event loop because of a cooldown. */
-const BATCH_SIZE = 200;
 /** A cooldown that becomes longer by less than this changes no decision. */
 const MIN_EXTENSION_MS = 5;
 
@@ -53,7 +53,7 @@ export interface GateStats {
   readonly fleet?: FleetStats;
   /** Retries left in the budget; `Infinity` without a budget. */
   readonly retriesLeft: number;
-  /** Milliseconds until a key can serve; 0 if one can now, `Infinity` if none will. */
+  /** Milliseconds until the first key is out of its cooldown; 0 if one is, `Infinity` if none will be. */
   readonly retryAfterMs: number;
   /** Each key by its label; one labelled `service` if the gate has no keys. */
   readonly keys: readonly KeyStats[];
@@ -184,10 +184,10 @@ export class GateState {
     if (settings.estimate === undefined || !(ring.countsWeight || hasBudget)) return undefined;
     try {
       const weight = settings.estimate(request());
-      return isWeight(weight) ? Math.min(ring.maxWeight, Math.ceil(weight)) : undefined;
-    } catch {
-      return undefined;
-    }
+      if (isWeight(weight)) return Math.min(ring.maxWeight, Math.ceil(weight));
+      ignoreRejection(weight);
+    } catch {}
+    return undefined;
   }
 
   /** Learns what a call weighed. */
@@ -220,7 +220,7 @@ export class GateState {
   #recheckWaiting(): void {
     let ended = 0;
     for (const call of this.waiting) {
-      if (!call.recheck() || ++ended < BATCH_SIZE) continue;
+      if (!call.recheck() || ++ended < PER_TURN) continue;
       // Each has an error of its own to make: the others in the next turn of the event loop.
       this.#nextRecheck ??= setImmediate(() => {
         this.#nextRecheck = undefined;

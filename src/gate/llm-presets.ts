@@ -137,7 +137,10 @@ function charsIn(request: object): number {
     const part = parts[i];
     if (typeof part === 'string' && !part.startsWith('data:')) chars += part.length;
     if (typeof part !== 'object' || part === null || parts.length > MAX_VALUES) continue;
-    for (const [name, value] of Object.entries(part)) if (!/^(data|file_data)$/.test(name)) parts.push(value);
+    if (Array.isArray(part)) for (const value of part.slice(0, MAX_VALUES)) parts.push(value);
+    else
+      for (const [name, value] of Object.entries(part))
+        if (!/^(data|file_data)$/.test(name)) parts.push(value);
   }
   return chars;
 }
@@ -178,7 +181,7 @@ export async function classifyOpenAi(observed: Observed): Promise<OutcomeJudgeme
 /** The error of a failure event of the Responses API. Its SDK yields such an event like any other. */
 function errorOfEvent(body: Fields): unknown {
   if (body.type === 'response.failed') return fields(body.response).error;
-  return body.type === 'error' ? { ...body, type: undefined } : undefined;
+  return body.type === 'error' ? { code: body.code } : undefined;
 }
 
 /** The status that an error names by a number, or by a code of OpenAI. */
@@ -244,7 +247,7 @@ export async function classifyGemini(observed: Observed): Promise<OutcomeJudgeme
   const quotas = details.flatMap((detail) => {
     const violations = fieldOf(detail, 'violations');
     return Array.isArray(violations)
-      ? violations.map((violation) => textOf(fieldOf(violation, 'quotaId')))
+      ? violations.slice(0, 20).map((violation) => textOf(fieldOf(violation, 'quotaId')))
       : [];
   });
   if (isOwn && failed === 429 && quotas.some((quota) => /PerDay/i.test(quota)))

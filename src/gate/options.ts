@@ -2,19 +2,23 @@ import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { nowMs } from '../internal/clock.js';
 import {
   abortSignal,
+  type Check,
+  type Checks,
   callable,
+  checkEach,
   durationMs,
   MAX_TIMER_MS,
   oneOf,
   optional,
   options,
+  positiveMs,
   refusal,
   text,
   wholeNumber,
 } from '../internal/validate.js';
 import { AdaptiveLimit, type AdaptiveLimitOptions } from '../limiter/adaptive-limit.js';
 import type { Limiter } from '../limiter/limiter.js';
-import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
+import { type FairnessOptions, fairByOption } from '../queue/options.js';
 import { type Amounts, type Budget, isBudget } from '../request/budget.js';
 import type { CacheOptions, CacheStore } from './cache.js';
 import { CALL_CONTEXT, type CallContext } from './call-context.js';
@@ -238,36 +242,45 @@ export interface GateSettings {
   readonly now: () => number;
 }
 
-const GATE_OPTIONS: readonly (keyof ServiceGateOptions)[] = [
-  'name',
-  'maxConcurrent',
-  'adaptive',
-  'limiter',
-  'limits',
-  'fairBy',
-  'tenants',
-  'agingMs',
-  'rate',
-  'sharedRate',
-  'keys',
-  'retry',
-  'cooldown',
-  'attemptTimeoutMs',
-  'timeoutMs',
-  'cache',
-  'classify',
-  'usage',
-  'estimate',
-  'cost',
-  'pace',
-  'provider',
-  'now',
-  'hooks',
-];
+/** What reads such an option checks it as well. */
+const whenRead: Check = () => {};
+
+const GATE_CHECKS: Checks<ServiceGateOptions> = {
+  name: text,
+  maxConcurrent: wholeNumber,
+  adaptive: whenRead,
+  limiter: (option, value) => {
+    if (typeof (value as Limiter | null)?.acquire !== 'function')
+      throw new TypeError(refusal(option, 'a Limiter', value));
+  },
+  limits: (option, value) => {
+    if (typeof (value as SharedLimits | null)?.gate !== 'function')
+      throw new TypeError(refusal(option, 'a RedisLimits', value));
+  },
+  fairBy: fairByOption,
+  tenants: callable,
+  agingMs: positiveMs,
+  rate: whenRead,
+  sharedRate: whenRead,
+  keys: whenRead,
+  retry: whenRead,
+  cooldown: whenRead,
+  attemptTimeoutMs: positiveMs,
+  timeoutMs: positiveMs,
+  cache: whenRead,
+  classify: callable,
+  usage: callable,
+  estimate: callable,
+  cost: whenRead,
+  pace: (option, value) => oneOf(option, value, ['headers']),
+  provider: text,
+  now: callable,
+  hooks: checkHooks,
+};
 
 /** Checks the options of a gate. */
 export function gateSettings(given: ServiceGateOptions): GateSettings {
-  options('ServiceGate', given, GATE_OPTIONS);
+  checkEach('ServiceGate', given, GATE_CHECKS);
   const { maxConcurrent, adaptive, limiter, limits } = given;
   const isSet = (way: unknown): boolean => way !== undefined;
   if (
@@ -277,13 +290,6 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
       'A ServiceGate takes one of `maxConcurrent`, `adaptive` and `limiter`, or `limits` with the first two, got several',
     );
   }
-  if (limits !== undefined && typeof limits?.gate !== 'function') {
-    throw new TypeError(refusal('limits', 'a RedisLimits', limits));
-  }
-  if (limiter !== undefined && typeof limiter?.acquire !== 'function') {
-    throw new TypeError(refusal('limiter', 'a Limiter', limiter));
-  }
-  checkFairness(given);
   const { fairBy, tenants, agingMs } = given;
   const fairness = { fairBy, tenants, agingMs };
   if (maxConcurrent === undefined && adaptive === undefined) {
@@ -292,7 +298,6 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
         throw new TypeError(`A ServiceGate takes \`${option}\` only with \`maxConcurrent\` or \`adaptive\``);
     }
   }
-  if (given.hooks !== undefined) checkHooks(given.hooks);
   const rate = checkWindows('rate', given.rate ?? []);
   const sharedRate = checkWindows('sharedRate', given.sharedRate ?? []);
   const keys =
@@ -300,10 +305,8 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
   return {
     name: text('name', given.name),
     hooks: given.hooks ?? new LifecycleHooks(),
-    maxConcurrent: optional('maxConcurrent', maxConcurrent, (option, value) => wholeNumber(option, value)),
-    adaptive: optional('adaptive', adaptive, (_, value) =>
-      isAdaptive(value) ? value : new AdaptiveLimit(value),
-    ),
+    maxConcurrent,
+    adaptive: adaptive === undefined || isAdaptive(adaptive) ? adaptive : new AdaptiveLimit(adaptive),
     limiter,
     limits,
     fairness,
@@ -312,16 +315,16 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     sharedRate,
     cooldown: checkCooldown(given.cooldown),
     retry: retryPolicy(given.retry),
-    attemptTimeoutMs: optional('attemptTimeoutMs', given.attemptTimeoutMs, (o, v) => durationMs(o, v, 1)),
-    timeoutMs: optional('timeoutMs', given.timeoutMs, (o, v) => durationMs(o, v, 1)),
+    attemptTimeoutMs: given.attemptTimeoutMs,
+    timeoutMs: given.timeoutMs,
     cache: optional('cache', given.cache, checkCache),
-    classify: optional('classify', given.classify, callable),
-    usage: optional('usage', given.usage, callable),
-    estimate: optional('estimate', given.estimate, callable),
+    classify: given.classify,
+    usage: given.usage,
+    estimate: given.estimate,
     cost: optional('cost', given.cost, checkCost),
-    pace: optional('pace', given.pace, (option, value) => oneOf(option, value, ['headers'])),
-    provider: optional('provider', given.provider, text),
-    now: optional('now', given.now, callable) ?? nowMs,
+    pace: given.pace,
+    provider: given.provider,
+    now: given.now ?? nowMs,
   };
 }
 

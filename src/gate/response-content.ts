@@ -7,7 +7,7 @@ import { PipelinePoolError } from '../errors.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import { fieldOf } from '../internal/redaction.js';
 import { refusal } from '../internal/validate.js';
-import { firstNamesOf, type HeaderSource, headerOf } from './retry-after.js';
+import { type HeaderSource, headerOf, knownNamesOf } from './retry-after.js';
 
 /** What an attempt returned or threw, as a classifier receives it. */
 export type Observed =
@@ -226,13 +226,15 @@ export async function contentOf(observed: Observed): Promise<Content> {
   };
 }
 
-/** The first fields of a foreign object; none if it cannot be read. */
+/** The fields of a foreign object that are read; none if it cannot be. */
 function copyOf(value: unknown): Fields {
   const from = fields(value);
-  return Object.fromEntries(firstNamesOf(from).map((name) => [name, fieldOf(from, name)]));
+  return Object.fromEntries(knownNamesOf(from).map((name) => [name, fieldOf(from, name)]));
 }
 
-export const textOf = (value: unknown): string => (typeof value === 'string' ? value : '');
+/** The beginning of a text. */
+export const textOf = (value: unknown): string =>
+  typeof value === 'string' ? value.slice(0, MAX_BODY_BYTES) : '';
 
 export const isJsonType = (headers: HeaderSource): boolean =>
   /\bjson\b/i.test(headerOf(headers, 'content-type') ?? '');

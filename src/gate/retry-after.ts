@@ -1,8 +1,11 @@
-import { fieldOf } from '../internal/redaction.js';
 /**
  * When to come back, as services say it. All of these functions are pure; they return milliseconds from now, and
  * `undefined` for what they cannot read.
+ *
+ * A foreign object is read by the names of fields, and never listed: to list a million of them takes a second, and V8
+ * has no way to list only the first.
  */
+import { fieldOf } from '../internal/redaction.js';
 
 /** Headers as a client keeps them: a `Headers`, or a plain object. */
 export type HeaderSource =
@@ -15,12 +18,9 @@ export type HeaderSource =
 export function headerOf(headers: HeaderSource, name: string): string | undefined {
   if (typeof headers !== 'object' || headers === null) return undefined;
   try {
-    if (typeof headers.get === 'function') {
-      return textIn(headers.get(name));
-    }
-    for (const key of Object.keys(headers)) {
-      if (key.toLowerCase() !== name) continue;
-      const text = textIn((headers as Readonly<Record<string, unknown>>)[key]);
+    if (typeof headers.get === 'function') return textIn(headers.get(name));
+    for (const spelling of spellingsOf(name)) {
+      const text = textIn((headers as Readonly<Record<string, unknown>>)[spelling]);
       if (text !== undefined) return text;
     }
   } catch {
@@ -29,10 +29,28 @@ export function headerOf(headers: HeaderSource, name: string): string | undefine
   return undefined;
 }
 
+const spellings = /* @__PURE__ */ new Map<string, readonly string[]>();
+
+/** How clients write the name of a header in a plain object. */
+function spellingsOf(name: string): readonly string[] {
+  let all = spellings.get(name);
+  if (all === undefined) {
+    const title = name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase());
+    all = [name, title, title.replace('Ratelimit', 'RateLimit'), name.toUpperCase()];
+    // The names are constants of the library: those that a service chooses are read from `Headers`.
+    spellings.set(name, all);
+  }
+  return all;
+}
+
+const MAX_HEADER_CHARS = 2_000;
+
 /** The value of a header, or the first of a list of them. */
 function textIn(value: unknown): string | undefined {
   const first: unknown = Array.isArray(value) ? value[0] : value;
-  return typeof first === 'string' ? first : typeof first === 'number' ? String(first) : undefined;
+  return typeof first === 'string' || typeof first === 'number'
+    ? String(first).slice(0, MAX_HEADER_CHARS)
+    : undefined;
 }
 
 /** A number of seconds from 0. From 1e9 on it is a time since 1970: no service asks for a wait of 31 years. */
@@ -100,9 +118,9 @@ export function parseGoDuration(value: string): number | undefined {
   const text = value.trim();
   const ms = seconds(text);
   if (ms !== undefined) return ms;
-  if (!/^(\d+(\.\d+)?(h|ms|m|s|us|µs|μs|ns))+$/.test(text)) return undefined;
+  if (!/^(\d+(\.\d+)?(h|ms|m|s|us|\u00b5s|\u03bcs|ns))+$/.test(text)) return undefined;
   let sum = 0;
-  for (const [, count, unit] of text.matchAll(/(\d+(?:\.\d+)?)(h|ms|m|s|us|µs|μs|ns)/g)) {
+  for (const [, count, unit] of text.matchAll(/(\d+(?:\.\d+)?)(h|ms|m|s|us|\u00b5s|\u03bcs|ns)/g)) {
     sum += Number(count) * (GO_UNITS[unit as string] as number);
   }
   return sum;
@@ -121,10 +139,19 @@ const LIMITS: readonly (readonly [remaining: string, reset: string])[] = [
   ['ratelimit-remaining', 'ratelimit-reset'],
   ['x-ratelimit-remaining', 'x-ratelimit-reset'],
 ];
-/** `x-ratelimit-reset-tokens-minute`, `anthropic-ratelimit-input-tokens-reset`. */
+/** The same of Anthropic, and of those that name the window, as Cerebras does. */
+const otherResets = (): readonly string[] => [
+  ...['requests', 'tokens', 'input-tokens', 'output-tokens'].map(
+    (unit) => `anthropic-ratelimit-${unit}-reset`,
+  ),
+  ...['minute', 'hour', 'day'].flatMap((window) =>
+    ['requests', 'tokens'].map((unit) => `x-ratelimit-reset-${unit}-${window}`),
+  ),
+];
+/** Any of that kind. */
 const RESET = /^(?:(x-ratelimit-)reset(-.+)|(.*ratelimit-.+-)reset)$/;
 
-/** These, and what else a response has of that kind. */
+/** These, and what else of that kind there is in `Headers`, or may be in a plain object. */
 function limitsIn(headers: HeaderSource): typeof LIMITS {
   const others = namesOf(headers).flatMap((name) => {
     const found = RESET.exec(name);
@@ -189,27 +216,27 @@ function standardLimits(headers: HeaderSource): readonly ReportedLimit[] {
 
 /** The items of a structured list, with their numeric parameters. */
 function itemsIn(value = ''): readonly (readonly [name: string, parameters: Record<string, number>])[] {
-  return value
-    .slice(0, 2_000)
-    .split(',')
-    .map((item) => {
-      const [name = '', ...parameters] = item.split(';').map((part) => part.trim());
-      const numbers = parameters
-        .map((part) => part.split('='))
-        .filter(([, count]) => countIn(count) !== undefined);
-      return [name, Object.fromEntries(numbers.map(([key, count]) => [key, Number(count)]))] as const;
-    });
+  return value.split(',').map((item) => {
+    const [name = '', ...parameters] = item.split(';').map((part) => part.trim());
+    const numbers = parameters
+      .map((part) => part.split('='))
+      .filter(([, count]) => countIn(count) !== undefined);
+    return [name, Object.fromEntries(numbers.map(([key, count]) => [key, Number(count)]))] as const;
+  });
 }
 
 function namesOf(headers: HeaderSource): readonly string[] {
-  if (typeof headers !== 'object' || headers === null) return [];
+  const names: string[] = [];
+  if (typeof headers !== 'object' || headers === null) return names;
   try {
     const { get, keys } = headers as Partial<Headers>;
-    if (typeof get !== 'function') return Object.keys(headers).map((name) => name.toLowerCase());
-    return typeof keys === 'function' ? [...(headers as Headers).keys()].map(String) : [];
+    if (typeof get !== 'function') return otherResets();
+    if (typeof keys !== 'function') return names;
+    for (const name of (headers as Headers).keys()) if (names.push(String(name)) === MAX_FIELDS) break;
   } catch {
-    return [];
+    // What was read until then is read.
   }
+  return names;
 }
 
 /**
@@ -223,6 +250,7 @@ function resetMsOf(status: number, headers: HeaderSource): number | undefined {
   let last = 0;
   for (const [remaining, reset] of limitsIn(headers)) {
     const ms = parseReset(headerOf(headers, reset) ?? '') ?? 0;
+    if (ms === 0) continue;
     last = Math.max(last, ms);
     if (/^\s*0+\s*$/.test(headerOf(headers, remaining) ?? '')) usedUp = Math.max(usedUp, ms);
   }
@@ -254,7 +282,7 @@ export function retryAfterMsInBody(body: unknown): number | undefined {
   const parts: [value: unknown, depth: number][] = [[body, 0]];
   for (const [value, depth] of parts) {
     if (typeof value !== 'object' || value === null || depth > MAX_DEPTH) continue;
-    for (const name of firstNamesOf(value)) {
+    for (const name of knownNamesOf(value)) {
       const field = fieldOf(value, name);
       const ms = timeInField(name, field);
       if (ms !== undefined && ms > 0) return ms;
@@ -264,22 +292,24 @@ export function retryAfterMsInBody(body: unknown): number | undefined {
   return undefined;
 }
 
-/**
- * The names of the first fields of a foreign object, among those that are enumerable. Never throws. It reads no more than
- * `MAX_FIELDS`, and of a list not even the names of the others: it may have a million items.
- */
-export function firstNamesOf(value: object): readonly string[] {
+/** Where bodies say when to come back, why a call failed, and what they keep either in. */
+const KNOWN_FIELDS = /* @__PURE__ */ (
+  'retryAfter retry_after retry-after Retry-After RetryAfter retryAfterMs retry_after_ms retry-after-ms ' +
+  'retryAfterSeconds retry_after_seconds retryAfterDate retry_after_date ' +
+  'retryDelay retry_delay retryDelayMs retry_delay_ms retryIn retry_in ' +
+  'message type code status statusCode name object 0 error errors errorDetails innererror cause ' +
+  'detail details data body response result metadata meta headers extensions parameters info context ' +
+  'rate_limit rateLimit limits quota throttle'
+).split(' ');
+
+/** The fields of a foreign value that are read: those that are known, and the first items of a list. Never throws. */
+export function knownNamesOf(value: object): readonly string[] {
   try {
     if (Array.isArray(value) || ArrayBuffer.isView(value)) {
       const length = Math.min(Number(fieldOf(value, 'length')), MAX_FIELDS);
       return Array.from({ length }, (_, i) => String(i));
     }
-    return Reflect.ownKeys(value)
-      .slice(0, MAX_FIELDS)
-      .filter(
-        (name): name is string =>
-          typeof name === 'string' && Object.prototype.propertyIsEnumerable.call(value, name),
-      );
+    return KNOWN_FIELDS.filter((name) => Object.hasOwn(value, name));
   } catch {
     return [];
   }

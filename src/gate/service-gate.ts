@@ -16,7 +16,7 @@ import { type GateFetchOptions, gatedFetch } from './fetch.js';
 import { GateState, type GateStats } from './gate-state.js';
 import { checkWindows, type RateWindow } from './keys/sliding-window.js';
 import { checkCallOptions, type GateCallOptions, gateSettings, type ServiceGateOptions } from './options.js';
-import { discardResponse, isResponse } from './response-content.js';
+import { discardResponse, isResponse, type Observed } from './response-content.js';
 import {
   GateStream,
   type GateStreamSource,
@@ -93,6 +93,8 @@ export class ServiceGate<M extends string = string> {
   readonly #contexts = new Set<CallContext>();
   readonly #finished = new Map<GateOutcome, number>();
   readonly #cacheCounts = { off: 0, hit: 0, miss: 0, shared: 0 };
+  readonly #timeoutError = (ms: number, lastFailure: unknown) =>
+    new GateTimeoutError(this.name, 'call', ms, lastFailure);
   #calls = 0;
   #closed: Promise<void> | undefined;
 
@@ -129,17 +131,18 @@ export class ServiceGate<M extends string = string> {
    * @example
    * const page = await gate.run(({ signal, key }) => readPage(url, { signal, key }), { signal, timeoutMs: 60_000 });
    */
-  async run<R>(
+  run<R>(
     fn: (context: AttemptContext) => R | PromiseLike<R>,
     given: GateCallOptions = NO_OPTIONS,
   ): Promise<R> {
-    const options = this.#check('run', fn, given);
-    const work: Work<R> = {
-      run: options.cacheKey === undefined ? fn : async (context) => dataOnly(await fn(context)),
-      observe: (value) => ({ kind: 'result', value }),
-      discard: discardResponse,
-    };
-    return this.#answer(options, work);
+    try {
+      const options = this.#check('run', fn, given);
+      const run =
+        options.cacheKey === undefined ? fn : async (context: AttemptContext) => dataOnly(await fn(context));
+      return this.#answer<R>(options, { run, observe: asResult, discard: discardResponse });
+    } catch (error) {
+      return Promise.reject(error);
+    }
   }
 
   /**
@@ -202,8 +205,8 @@ export class ServiceGate<M extends string = string> {
   }
 
   /**
-   * Drops a cached result, here and in the shared store, or all results that are cached here. A call in flight still answers those who wait for it, but later calls do not
-   * join it, and its result is not cached.
+   * Drops a cached result, here and in the shared store, or all results that are cached here. A call in flight still
+   * answers those who wait for it, but later calls do not join it, and its result is not cached.
    */
   forget(cacheKey?: string): void {
     this.#cache.forget(optional('cacheKey', cacheKey, text));
@@ -318,7 +321,7 @@ export class ServiceGate<M extends string = string> {
       new CallContext({
         signal: options.signal,
         timeoutMs: options.timeoutMs ?? settings.timeoutMs,
-        timeoutError: (ms, lastFailure) => new GateTimeoutError(this.name, 'call', ms, lastFailure),
+        timeoutError: this.#timeoutError,
         now: settings.now,
       });
     context.outcome = undefined;
@@ -342,26 +345,20 @@ export class ServiceGate<M extends string = string> {
   }
 
   /** Makes a call that returns a complete result. */
-  async #answer<R>(options: GateCallOptions, work: Work<R>): Promise<R> {
+  #answer<R>(options: GateCallOptions, work: Work<R>): Promise<R> {
     const open = this.#open(options, work);
-    try {
-      const { cacheKey } = options;
-      const value = await (cacheKey === undefined
-        ? this.#complete(open.call)
-        : this.#share(open, cacheKey, work));
-      this.#finish(open);
-      return value;
-    } catch (error) {
-      this.#finish(open, { error });
-      throw error;
-    }
-  }
-
-  /** Performs a call whose result is complete. */
-  async #complete<T>(call: GateCall<T>): Promise<T> {
-    const { value, attempt } = await call.perform();
-    attempt.end();
-    return value;
+    const { cacheKey } = options;
+    // Not an async function: a queued call would hold a third more for it.
+    return (cacheKey === undefined ? open.call.perform() : this.#share(open, cacheKey, work)).then(
+      (value) => {
+        this.#finish(open);
+        return value;
+      },
+      (error: unknown) => {
+        this.#finish(open, { error });
+        throw error;
+      },
+    );
   }
 
   /** Answers from the cache, or from an in-flight call with the same key, or makes one that others can join. */
@@ -395,7 +392,7 @@ export class ServiceGate<M extends string = string> {
           const made = new GateCall(this.#state, call.events, call.options, bounds, work);
           open.call = made;
           bounds.onJoin = () => made.recheck();
-          return this.#complete(made);
+          return made.perform();
         },
       });
     open.bounds = flight;
@@ -456,6 +453,8 @@ export class ServiceGate<M extends string = string> {
     });
   }
 }
+
+const asResult = <R>(value: R): Observed => ({ kind: 'result', value });
 
 const NO_OPTIONS: GateCallOptions = /* @__PURE__ */ Object.freeze({});
 

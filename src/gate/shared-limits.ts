@@ -1,6 +1,6 @@
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import type { FleetStats, Limiter } from '../limiter/limiter.js';
-import type { FairnessOptions } from '../queue/fairness-options.js';
+import type { FairnessOptions } from '../queue/options.js';
 import type { RateWindow } from './keys/sliding-window.js';
 
 /** Why a key is in cooldown. */

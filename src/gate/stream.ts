@@ -157,9 +157,9 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     const begun = this.#begin(this.#work);
     const opening = { is: 'opening', begun } as const;
     this.#state = opening;
-    let opened: Awaited<ReturnType<typeof begun.call.perform>>;
+    let value: OpenedStream<T>;
     try {
-      opened = await begun.call.perform();
+      value = await begun.call.perform();
     } catch (error) {
       const left = this.#state !== opening;
       this.#state = { is: 'over' };
@@ -167,7 +167,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
       if (left) return { done: true, value: undefined };
       throw error;
     }
-    const { attempt, value } = opened;
+    const attempt = begun.call.attempt as Attempt;
     const { iterator, first } = value;
     const ask = () => iterator.ask();
     const open: OpenState<T> = { is: 'open', begun, attempt, iterator, ask, pulling: false };
@@ -248,6 +248,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
 export function streamWork<T>(source: GateStreamSource<T>): Work<OpenedStream<T>> {
   return {
     isStream: true,
+    keepsAttempt: true,
     run: async (context) => {
       const iterator = CheckedIterator.of(await source(context), 'the result of `fn`', 'an async iterable');
       return { iterator, first: await iterator.next() };

@@ -7,7 +7,7 @@ export class Attachment {
   #removers: (() => void)[] = [];
 
   constructor(hooks: LifecycleHooks) {
-    this.#hooks = checkHooks(hooks);
+    this.#hooks = checkHooks('hooks', hooks);
   }
 
   on<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>): this {

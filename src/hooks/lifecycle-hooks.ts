@@ -5,7 +5,7 @@
 import { type Channel, channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'eventemitter3';
 import { type Redact, summarizeError } from '../internal/error-summary.js';
-import { callable, options as checkOptions, optional, refusal } from '../internal/validate.js';
+import { callable, checkEach, refusal } from '../internal/validate.js';
 import { LIFECYCLE_EVENTS, type LifecycleEventName, type LifecycleEvents } from './events.js';
 
 /** A listener of one event. Its result is ignored, but a promise that rejects is reported as `hook:error`. */
@@ -70,8 +70,7 @@ export class LifecycleHooks {
   readonly redact: Redact | undefined;
 
   constructor(options: LifecycleHooksOptions = {}) {
-    const { redact } = checkOptions('LifecycleHooks', options, ['redact']);
-    this.redact = optional('redact', redact, callable);
+    this.redact = checkEach('LifecycleHooks', options, { redact: callable }).redact;
   }
 
   /** Calls `listener` on each `event`. Adding the same listener again changes nothing. */
@@ -117,9 +116,7 @@ export class LifecycleHooks {
   #add<E extends LifecycleEventName>(event: E, listener: LifecycleListener<E>, once: boolean): this {
     if (!Object.hasOwn(channels, event))
       throw new TypeError(`There is no lifecycle event \`${String(event)}\``);
-    if (typeof listener !== 'function') {
-      throw new TypeError(`Expected the listener of \`${event}\` to be a function, got ${typeof listener}`);
-    }
+    callable(`listener of ${event}`, listener);
     let guards = this.#guarded.get(event);
     if (guards === undefined) {
       guards = new Map();
@@ -169,8 +166,9 @@ class SilentHooks extends LifecycleHooks {
 export const SILENT_HOOKS: LifecycleHooks = /* @__PURE__ */ new SilentHooks();
 
 /** Accepts the hooks of any copy of this package, and nothing else. */
-export function checkHooks(value: LifecycleHooks): LifecycleHooks {
-  if (typeof value?.emit !== 'function' || typeof value.hasListeners !== 'function')
-    throw new TypeError(refusal('hooks', 'a LifecycleHooks', value));
-  return value;
+export function checkHooks(option: string, value: unknown): LifecycleHooks {
+  const hooks = value as LifecycleHooks | null | undefined;
+  if (typeof hooks?.emit !== 'function' || typeof hooks.hasListeners !== 'function')
+    throw new TypeError(refusal(option, 'a LifecycleHooks', value));
+  return hooks;
 }

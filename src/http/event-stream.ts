@@ -1,4 +1,4 @@
-import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import { ignoreRejection } from '../internal/abort.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import {
@@ -286,6 +286,8 @@ function answerTo(error: unknown): PlainAnswer {
   const http = toHttpStatus(error);
   const { status = 500, retryAfterSeconds } = http ?? {};
   const code = findPoolError(error)?.code;
+  // A host that streams events has this module loaded; others need not load it.
+  const { STATUS_CODES } = process.getBuiltinModule('node:http');
   return {
     status,
     headers: {

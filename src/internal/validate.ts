@@ -43,8 +43,7 @@ export function durationMs(option: string, value: unknown, min = 0): number {
 }
 
 /** A function. */
-// biome-ignore lint/complexity/noBannedTypes: any callable is meant; the caller knows the signature
-export function callable<F extends Function>(option: string, value: F): F {
+export function callable<F>(option: string, value: F): F {
   if (typeof value !== 'function') throw new TypeError(refusal(option, 'a function', value));
   return value;
 }
@@ -93,18 +92,23 @@ export function oneOf<const W extends string>(option: string, value: unknown, wo
 
 /** A plain options object; an option that `known` does not list is refused, since a misspelt one would be ignored. */
 export function options<O extends object>(where: string, value: O, known: readonly (keyof O & string)[]): O {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new TypeError(refusal(where, 'an options object', value));
-  }
+  optionsObject(where, value);
   for (const key of Object.keys(value)) {
-    if (!known.includes(key as keyof O & string)) {
-      throw new TypeError(
-        `Unknown option \`${key}\` in ${where}; it takes ${known.map((k) => `\`${k}\``).join(', ')}`,
-      );
-    }
+    if (!known.includes(key as keyof O & string)) throw unknownOption(where, key, known);
   }
   return value;
 }
+
+/** An object, and no array. */
+export function optionsObject(where: string, value: unknown): void {
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new TypeError(refusal(where, 'an options object', value));
+}
+
+export const unknownOption = (where: string, option: string, known: readonly string[]): TypeError =>
+  new TypeError(
+    `Unknown option \`${option}\` in ${where}; it takes ${known.map((k) => `\`${k}\``).join(', ')}`,
+  );
 
 /** Applies a check to an option only where it was given. */
 export function optional<V, R>(
@@ -118,21 +122,23 @@ export function optional<V, R>(
 /** Checks one option. */
 export type Check = (option: string, value: unknown) => unknown;
 
+/** A check for each option that a component takes. */
+export type Checks<O> = { readonly [K in keyof O & string]-?: Check };
+
+export const fromZero: Check = (option, value) => wholeNumber(option, value, 0);
+
 /** A whole number of any sign. */
-export const integer: Check = (option, value) => wholeNumber(option, value, Number.MIN_SAFE_INTEGER);
+export const integer: Check = (option, value) => wholeNumber(option, value, -Number.MAX_SAFE_INTEGER);
+
+export const positiveMs: Check = (option, value) => durationMs(option, value, 1);
 
 /** Applies a table of checks to the options that were given, and refuses those that it does not list. */
-export function checkEach<O extends object>(
-  where: string,
-  given: O,
-  checks: { readonly [K in keyof O & string]-?: Check },
-): void {
+export function checkEach<O extends object>(where: string, given: O, checks: Checks<O>): O {
   const known = checks as Readonly<Record<string, Check>>;
-  const refuse = (): O => options<O>(where, given, Object.keys(known) as (keyof O & string)[]);
-  if (typeof given !== 'object' || given === null) refuse();
-  for (const option in given) {
-    const check = known[option];
-    if (check === undefined) refuse();
-    else if (given[option] !== undefined) check(option, given[option]);
-  }
+  optionsObject(where, given);
+  for (const option in given)
+    if (!Object.hasOwn(known, option)) throw unknownOption(where, option, Object.keys(known));
+  // By the table: an accessor of a class is not enumerable.
+  for (const option in known) optional(option, given[option as keyof O], known[option] as Check);
+  return given;
 }

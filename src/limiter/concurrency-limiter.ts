@@ -1,8 +1,9 @@
 import { DrainTimeoutError } from '../errors.js';
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { linkedController, withDeadline } from '../internal/abort.js';
-import { callable, options as checkOptions, refusal, wholeNumber } from '../internal/validate.js';
-import { QUEUE_WATCH } from '../queue/queue-watch.js';
+import { type Check, callable, checkEach, refusal, text, wholeNumber } from '../internal/validate.js';
+import type { FairQueue } from '../queue/fair-queue.js';
+import { QUEUE_WATCH } from '../queue/options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions, Limiter, LimiterStats, MapContext, Permit } from './limiter.js';
 import {
@@ -10,7 +11,6 @@ import {
   checkAcquireOptions,
   checkCloseOptions,
   checkLimiterOptions,
-  ownOptions,
 } from './options.js';
 import {
   completionOf,
@@ -97,9 +97,9 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     return this.#semaphore.queued;
   }
 
-  /** @internal Waiters for which the caps of their tenants have no room. */
-  get cappedCount(): number {
-    return this.#semaphore.capped;
+  /** @internal For the diagnosis: the tenants, and who waits for room under a cap. */
+  get queue(): FairQueue<WaitingPermit> {
+    return this.#semaphore.queue;
   }
 
   /** A frozen snapshot of the counts. */
@@ -124,18 +124,22 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   }
 
   /**
-   * A permit if one is free and there are no waiters, else `undefined`. Never waits.
+   * A permit if one is free and there are no waiters, else `undefined`. Never waits. With a `tenant`, the permit counts as
+   * one of its own, within its cap.
    *
    * @throws {TypeError | RangeError} naming the wrong option
+   * @throws whatever `tenants` throws
    */
-  tryAcquire(options?: { readonly weight?: number | undefined }): Permit | undefined {
-    if (options === undefined && this.#semaphore.hasRoom) return this.#semaphore.take(1, undefined);
+  tryAcquire(options?: Pick<AcquireOptions, 'weight' | 'tenant'>): Permit | undefined {
+    const semaphore = this.#semaphore;
+    if (options === undefined && semaphore.hasRoom) return semaphore.take(1, undefined);
     if (options !== undefined) {
-      checkOptions('tryAcquire', options, ['weight']);
-      if (options.weight !== undefined) wholeNumber('weight', options.weight, 1, this.#semaphore.maxWeight);
+      const weight: Check = (option, value) => wholeNumber(option, value, 1, semaphore.maxWeight);
+      checkEach('tryAcquire', options, { weight, tenant: text });
     }
-    const weight = options?.weight ?? 1;
-    return this.#semaphore.isFree(weight) ? this.#semaphore.take(weight, undefined) : undefined;
+    const { weight = 1, tenant } = options ?? {};
+    const extras = tenant === undefined ? undefined : { tenant, holder: semaphore.tenant(tenant, weight) };
+    return semaphore.isFree(weight, undefined, extras) ? semaphore.take(weight, extras) : undefined;
   }
 
   /**
@@ -169,9 +173,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     fn: (...args: A) => R | PromiseLike<R>,
     options?: AcquireOptions,
   ): (...args: A) => Promise<R> {
-    callable('fn', fn);
-    if (options !== undefined) checkAcquireOptions(options, this.#semaphore.maxWeight);
-    const own = options && ownOptions(options);
+    const own = this.#ownOptions(fn, options);
     return (...args) => this.run(() => fn(...args), own);
   }
 
@@ -183,6 +185,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
    *
    * When an item fails, or `options.signal` aborts, no further item starts and the signal that running items received
    * aborts; the promise rejects with the first failure once all running items have settled.
+   * An abort after the last item has started matters only to the items: without a failure, their results are returned.
    *
    * @example
    * const pages = await limiter.map(urls, (url, { signal }) => fetch(url, { signal }), { timeoutMs: 30_000 });
@@ -192,10 +195,10 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     fn: (item: T, context: MapContext) => R | PromiseLike<R>,
     options?: AcquireOptions,
   ): Promise<Awaited<R>[]> {
-    callable('fn', fn);
-    if (options !== undefined) checkAcquireOptions(options, this.#semaphore.maxWeight);
-    const { controller, unlink } = linkedController(options?.signal);
-    const own = { ...(options && ownOptions(options)), signal: controller.signal };
+    const given = this.#ownOptions(fn, options);
+    const { controller, unlink } = linkedController(given?.signal);
+    const { signal } = controller;
+    const own = { ...given, signal };
     const results: Awaited<R>[] = [];
     const ends: Promise<void>[] = [];
     const failures: unknown[] = [];
@@ -211,7 +214,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
           const end = this.run(async ({ permit }) => {
             started();
             try {
-              results[at] = await fn(item, { index: at, signal: controller.signal, permit });
+              results[at] = await fn(item, { index: at, signal, permit });
             } catch (error) {
               // Before the permit is released: what is queued must not start.
               fail(error);
@@ -221,9 +224,9 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
           ends.push(end);
           void end.then(started);
         });
-        if (controller.signal.aborted) break;
+        if (signal.aborted) break;
       }
-      if (controller.signal.aborted) fail(controller.signal.reason);
+      if (signal.aborted) fail(signal.reason);
     } catch (error) {
       // The iterable threw.
       fail(error);
@@ -284,6 +287,16 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
     return this.close();
   }
 
+  /** Checks what `wrap` and `map` take, and copies the options, inherited ones included: the caller may change them. */
+  #ownOptions(fn: unknown, options: AcquireOptions | undefined): AcquireOptions | undefined {
+    callable('fn', fn);
+    if (options === undefined) return undefined;
+    checkAcquireOptions(options, this.#semaphore.maxWeight);
+    const own: Record<string, unknown> = {};
+    for (const option in options) own[option] = options[option as keyof AcquireOptions];
+    return own;
+  }
+
   /** Any request: a permit if one is free, else the promise of one. */
   #request(options: AcquireOptions | undefined, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     return options === undefined ? this.#semaphore.requestPlain(work) : this.#requestWith(options, work);
@@ -292,33 +305,28 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   #requestWith(options: AcquireOptions, work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
     try {
       checkAcquireOptions(options, this.#semaphore.maxWeight);
+      // Read once: the caller may reuse the object for the next request.
+      const { signal, timeoutMs, priority = 0, weight = 1, tenant, taskId, requestId } = options;
+      if (signal?.aborted) return this.#semaphore.reject('aborted', signal.reason, options);
+      const extras: PermitExtras = {
+        signal,
+        timeoutMs,
+        priority,
+        tenant,
+        taskId,
+        requestId,
+        queue: undefined,
+        previous: undefined,
+        holder: undefined,
+        order: 0,
+      };
+      const watch = options[QUEUE_WATCH];
+      if (watch !== undefined) extras.watch = watch;
+      if (tenant !== undefined) extras.holder = this.#semaphore.tenant(tenant, weight);
+      return this.#semaphore.request(weight, extras, work);
     } catch (error) {
       return Promise.reject(error);
     }
-    // Read once: the caller may reuse the object for the next request.
-    const { signal, timeoutMs, priority = 0, weight = 1, tenant, taskId, requestId } = options;
-    if (signal?.aborted) return this.#semaphore.reject('aborted', signal.reason, options);
-    const extras: PermitExtras = {
-      signal,
-      timeoutMs,
-      priority,
-      tenant,
-      taskId,
-      requestId,
-      queue: undefined,
-      previous: undefined,
-      holder: undefined,
-    };
-    const watch = options[QUEUE_WATCH];
-    if (watch !== undefined) extras.watch = watch;
-    if (tenant !== undefined) {
-      try {
-        extras.holder = this.#semaphore.tenant(tenant, weight);
-      } catch (error) {
-        return Promise.reject(error);
-      }
-    }
-    return this.#semaphore.request(weight, extras, work);
   }
 
   /** Starts a run that had to wait: one function for all of them, and the caller's context from its own `then`. */

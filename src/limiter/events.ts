@@ -13,9 +13,9 @@ import type { AcquireOptions, Limiter } from './limiter.js';
  */
 
 const QUEUED = /* @__PURE__ */ channelOf('permit:queued');
-const ACQUIRED = /* @__PURE__ */ channelOf('permit:acquired');
+export const ACQUIRED = /* @__PURE__ */ channelOf('permit:acquired');
 const REJECTED = /* @__PURE__ */ channelOf('permit:rejected');
-const RELEASED = /* @__PURE__ */ channelOf('permit:released');
+export const RELEASED = /* @__PURE__ */ channelOf('permit:released');
 
 export type ObservableLimiter = Limiter & { readonly hooks: LifecycleHooks };
 

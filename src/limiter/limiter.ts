@@ -1,5 +1,5 @@
 import type { PermitOutcome } from '../hooks/events.js';
-import type { QUEUE_WATCH, QueueWatch } from '../queue/queue-watch.js';
+import type { QUEUE_WATCH, QueueWatch } from '../queue/options.js';
 
 /** Options of a request for a permit. */
 export interface AcquireOptions {

@@ -1,14 +1,21 @@
 import { checkHooks, type LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import {
   abortSignal,
-  options as checkOptions,
+  type Checks,
+  callable,
+  checkEach,
   durationMs,
   flag,
+  fromZero,
+  integer,
+  optionsObject,
+  positiveMs,
   refusal,
   text,
+  unknownOption,
   wholeNumber,
 } from '../internal/validate.js';
-import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
+import { type FairnessOptions, fairByOption } from '../queue/options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions, Limiter } from './limiter.js';
 
@@ -49,87 +56,66 @@ export type ConcurrencyLimiterOptions = CommonLimiterOptions &
       }
   );
 
-const LIMITER_OPTIONS: readonly (keyof ConcurrencyLimiterOptions)[] = [
-  'maxConcurrent',
-  'adaptive',
-  'maxQueue',
-  'acquireTimeoutMs',
-  'rejectUnmeetable',
-  'detectNested',
-  'fairBy',
-  'tenants',
-  'agingMs',
-  'name',
-  'hooks',
-];
+const LIMITER_CHECKS: Checks<ConcurrencyLimiterOptions> = {
+  maxConcurrent: wholeNumber,
+  adaptive: (option, value) => {
+    const adaptive = value as AdaptiveLimit | null;
+    if (typeof adaptive?.attach !== 'function' || typeof adaptive.onSample !== 'function')
+      throw new TypeError(refusal(option, 'an AdaptiveLimit', value));
+  },
+  maxQueue: fromZero,
+  acquireTimeoutMs: durationMs,
+  rejectUnmeetable: flag,
+  detectNested: (option, value) => {
+    if (typeof value !== 'boolean' && value !== 'reject' && value !== 'lend')
+      throw new TypeError(refusal(option, 'a boolean, "reject" or "lend"', value));
+  },
+  fairBy: fairByOption,
+  tenants: callable,
+  agingMs: positiveMs,
+  name: text,
+  hooks: checkHooks,
+};
 
 /** Throws for a wrong option of a limiter. */
 export function checkLimiterOptions(given: ConcurrencyLimiterOptions): ConcurrencyLimiterOptions {
-  checkOptions('ConcurrencyLimiter', given, LIMITER_OPTIONS);
-  const { maxConcurrent, adaptive, maxQueue, acquireTimeoutMs, rejectUnmeetable, detectNested, name, hooks } =
-    given;
+  const { maxConcurrent, adaptive } = checkEach('ConcurrencyLimiter', given, LIMITER_CHECKS);
   if (adaptive === undefined) wholeNumber('maxConcurrent', maxConcurrent);
-  else if (typeof adaptive?.attach !== 'function' || typeof adaptive.onSample !== 'function') {
-    throw new TypeError(refusal('adaptive', 'an AdaptiveLimit', adaptive));
-  } else if (maxConcurrent !== undefined) {
+  else if (maxConcurrent !== undefined)
     throw new TypeError(refusal('maxConcurrent', 'omitted where `adaptive` sets it', maxConcurrent));
-  }
-  if (maxQueue !== undefined) wholeNumber('maxQueue', maxQueue, 0);
-  if (acquireTimeoutMs !== undefined) durationMs('acquireTimeoutMs', acquireTimeoutMs);
-  if (rejectUnmeetable !== undefined) flag('rejectUnmeetable', rejectUnmeetable);
-  if (
-    detectNested !== undefined &&
-    typeof detectNested !== 'boolean' &&
-    detectNested !== 'reject' &&
-    detectNested !== 'lend'
-  )
-    throw new TypeError(refusal('detectNested', 'a boolean, "reject" or "lend"', detectNested));
-  checkFairness(given);
-  if (name !== undefined) text('name', name);
-  if (hooks !== undefined) checkHooks(hooks);
   return given;
 }
 
-const ACQUIRE_OPTIONS: Readonly<Record<keyof AcquireOptions & string, true>> = {
-  signal: true,
-  timeoutMs: true,
-  priority: true,
-  weight: true,
-  tenant: true,
-  taskId: true,
-  requestId: true,
+const ACQUIRE_OPTIONS: Readonly<Record<keyof AcquireOptions & string, 1>> = {
+  signal: 1,
+  timeoutMs: 1,
+  priority: 1,
+  weight: 1,
+  tenant: 1,
+  taskId: 1,
+  requestId: 1,
 };
 
-/** Throws for a wrong option of one request. */
+/**
+ * Throws for a wrong option of one request. A hot path: with a table of checks, a request with options was a sixth slower.
+ */
 export function checkAcquireOptions(given: AcquireOptions, maxWeight: number): void {
-  if (typeof given !== 'object' || given === null || Array.isArray(given))
-    throw new TypeError(refusal('options', 'an options object', given));
-  for (const key in given) {
-    if (!(key in ACQUIRE_OPTIONS)) checkOptions('acquire', given, Object.keys(ACQUIRE_OPTIONS) as never);
-  }
+  optionsObject('acquire', given);
+  for (const option in given)
+    if (!(option in ACQUIRE_OPTIONS)) throw unknownOption('acquire', option, Object.keys(ACQUIRE_OPTIONS));
   const { signal, timeoutMs, priority, weight, tenant, taskId, requestId } = given;
   if (signal !== undefined) abortSignal('signal', signal);
   if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-  if (priority !== undefined) wholeNumber('priority', priority, Number.MIN_SAFE_INTEGER);
+  if (priority !== undefined) integer('priority', priority);
   if (weight !== undefined) wholeNumber('weight', weight, 1, maxWeight);
   if (tenant !== undefined) text('tenant', tenant);
   if (taskId !== undefined) text('taskId', taskId);
   if (requestId !== undefined) text('requestId', requestId);
 }
 
-/** A copy of the options, inherited ones included, that the caller cannot change. */
-export function ownOptions(given: AcquireOptions): AcquireOptions {
-  const own: Record<string, unknown> = {};
-  for (const option in given) own[option] = given[option as keyof AcquireOptions];
-  return own;
-}
-
 type CloseOptions = NonNullable<Parameters<Limiter['close']>[0]>;
 
 /** Checks what `close` takes, of any limiter. */
 export function checkCloseOptions(given: CloseOptions): CloseOptions {
-  const { drain, timeoutMs } = checkOptions('close', given, ['drain', 'timeoutMs']);
-  if (drain !== undefined) flag('drain', drain);
-  if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-  return { drain, timeoutMs };
+  return checkEach('close', given, { drain: flag, timeoutMs: durationMs });
 }

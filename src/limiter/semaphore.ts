@@ -19,18 +19,17 @@ import {
 } from '../errors.js';
 
 import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
-import { channelOf } from '../hooks/lifecycle-hooks.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { settleInTurn, turnMs, wholeTurnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { sharedStack } from '../internal/shared-stack.js';
 import { refusal } from '../internal/validate.js';
 import { DrainRate } from '../queue/drain-rate.js';
-import { FairQueue } from '../queue/fair-queue.js';
-import type { QueueWatch } from '../queue/queue-watch.js';
-import type { QueueNode, QueuePosition, Tenant } from '../queue/tenant.js';
+import { FairQueue, type QueueNode, type QueuePosition, type Tenant } from '../queue/fair-queue.js';
+import type { QueueWatch } from '../queue/options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import {
+  ACQUIRED,
   emitAcquired,
   emitRejected,
   emitReleased,
@@ -38,13 +37,11 @@ import {
   observeWait,
   type PermitContext,
   queueFigures,
+  RELEASED,
   rejectionOf,
 } from './events.js';
 import type { LimiterStats, Permit, RunContext } from './limiter.js';
 import type { ConcurrencyLimiterOptions } from './options.js';
-
-const ACQUIRED = /* @__PURE__ */ channelOf('permit:acquired');
-const RELEASED = /* @__PURE__ */ channelOf('permit:released');
 
 /** A permit that was never held ends with the reason of its rejection. A shared one may be released any number of times. */
 export type PermitState = 'waiting' | 'held' | 'released' | 'shared' | PermitRejection;
@@ -458,9 +455,8 @@ export class Semaphore {
     return this.#queue.size;
   }
 
-  /** Waiters for which the caps of their tenants have no room. */
-  get capped(): number {
-    return this.#queue.size - this.#queue.eligible;
+  get queue(): FairQueue<WaitingPermit> {
+    return this.#queue;
   }
 
   stats(): LimiterStats {
@@ -646,7 +642,8 @@ export class Semaphore {
     for (let next = queue.peek(); next !== undefined; next = queue.peek()) {
       this.#takeNext(next);
       this.#rejected++;
-      next.reject('closed', closedError());
+      next.state = 'closed';
+      settleInTurn(() => next.reject('closed', closedError()));
     }
     this.#pauseTimer?.unref();
     this.#admit();

@@ -1,4 +1,3 @@
-import { availableParallelism, totalmem } from 'node:os';
 import { durationMs, finiteNumber, options, refusal, wholeNumber } from '../internal/validate.js';
 
 /** The sizes and time limits of a manager. */
@@ -118,7 +117,7 @@ const GB = 1_073_741_824;
 export function checkConfig(config: PipelineConfig, machine: Machine = {}): readonly ConfigWarning[] {
   const { poolSize, maxConcurrentRequests } = checked(config);
   options('machine', machine, ['cores', 'memoryBytes', 'instanceBytes']);
-  const cores = wholeNumber('cores', machine.cores ?? availableParallelism());
+  const cores = wholeNumber('cores', machine.cores ?? os().availableParallelism());
   const memoryBytes = finiteNumber(
     'memoryBytes',
     machine.memoryBytes ?? memoryOfProcess(),
@@ -157,11 +156,15 @@ function checked(config: PipelineConfig): PipelineConfig {
   return completeConfig(config, {});
 }
 
+/** Loaded when it is first used. */
+const os = () => process.getBuiltinModule('node:os');
+
 const inGb = (bytes: number): string => (bytes / GB).toFixed(1);
 
 /** Bytes of memory that the process may use, a container's limit included. */
 export function memoryOfProcess(): number {
   // 0 if no limit is set or known.
   const limit = process.constrainedMemory?.() ?? 0;
-  return limit > 0 ? Math.min(limit, totalmem()) : totalmem();
+  const total = os().totalmem();
+  return limit > 0 ? Math.min(limit, total) : total;
 }

@@ -146,7 +146,7 @@ export class PipelineManager<T> implements AsyncDisposable {
     }
     if (!Array.isArray(gates)) throw new TypeError(refusal('gates', 'an array of gates', gates));
     this.name = text('name', name);
-    this.hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks(options.hooks);
+    this.hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks('hooks', options.hooks);
     this.pool = pool;
     this.limiter = limiter;
     this.gates = [...gates];

@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto';
 import {
   LeaseRevokedError,
   LimitLostError,
@@ -31,7 +30,7 @@ import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Limiter, Permit } from '../limiter/limiter.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
-import { QUEUE_WATCH, type QueueWatch } from '../queue/queue-watch.js';
+import { QUEUE_WATCH, type QueueWatch } from '../queue/options.js';
 import { Budget, type BudgetOption, countedAmounts, isBudget } from '../request/budget.js';
 import { currentScope, type RequestContext, runInRequest } from '../request/current-request.js';
 
@@ -183,7 +182,7 @@ export class RequestRegistry<T> {
  * - Once the request is over, for whatever reason, its signal is aborted: code that it left running ends too.
  */
 export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
-  readonly requestId = randomUUID();
+  readonly requestId = crypto.randomUUID();
   readonly taskId: string;
   /** Set by the limiter and the pool. */
   readPlace: (() => QueuePlace | undefined) | undefined;

@@ -1,5 +1,6 @@
 import type { Attachment } from '../hooks/attachment.js';
 import { nowMs } from '../internal/clock.js';
+import type { RequestInfo } from '../manager/request.js';
 
 /** What the requests of one tenant do, and have done since the recording began. */
 export interface TenantFigures {
@@ -18,7 +19,7 @@ export interface TenantFigures {
 interface Tenant {
   running: number;
   queued: number;
-  /** Run time lately, by which it is shown or not. */
+  /** How long its requests ran and waited lately, by which it is shown or not: one that only waits is seen, too. */
   use: number;
   /** Its own figures while it is shown, else those of `other`. */
   figures: TenantFigures;
@@ -48,11 +49,11 @@ const noFigures = (): TenantFigures => ({
 });
 
 /**
- * The use of a service by tenant: the `most` that use it most by name, all others together.
+ * The use of a service by tenant: the `most` whose requests take longest by name, all others together.
  *
  * Invariants:
  * - No figure of a name ever falls, but for `running` and `queued`: what a tenant does is added to its name while it is
- *   shown, and to `other` otherwise.
+ *   shown, and to `other` otherwise. One that is shown again goes on where it was.
  * - At most `FOLLOWED` × `most` names are ever shown, and as many tenants followed at a time.
  * - Nothing is kept of a request without a tenant.
  */
@@ -60,7 +61,7 @@ export class TenantUse {
   readonly #most: number;
   readonly #tenants = new Map<string, Tenant>();
   readonly #shown = new Map<string, Tenant>();
-  readonly #everShown = new Set<string>();
+  readonly #everShown = new Map<string, TenantFigures>();
   readonly #other: Tenant = { running: 0, queued: 0, use: 0, figures: noFigures() };
   readonly #requests = new Map<string, Current>();
   readonly #meters = new Set<string>();
@@ -70,17 +71,19 @@ export class TenantUse {
     this.#most = most;
   }
 
-  /** `source`: the manager whose requests count; all, if it is left out. */
-  listen(attachment: Attachment, source?: string): void {
+  /** `source`: the manager whose requests count; all, if it is left out. `current`: those that came before. */
+  listen(attachment: Attachment, source?: string, current: readonly RequestInfo[] = []): void {
+    for (const { requestId, tenant, state } of current)
+      if (tenant !== undefined) this.#add(requestId, tenant, state === 'running');
     const isCounted = (p: { readonly source: string; readonly tenant?: string }): boolean =>
       p.tenant !== undefined && (source === undefined || p.source === source);
     attachment
       .on('request:queued', (p) => {
-        if (isCounted(p)) this.add(p.requestId, p.tenant as string, false);
+        if (isCounted(p)) this.#add(p.requestId, p.tenant as string, false);
       })
       .on('request:started', (p) => {
         if (!isCounted(p)) return;
-        const current = this.#requests.get(p.requestId) ?? this.add(p.requestId, p.tenant as string, false);
+        const current = this.#requests.get(p.requestId) ?? this.#add(p.requestId, p.tenant as string, false);
         this.#settle(current);
         this.#begin(current);
       })
@@ -101,18 +104,10 @@ export class TenantUse {
     });
   }
 
-  /** A request that came before the recording. Its time counts from now on. */
-  add(requestId: string, tenant: string, isRunning: boolean): Current {
-    const current = { tenant: this.#of(tenant), sinceMs: nowMs(), isRunning: false };
-    this.#requests.set(requestId, current);
-    current.tenant.queued++;
-    if (isRunning) this.#begin(current);
-    return current;
-  }
-
   /** The figures by name, of all tenants that were named; `other` last. */
   figures(): ReadonlyMap<string, TenantFigures> {
     for (const current of this.#requests.values()) this.#settle(current);
+    this.#promote(this.#tenants);
     const all = new Map<string, TenantFigures>();
     const other = this.#other.figures;
     other.running = this.#other.running;
@@ -132,6 +127,14 @@ export class TenantUse {
     return all;
   }
 
+  #add(requestId: string, tenant: string, isRunning: boolean): Current {
+    const current = { tenant: this.#of(tenant), sinceMs: nowMs(), isRunning: false };
+    this.#requests.set(requestId, current);
+    current.tenant.queued++;
+    if (isRunning) this.#begin(current);
+    return current;
+  }
+
   #begin(current: Current): void {
     current.isRunning = true;
     current.tenant.queued--;
@@ -146,7 +149,7 @@ export class TenantUse {
     current.sinceMs = now;
     const { tenant, isRunning } = current;
     tenant.figures[isRunning ? 'runMs' : 'waitMs'] += ms;
-    if (isRunning) tenant.use += ms;
+    tenant.use += ms;
   }
 
   #end(requestId: string, name: string | undefined): void {
@@ -158,8 +161,7 @@ export class TenantUse {
     if (current.isRunning) tenant.running--;
     else tenant.queued--;
     if (++this.#ends % ENDS_PER_HALVING === 0) for (const each of this.#tenants.values()) each.use /= 2;
-    if (name !== undefined && tenant.figures === this.#other.figures && tenant !== this.#other)
-      this.#compare(name, tenant);
+    if (name !== undefined && tenant !== this.#other) this.#promote([[name, tenant]]);
   }
 
   #of(name: string): Tenant {
@@ -172,37 +174,41 @@ export class TenantUse {
     return tenant;
   }
 
-  /** Shows a tenant in place of another that uses less than half as much. */
-  #compare(name: string, tenant: Tenant): void {
-    if (!this.#everShown.has(name) && this.#everShown.size >= FOLLOWED * this.#most) return;
-    let least: [string, Tenant] | undefined;
-    for (const shown of this.#shown) if (least === undefined || shown[1].use < least[1].use) least = shown;
-    if (least === undefined || tenant.use <= 2 * least[1].use) return;
-    least[1].figures = this.#other.figures;
-    this.#shown.delete(least[0]);
-    this.#show(name, tenant);
+  /** Shows those of the tenants that use more than twice as much as one that is shown, in place of it. */
+  #promote(tenants: Iterable<readonly [string, Tenant]>): void {
+    let least: readonly [string, Tenant] | undefined;
+    for (const [name, tenant] of tenants) {
+      if (this.#shown.has(name)) continue;
+      least ??= leastOf(this.#shown);
+      if (least === undefined || tenant.use <= 2 * least[1].use) continue;
+      if (!this.#everShown.has(name) && this.#everShown.size >= FOLLOWED * this.#most) continue;
+      least[1].figures = this.#other.figures;
+      this.#shown.delete(least[0]);
+      this.#show(name, tenant);
+      least = undefined;
+    }
   }
 
   #show(name: string, tenant: Tenant): void {
-    tenant.figures = noFigures();
+    tenant.figures = this.#everShown.get(name) ?? noFigures();
     this.#shown.set(name, tenant);
-    this.#everShown.add(name);
+    this.#everShown.set(name, tenant.figures);
   }
 
   /** Forgets the tenant that used least, of those that do nothing and are not shown. */
   #drop(): boolean {
-    let least: [string, Tenant] | undefined;
-    for (const each of this.#tenants) {
-      const [name, { running, queued, use }] = each;
-      if (
-        running + queued === 0 &&
-        !this.#shown.has(name) &&
-        use < (least?.[1].use ?? Number.POSITIVE_INFINITY)
-      )
-        least = each;
-    }
+    const idle = [...this.#tenants].filter(
+      ([name, { running, queued }]) => running + queued === 0 && !this.#shown.has(name),
+    );
+    const least = leastOf(idle);
     return least !== undefined && this.#tenants.delete(least[0]);
   }
+}
+
+function leastOf(tenants: Iterable<readonly [string, Tenant]>): readonly [string, Tenant] | undefined {
+  let least: readonly [string, Tenant] | undefined;
+  for (const each of tenants) if (least === undefined || each[1].use < least[1].use) least = each;
+  return least;
 }
 
 function sumOf(a: TenantFigures, b: TenantFigures): TenantFigures {

@@ -1,16 +1,13 @@
-import { afterThisTurn } from '../internal/clock.js';
+import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { JobQueue } from '../internal/job-queue.js';
 import type { PoolState } from './pool-state.js';
-
-/** Creations that start in one turn of the event loop: each makes a signal, a timer and an instance, and calls the host. */
-const STARTS_PER_TURN = 100;
 
 /**
  * Decides when creations start.
  *
  * Invariants:
  * - At most `createConcurrency` creations are in progress; after a failure, one at a time until one succeeds.
- * - A turn of the event loop starts no more than `STARTS_PER_TURN`; the others follow in the next turns.
+ * - A turn of the event loop starts no more than `PER_TURN`; the others follow in the next turns.
  * - After a failure none starts during a backoff, drawn at random between `baseMs` and a ceiling that doubles with each
  *   backoff up to `maxMs` ("full jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, with
  *   a floor). A `create` that always fails costs timers and never starves the event loop.
@@ -52,11 +49,11 @@ export class Creator<T> {
       for (let queued = this.#queue.queued; queued < count; queued++) void this.#queue.run(create);
     } else {
       const most = this.failures === 0 ? count : Math.min(count, 1 - instances.creating);
-      for (let started = 0; started < most && this.#starts < STARTS_PER_TURN; started++) {
+      for (let started = 0; started < most && this.#starts < PER_TURN; started++) {
         if (this.#starts++ === 0) afterThisTurn(this.#endTurn);
         void create();
       }
-      if (this.#starts === STARTS_PER_TURN) this.yieldTurn();
+      if (this.#starts === PER_TURN) this.yieldTurn();
     }
   }
 

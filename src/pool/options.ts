@@ -1,21 +1,22 @@
 import type { DestroyReason } from '../hooks/events.js';
-import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { checkHooks, type LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { guardedClock, nowMs, turnMs } from '../internal/clock.js';
 import {
   abortSignal,
-  type Check,
+  type Checks,
   callable,
-  options as checkOptions,
+  checkEach,
   durationMs,
   finiteNumber,
+  fromZero,
   integer,
   oneOf,
+  positiveMs,
   refusal,
   text,
   wholeNumber,
 } from '../internal/validate.js';
-import { checkFairness, type FairnessOptions } from '../queue/fairness-options.js';
-import type { QUEUE_WATCH, QueueWatch } from '../queue/queue-watch.js';
+import { type FairnessOptions, fairByOption, type QUEUE_WATCH, type QueueWatch } from '../queue/options.js';
 
 /** The instance that a callback is called for. */
 export interface InstanceContext {
@@ -203,57 +204,47 @@ const DEFAULTS = {
   createConcurrency: UNLIMITED,
 } as const;
 
-const RETRY_DEFAULTS: Required<CreateRetry> = { baseMs: 100, maxMs: 10_000 };
+const RETRY_CHECKS: Checks<CreateRetry> = {
+  baseMs: (_, value) => positiveMs('createRetry.baseMs', value),
+  maxMs: (_, value) => positiveMs('createRetry.maxMs', value),
+};
 
-const fromOne: Check = wholeNumber;
-const fromZero: Check = (option, value) => wholeNumber(option, value, 0);
-const wait: Check = durationMs;
-const deadline: Check = (option, value) => durationMs(option, value, 1);
-// biome-ignore lint/complexity/noBannedTypes: any callable is meant
-const callback: Check = (option, value) => callable(option, value as Function);
-
-const CHECKS: Record<keyof PipelinePoolOptions<unknown>, Check> = {
-  size: fromOne,
+const CHECKS: Checks<PipelinePoolOptions<unknown>> = {
+  size: wholeNumber,
   min: fromZero,
   minIdle: fromZero,
   onCreateFailure: (option, value) => oneOf(option, value, ['reject', 'retry']),
-  create: callback,
-  destroy: callback,
-  validate: callback,
-  prepare: callback,
-  reset: callback,
-  acquireTimeoutMs: wait,
-  createTimeoutMs: deadline,
-  validateTimeoutMs: deadline,
-  prepareTimeoutMs: deadline,
-  resetTimeoutMs: deadline,
-  destroyTimeoutMs: deadline,
-  idleTimeoutMs: (option, value) => (value === Number.POSITIVE_INFINITY ? value : deadline(option, value)),
-  validateAfterIdleMs: wait,
-  validateIdleEveryMs: deadline,
-  maxLifetimeMs: deadline,
-  maxUses: fromOne,
-  maxLeaseMs: deadline,
-  leakWarningMs: deadline,
+  create: callable,
+  destroy: callable,
+  validate: callable,
+  prepare: callable,
+  reset: callable,
+  acquireTimeoutMs: durationMs,
+  createTimeoutMs: positiveMs,
+  validateTimeoutMs: positiveMs,
+  prepareTimeoutMs: positiveMs,
+  resetTimeoutMs: positiveMs,
+  destroyTimeoutMs: positiveMs,
+  idleTimeoutMs: (option, value) => (value === Number.POSITIVE_INFINITY ? value : positiveMs(option, value)),
+  validateAfterIdleMs: durationMs,
+  validateIdleEveryMs: positiveMs,
+  maxLifetimeMs: positiveMs,
+  maxUses: wholeNumber,
+  maxLeaseMs: positiveMs,
+  leakWarningMs: positiveMs,
   maxQueue: fromZero,
-  createConcurrency: fromOne,
-  createRetry: (option, value) => checkOptions(option, value as CreateRetry, ['baseMs', 'maxMs']),
-  fairBy: (_, fairBy) => checkFairness({ fairBy } as FairnessOptions),
-  tenants: (_, tenants) => checkFairness({ tenants } as FairnessOptions),
-  agingMs: (_, agingMs) => checkFairness({ agingMs } as FairnessOptions),
+  createConcurrency: wholeNumber,
+  createRetry: (option, value) => checkEach(option, value as CreateRetry, RETRY_CHECKS),
+  fairBy: fairByOption,
+  tenants: callable,
+  agingMs: positiveMs,
   now: (option, value) => {
     const read: unknown = callable(option, value as () => number)();
     finiteNumber('now()', read, -Number.MAX_VALUE, Number.MAX_VALUE);
   },
   name: text,
-  hooks: (option, value) => {
-    if (typeof value !== 'object' || value === null) {
-      throw new TypeError(refusal(option, 'LifecycleHooks', value));
-    }
-  },
+  hooks: checkHooks,
 };
-
-const POOL_OPTIONS = /* @__PURE__ */ Object.keys(CHECKS) as (keyof PipelinePoolOptions<unknown>)[];
 
 /**
  * Checks the options and fills in the defaults.
@@ -261,13 +252,13 @@ const POOL_OPTIONS = /* @__PURE__ */ Object.keys(CHECKS) as (keyof PipelinePoolO
  * @throws {TypeError | RangeError} naming the option that is wrong, and its value
  */
 export function poolSettings<T>(given: PipelinePoolOptions<T>): PoolSettings<T> {
-  checkOptions('PipelinePool', given, POOL_OPTIONS);
+  checkEach('PipelinePool', given, CHECKS);
+  wholeNumber('size', given.size);
+  callable('create', given.create);
   const known: Partial<Record<keyof PipelinePoolOptions<T>, unknown>> = {};
-  for (const option of POOL_OPTIONS) {
-    const value = given[option];
-    if (value === undefined && option !== 'size' && option !== 'create') continue;
-    CHECKS[option](option, value);
-    known[option] = value;
+  for (const option in CHECKS) {
+    const value = given[option as keyof typeof CHECKS];
+    if (value !== undefined) known[option as keyof typeof CHECKS] = value;
   }
   for (const option of ['validateAfterIdleMs', 'validateIdleEveryMs'] as const) {
     if (known[option] === undefined || known.validate !== undefined) continue;
@@ -288,19 +279,18 @@ export function poolSettings<T>(given: PipelinePoolOptions<T>): PoolSettings<T> 
   return settings;
 }
 
-function retrySettings({ baseMs, maxMs }: CreateRetry = {}): Required<CreateRetry> {
-  const base = durationMs('createRetry.baseMs', baseMs ?? RETRY_DEFAULTS.baseMs, 1);
-  return {
-    baseMs: base,
-    maxMs: durationMs('createRetry.maxMs', maxMs ?? Math.max(RETRY_DEFAULTS.maxMs, base), base),
-  };
+function retrySettings({
+  baseMs = 100,
+  maxMs = Math.max(10_000, baseMs),
+}: CreateRetry = {}): Required<CreateRetry> {
+  return { baseMs, maxMs: durationMs('createRetry.maxMs', maxMs, baseMs) };
 }
 
 /** The checks of `LeaseOptions`. Functions of one file, since this stands before every lease. */
-export const LEASE_CHECKS: { readonly [K in keyof LeaseOptions & string]-?: Check } = {
+export const LEASE_CHECKS: Checks<LeaseOptions> = {
   taskId: text,
   requestId: text,
-  instanceId: fromOne,
+  instanceId: wholeNumber,
   signal: abortSignal,
   timeoutMs: durationMs,
   priority: integer,

@@ -85,7 +85,7 @@ export class Scheduler<T> {
     const instance = options?.instanceId === undefined && !isCapped ? this.#takeFree() : undefined;
     if (instance === undefined) return this.#enqueue(extras, isCapped);
     const request = new LeaseRequest(extras);
-    if (this.#waiters.isShared) this.#waiters.charge(request);
+    this.#waiters.charge(request);
     const lease = this.#leases.grant(instance, request);
     this.#pool.events.acquired(instance.id, options, 0);
     if (instance.evictionReason !== undefined || this.#instances.minIdle > 0) this.plan();

@@ -8,18 +8,15 @@ import {
 } from '../errors.js';
 import type { LeaseRejection, QueuePlace } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
-import { afterThisTurn } from '../internal/clock.js';
+import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { DrainRate } from '../queue/drain-rate.js';
 import { FairQueue } from '../queue/fair-queue.js';
-import { QUEUE_WATCH } from '../queue/queue-watch.js';
+import { QUEUE_WATCH } from '../queue/options.js';
 import { servingOrder } from '../queue/serving-order.js';
 import type { CallbackInvocation } from './callbacks.js';
 import { type Instance, type InstanceRegistry, LeaseRequest, LeaseRequestExtras } from './instances.js';
 import type { Lease } from './lease.js';
 import type { PoolSettings } from './options.js';
-
-// Rejections beyond this many in one turn of the event loop are delivered in later turns.
-const REJECTIONS_PER_TURN = 1_000;
 
 /** Settles a `warmUp`, with an error if there is one. */
 type SettleWarmUp = (failure?: { readonly error: unknown }) => void;
@@ -85,12 +82,7 @@ export class Waiters<T> {
    */
   assignTenant(extras: LeaseRequestExtras<T>, name: string): void {
     extras.holder = this.#queue.tenant(name);
-    if (extras.holder.guaranteed > 0) this.#hasGuarantees = true;
-  }
-
-  /** Whether a tenant was named. */
-  get isShared(): boolean {
-    return this.#queue.isShared;
+    if (extras.holder.limits.guaranteed > 0) this.#hasGuarantees = true;
   }
 
   /** Charges a request that did not wait to its tenant, once tenants are named. */
@@ -103,9 +95,9 @@ export class Waiters<T> {
   /** A lease has ended: corrects the charge. Returns whether there may be room under a cap now. */
   settle({ extras }: LeaseRequest<T>): boolean {
     const tenant = extras?.holder;
-    if (extras === undefined || tenant === undefined || !this.#queue.isShared) return false;
+    if (extras === undefined || tenant === undefined) return false;
     this.#queue.settle(extras, 1);
-    return tenant.cap !== Number.POSITIVE_INFINITY;
+    return tenant.hasCap;
   }
 
   /** Adds a waiter, for a certain instance or for any. */
@@ -145,6 +137,7 @@ export class Waiters<T> {
       const { agingMs, turnNow } = this.#settings;
       claimed.claims ??= new FairQueue({ agingMs }, turnNow);
       claimed.claims.pushAt(own, waiter, options?.priority);
+      if (own.holder !== undefined) own.holder.elsewhere++;
       this.#claimed.add(claimed);
     }
     return waiter;
@@ -167,7 +160,7 @@ export class Waiters<T> {
     if (claimant === undefined && first === undefined) return undefined;
     this.unserved--;
     if (claimant?.extras !== undefined && (first === undefined || this.#goesBefore(claimant, first))) {
-      instance.claims?.remove(claimant.extras, claimant);
+      this.#leaveClaims(claimant, claimant.extras);
       this.charge(claimant);
       return claimant;
     }
@@ -187,6 +180,12 @@ export class Waiters<T> {
       if (next === undefined || this.#goesBefore(waiter, next)) next = waiter;
     }
     return next;
+  }
+
+  /** Removes a waiter from the queue of the instance that it waits for. */
+  #leaveClaims(waiter: LeaseRequest<T>, extras: LeaseRequestExtras<T>): void {
+    extras.claimed?.claims?.remove(extras, waiter);
+    if (extras.holder !== undefined) extras.holder.elsewhere--;
   }
 
   #goesBefore(a: LeaseRequest<T>, b: LeaseRequest<T>): boolean {
@@ -251,7 +250,8 @@ export class Waiters<T> {
       this.unserved--;
       // Without extras it is the first.
       if (extras === undefined) this.#queue.take(waiter);
-      else (extras.claimed?.claims ?? this.#queue).remove(extras, waiter);
+      else if (extras.claimed === undefined) this.#queue.remove(extras, waiter);
+      else this.#leaveClaims(waiter, extras);
     }
     if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
@@ -383,7 +383,7 @@ export class Waiters<T> {
       return;
     }
     if (this.#rejections === 0) afterThisTurn(this.#onNextTurn);
-    if (this.#rejections === REJECTIONS_PER_TURN) {
+    if (this.#rejections === PER_TURN) {
       this.#backlog.push(reject);
       return;
     }
@@ -395,7 +395,7 @@ export class Waiters<T> {
 
   readonly #onNextTurn = (): void => {
     this.#rejections = 0;
-    for (const reject of this.#backlog.splice(0, REJECTIONS_PER_TURN)) this.#inBatches(reject);
+    for (const reject of this.#backlog.splice(0, PER_TURN)) this.#inBatches(reject);
   };
 }
 

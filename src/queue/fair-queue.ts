@@ -1,25 +1,58 @@
 /**
  * The queue that limiter and pool share: guarantees first, then priority, then tenants by the work they received, then
- * FIFO. `tenant.ts` has the tenants and their order, `drain-rate.ts` estimates waiting times.
+ * FIFO. From the outside in:
+ *
+ * - `QueueNode`, `QueuePosition`: an element
+ * - `FairQueue`
+ * - `Tenant`: its queues, what it received and what it may use; `isNext`: the order of tenants
+ * - `PriorityLevel`: what all elements of one priority have in common; `TenantQueue`: those of one tenant and priority
+ * - `Aging`: the oldest waiter of each priority, where waiting counts
+ * - `IndexedHeap`
+ *
+ * `serving-order` previews the order, `drain-rate` estimates waiting times, `options` has what limiter and pool pass on.
  */
-import { refusal } from '../internal/validate.js';
-import { Aging } from './aging.js';
-import type { FairnessOptions } from './fairness-options.js';
-import { IndexedHeap } from './indexed-heap.js';
-import {
-  isNext,
-  PriorityLevel,
-  type QueueNode,
-  type QueuePosition,
-  smoothed,
-  Tenant,
-  TenantQueue,
-} from './tenant.js';
+import { checkWeight, type FairnessOptions, tenantLimits, UNLIMITED } from './options.js';
+
+/** What an element that may leave before its turn has, and what a grant to a tenant is charged to. Owned by the queue. */
+export interface QueuePosition {
+  /** @internal */ queue?: TenantQueue | undefined;
+  /** @internal */ previous?: QueueNode | undefined;
+  /** @internal Present from the grant to its end, where tenants are named. */
+  holder?: Tenant | undefined;
+  /** @internal The work that the grant was charged. */
+  charged?: number | undefined;
+  /** @internal When it was granted. */
+  grantedAtMs?: number | undefined;
+  /** @internal Its place among all that were ever in its queue. */
+  order?: number;
+  /** @internal When it was queued, with `agingMs`. */
+  queuedAtMs?: number;
+}
+
+/** An element. The list is intrusive: an element needs no node of its own. */
+export interface QueueNode {
+  /** @internal Owned by the queue. */
+  next: QueueNode | undefined;
+  /**
+   * Required for an element that may leave before its turn, or that has a priority or a tenant. An element without one
+   * has priority 0 and no tenant; one that gets its position while queued is passed to `locate`.
+   */
+  readonly position: QueuePosition | undefined;
+  /** What it counts for. @default 1 */
+  readonly weight?: number;
+}
 
 /** Tenants that are remembered, for their mean, though they hold nothing and have no waiters. */
 const REMEMBERED = 1_000;
+/** While others wait, so many are remembered for what they have received: where new ones never end, nothing else bounds them. */
+const MAX_IDLE = 4_000;
 /** A waiter's position is looked up among so many priorities; beyond, it is the size of the queue. */
 const SEARCHED_LEVELS = 256;
+/** The share of the last grant in a mean. */
+const SMOOTHING = 0.2;
+
+const smoothed = (mean: number | undefined, value: number): number =>
+  mean === undefined ? value : mean + SMOOTHING * (value - mean);
 
 const weightOf = (node: QueueNode): number => node.weight ?? 1;
 
@@ -41,7 +74,8 @@ const weightOf = (node: QueueNode): number => node.weight ?? 1;
  */
 export class FairQueue<W extends QueueNode> {
   readonly #options: FairnessOptions;
-  readonly #isByTime: boolean;
+  /** @internal Whether tenants share by time. */
+  readonly isByTime: boolean;
   readonly #now: () => number;
   /** @internal The tenants that may be served, the next one first. */
   readonly ready = new IndexedHeap<Tenant>(isNext);
@@ -49,7 +83,8 @@ export class FairQueue<W extends QueueNode> {
   #top: Tenant | undefined;
   /** The elements without a tenant, which is the usual case, count as one tenant. */
   readonly #none = new Tenant();
-  readonly #tenants = new Map<string, Tenant>();
+  /** @internal Those that wait or hold something, and others that are remembered. */
+  readonly tenants = new Map<string, Tenant>();
   readonly #levels = new Map<number, PriorityLevel>();
   // Most queues use one priority only: its level is kept between elements.
   readonly #defaultLevel = new PriorityLevel(0);
@@ -68,7 +103,7 @@ export class FairQueue<W extends QueueNode> {
 
   constructor(options: FairnessOptions = {}, now: () => number = () => 0) {
     this.#options = options;
-    this.#isByTime = (options.fairBy ?? 'time') === 'time';
+    this.isByTime = (options.fairBy ?? 'time') === 'time';
     this.#now = now;
     this.#levels.set(0, this.#defaultLevel);
     if (options.agingMs !== undefined) this.#aging = new Aging(options.agingMs);
@@ -84,30 +119,27 @@ export class FairQueue<W extends QueueNode> {
     return this.#size - this.#excess;
   }
 
-  /** The priority of the next element. */
-  get topPriority(): number | undefined {
-    return this.#top?.top?.level.priority;
-  }
-
   /**
    * The tenant with this name, for a request of that weight.
    *
    * @throws whatever is wrong with its share
    */
   tenant(name: string, weight = 1): Tenant {
+    const { tenants } = this.#options;
+    // First: it is the host's, and may come back here.
+    const limits =
+      tenants === undefined || this.tenants.get(name)?.isIdle === false
+        ? undefined
+        : tenantLimits(tenants(name));
     this.isShared = true;
-    let tenant = this.#tenants.get(name);
+    let tenant = this.tenants.get(name);
     if (tenant === undefined) {
       this.#forget();
       tenant = new Tenant();
-      this.#tenants.set(name, tenant);
+      this.tenants.set(name, tenant);
     }
-    const { tenants } = this.#options;
-    if (tenants !== undefined) {
-      if (tenant.held === 0 && tenant.top === undefined) tenant.configure(tenants(name));
-      if (weight > tenant.cap)
-        throw new RangeError(refusal('weight', `at most ${tenant.cap} for this tenant`, weight));
-    }
+    if (limits !== undefined && tenant.isIdle) tenant.limits = limits;
+    checkWeight(tenant.limits, weight);
     return tenant;
   }
 
@@ -124,7 +156,7 @@ export class FairQueue<W extends QueueNode> {
     position.order = queue.size + queue.taken;
     if (this.#aging !== undefined) position.queuedAtMs = this.#now();
     this.#append(node, queue);
-    if (tenant.cap !== Number.POSITIVE_INFINITY) this.#update(tenant);
+    if (tenant.hasCap) this.#update(tenant);
   }
 
   /** Finds the position of an element that was queued without one, so that it may leave before its turn. O(n). */
@@ -154,16 +186,8 @@ export class FairQueue<W extends QueueNode> {
   /** Takes the element that `peek` has just returned, and charges its tenant. */
   take(node: W): void {
     const queue = ((this.#aging && node.position?.queue) ?? this.#top?.top) as TenantQueue;
-    const { next } = node;
-    queue.head = next;
-    queue.size--;
     queue.taken++;
-    queue.level.size--;
-    this.#size--;
-    node.next = undefined;
-    this.#aging?.place(queue);
-    if (next === undefined) this.#endAt(undefined, queue);
-    else if (next.position !== undefined) next.position.previous = undefined;
+    this.#unlink(node, undefined, queue);
     if (node.position !== undefined) node.position.queue = undefined;
     if (this.isShared) this.#grant(node.position, weightOf(node), queue.tenant, queue.level);
   }
@@ -174,17 +198,8 @@ export class FairQueue<W extends QueueNode> {
     if (queue === undefined) return false;
     position.queue = undefined;
     position.previous = undefined;
-    const { next } = node;
-    if (previous === undefined) queue.head = next;
-    else previous.next = next;
-    queue.size--;
-    queue.level.size--;
-    this.#size--;
-    node.next = undefined;
-    this.#aging?.place(queue);
-    if (next === undefined) this.#endAt(previous, queue);
-    else if (next.position !== undefined) next.position.previous = previous;
-    if (queue.tenant.cap !== Number.POSITIVE_INFINITY) this.#update(queue.tenant);
+    this.#unlink(node, previous, queue);
+    if (queue.tenant.hasCap) this.#update(queue.tenant);
     return true;
   }
 
@@ -195,7 +210,7 @@ export class FairQueue<W extends QueueNode> {
     const top = this.#top;
     if (top === undefined) return true;
     if (tenant.isUrgent !== top.isUrgent) return tenant.isUrgent;
-    if (priority <= (this.topPriority as number)) return false;
+    if (priority <= top.priority) return false;
     return this.#aging?.precedes(this.#aging.dueMs(priority, this.#now())) === undefined;
   }
 
@@ -211,10 +226,10 @@ export class FairQueue<W extends QueueNode> {
     if (tenant === undefined) return;
     position.holder = undefined;
     tenant.held -= weight;
-    if (this.#isByTime) {
+    if (this.isByTime) {
       const { charged = 0, grantedAtMs = 0 } = position;
       const ms = this.#now() - grantedAtMs;
-      tenant.received += (weight * ms) / tenant.share - charged;
+      tenant.received += (weight * ms) / tenant.limits.weight - charged;
       // Exactly 0 without grants: sums of fractions would drift.
       tenant.pending = tenant.held === 0 ? 0 : tenant.pending - charged;
       tenant.since = tenant.held === 0 ? 0 : tenant.since - weight * grantedAtMs;
@@ -226,8 +241,8 @@ export class FairQueue<W extends QueueNode> {
 
   /** Lets every waiter be next, whatever the caps. */
   liftCaps(): void {
-    for (const tenant of this.#tenants.values()) {
-      tenant.cap = Number.POSITIVE_INFINITY;
+    for (const tenant of this.tenants.values()) {
+      tenant.limits = { ...tenant.limits, maxConcurrent: Number.POSITIVE_INFINITY };
       this.#update(tenant);
     }
   }
@@ -239,20 +254,21 @@ export class FairQueue<W extends QueueNode> {
    */
   aheadOf(priority = 0, name?: string): number {
     const level = this.#levels.get(priority);
-    const tenant = name === undefined ? this.#none : this.#tenants.get(name);
+    const tenant = name === undefined ? this.#none : this.tenants.get(name);
     const own = (level && tenant && this.#find(tenant, level)?.size) ?? 0;
-    return this.#ahead(priority, own, own > 0, tenant);
+    return this.#ahead(priority, own, own > 0, tenant, 0);
   }
 
   /** The same for an element in the queue; those ahead of it that left before their turn may still count. */
   aheadOfQueued({ queue, order = 0 }: QueuePosition): number {
     if (queue === undefined) return 0;
     const own = Math.min(queue.size - 1, order - queue.taken);
-    return this.#ahead(queue.level.priority, own, true, queue.tenant);
+    return this.#ahead(queue.level.priority, own, true, queue.tenant, 1);
   }
 
-  #ahead(priority: number, own: number, isQueued: boolean, tenant: Tenant | undefined): number {
-    if (this.#levels.size > SEARCHED_LEVELS) return this.#size;
+  /** `self`: how many of its level are the element itself. */
+  #ahead(priority: number, own: number, isQueued: boolean, tenant: Tenant | undefined, self: 0 | 1): number {
+    if (this.#levels.size > SEARCHED_LEVELS) return this.#size - self;
     let ahead = 0;
     for (const level of this.#levels.values()) {
       if (level.priority > priority) ahead += level.size;
@@ -260,7 +276,7 @@ export class FairQueue<W extends QueueNode> {
         const isFirst =
           own === 0 && (tenant === this.#top || (!isQueued && this.#resumesFirst(tenant, level)));
         const others = isFirst ? 0 : level.tenants - (isQueued ? 1 : 0);
-        ahead += Math.min(level.size, own + (own + 1) * others);
+        ahead += Math.min(level.size - self, own + (own + 1) * others);
       }
     }
     return ahead;
@@ -269,13 +285,13 @@ export class FairQueue<W extends QueueNode> {
   /** The work that a grant is charged, by the tenant's share: an estimate, where it depends on time. */
   costOf(tenant: Tenant, weight: number): number {
     const { fairBy } = this.#options;
-    if (fairBy === 'requests') return 1 / tenant.share;
+    if (fairBy === 'requests') return 1 / tenant.limits.weight;
     const ms = fairBy === 'weight' ? 1 : (tenant.meanMs ?? this.#meanMs ?? 0);
-    return (weight * ms) / tenant.share;
+    return (weight * ms) / tenant.limits.weight;
   }
 
   #receivedBy(tenant: Tenant): number {
-    return this.#isByTime ? tenant.receivedBy(this.#now()) : tenant.received;
+    return this.isByTime ? tenant.receivedBy(this.#now()) : tenant.received;
   }
 
   #peekAged(aging: Aging): W | undefined {
@@ -301,7 +317,7 @@ export class FairQueue<W extends QueueNode> {
       position.holder = tenant;
       position.charged = charged;
       tenant.held += weight;
-      if (this.#isByTime) {
+      if (this.isByTime) {
         position.grantedAtMs = this.#now();
         tenant.pending += charged;
         tenant.since += weight * position.grantedAtMs;
@@ -318,8 +334,8 @@ export class FairQueue<W extends QueueNode> {
   }
 
   #queueOf(tenant: Tenant, priority: number): TenantQueue {
-    // Created for the first element and dropped with the last: each wait writes to its queue, and V8's write barrier costs
-    // more for an old object.
+    // Without a tenant, created for the first element and dropped with the last: each wait writes to its queue, and V8's
+    // write barrier costs more for an old object. A tenant keeps its own: with many, to make one costs more than to write.
     if (priority === 0) {
       tenant.plain ??= new TenantQueue(this.#defaultLevel, tenant);
       return tenant.plain;
@@ -364,7 +380,20 @@ export class FairQueue<W extends QueueNode> {
     }
     tenant.open(queue);
     this.#update(tenant);
+  }
+
+  /** Takes an element out of the list; `previous` precedes it. */
+  #unlink(node: QueueNode, previous: QueueNode | undefined, queue: TenantQueue): void {
+    const { next } = node;
+    if (previous === undefined) queue.head = next;
+    else previous.next = next;
+    queue.size--;
+    queue.level.size--;
+    this.#size--;
+    node.next = undefined;
     this.#aging?.place(queue);
+    if (next === undefined) this.#endAt(previous, queue);
+    else if (next.position !== undefined) next.position.previous = previous;
   }
 
   /** The tail is now `last`, or the queue is empty. */
@@ -372,8 +401,8 @@ export class FairQueue<W extends QueueNode> {
     queue.tail = last;
     if (last !== undefined) return;
     const { level, tenant } = queue;
-    if (level === this.#defaultLevel) tenant.plain = undefined;
-    else level.queues.delete(tenant);
+    if (level !== this.#defaultLevel) level.queues.delete(tenant);
+    else if (tenant === this.#none) tenant.plain = undefined;
     tenant.close(queue);
     if (--level.tenants === 0 && level !== this.#defaultLevel) this.#levels.delete(level.priority);
     this.#update(tenant);
@@ -382,25 +411,308 @@ export class FairQueue<W extends QueueNode> {
   /** A tenant's place, after anything has changed that it depends on. */
   #update(tenant: Tenant): void {
     const head = tenant.top?.head;
-    const wasReady = tenant.heapIndex >= 0;
     if (head === undefined || tenant.isFull(weightOf(head))) this.ready.remove(tenant);
     else this.ready.place(tenant);
     this.#top = this.ready.top;
-    if (this.#aging !== undefined && wasReady !== tenant.heapIndex >= 0)
-      for (const queue of tenant.queues) this.#aging.place(queue);
-    if (tenant.cap === Number.POSITIVE_INFINITY && tenant.excess === 0) return;
-    const excess = Math.max(0, tenant.queued - Math.max(0, tenant.cap - tenant.held));
+    if (this.#aging !== undefined) for (const queue of tenant.queues) this.#aging.place(queue);
+    if (!tenant.hasCap && tenant.excess === 0) return;
+    const excess = Math.max(0, tenant.queued - Math.max(0, tenant.limits.maxConcurrent - tenant.held));
     this.#excess += excess - tenant.excess;
     tenant.excess = excess;
   }
 
-  /** Drops tenants that would resume as a new one does, each time that there are twice as many as were left before. */
+  /**
+   * Drops tenants that would resume as a new one does, and the first where there are too many, each time that there are
+   * twice as many as were left before.
+   */
   #forget(): void {
-    if (this.#tenants.size < this.#sweepAt) return;
-    for (const [name, tenant] of this.#tenants) {
-      const isIdle = tenant.held === 0 && tenant.top === undefined;
-      if (isIdle && (this.#size === 0 || tenant.received <= this.#virtual)) this.#tenants.delete(name);
+    if (this.tenants.size < this.#sweepAt) return;
+    for (const [name, tenant] of this.tenants) {
+      if (tenant.isIdle && (tenant.received <= this.#virtual || this.tenants.size > (this.#size && MAX_IDLE)))
+        this.tenants.delete(name);
     }
-    this.#sweepAt = Math.max(REMEMBERED, 2 * this.#tenants.size);
+    this.#sweepAt = Math.max(REMEMBERED, 2 * this.tenants.size);
+  }
+}
+
+/** A tenant of one queue: what it holds, what it has received, and its waiters. */
+export class Tenant implements HeapItem {
+  /** @internal Position among those that may be served. */
+  heapIndex = -1;
+  /** Its waiters of the highest priority. */
+  top: TenantQueue | undefined;
+  /** Theirs. Kept here for the heap: with 10,000 tenants each further object costs a cache miss. */
+  priority = 0;
+  /** Its queues, where it has waiters of several priorities. */
+  several: IndexedHeap<TenantQueue> | undefined;
+  /** That of priority 0, which is the usual one. */
+  plain: TenantQueue | undefined;
+  /** Work charged, divided by its share: what it received, and what is still expected of its present grants. */
+  received = 0;
+  /** The part of it that its present grants were charged. */
+  pending = 0;
+  /** When they were granted: the sum, by weight. */
+  since = 0;
+  /** Counts up with each of its grants, and when it begins to wait: of equals the smallest is next. */
+  turn = 0;
+  /** Weight held. */
+  held = 0;
+  /** How long it holds a permit, lately. */
+  meanMs: number | undefined;
+  /** What it may use. */
+  limits = UNLIMITED;
+  /** Waiters beyond what its cap has room for. */
+  excess = 0;
+  /** Its waiters in other queues. Changed by the owner of the queue. */
+  elsewhere = 0;
+
+  /** Whether it holds nothing and waits for nothing. */
+  get isIdle(): boolean {
+    return this.held === 0 && this.top === undefined && this.elsewhere === 0;
+  }
+
+  /** Its waiters, one queue for each priority. */
+  get queues(): readonly TenantQueue[] {
+    return this.several?.items ?? (this.top === undefined ? [] : [this.top]);
+  }
+
+  /** Its waiters. */
+  get queued(): number {
+    let queued = 0;
+    for (const { size } of this.queues) queued += size;
+    return queued;
+  }
+
+  get hasCap(): boolean {
+    return this.limits.maxConcurrent !== Number.POSITIVE_INFINITY;
+  }
+
+  /** Whether it has a cap, and its waiters will take all that is left of it. */
+  get isTaken(): boolean {
+    return this.hasCap && this.held + this.queued >= this.limits.maxConcurrent;
+  }
+
+  /** A queue of it has its first waiter. */
+  open(queue: TenantQueue): void {
+    if (this.top !== undefined) {
+      if (this.several === undefined) {
+        this.several = new IndexedHeap(isHigher);
+        this.several.place(this.top);
+      }
+      this.several.place(queue);
+    }
+    this.#setTop(this.several?.top ?? queue);
+  }
+
+  /** A queue of it has no waiter any more. */
+  close(queue: TenantQueue): void {
+    this.several?.remove(queue);
+    this.#setTop(this.several?.top);
+  }
+
+  #setTop(top: TenantQueue | undefined): void {
+    this.top = top;
+    if (top === undefined) this.several = undefined;
+    else this.priority = top.level.priority;
+  }
+
+  /** Whether it has a claim to whatever is released next. */
+  get isUrgent(): boolean {
+    return this.held < this.limits.guaranteed;
+  }
+
+  /** Whether a permit of this weight would exceed its cap. */
+  isFull(weight: number): boolean {
+    return this.held + weight > this.limits.maxConcurrent;
+  }
+
+  /** Work received by now. What is still expected of present grants does not count. */
+  receivedBy(nowMs: number): number {
+    return this.received - this.pending + (this.held * nowMs - this.since) / this.limits.weight;
+  }
+}
+
+const isHigher = (a: TenantQueue, b: TenantQueue): boolean => a.level.priority > b.level.priority;
+
+/** What the order of tenants depends on. */
+export interface Orderable {
+  isUrgent: boolean;
+  priority: number;
+  received: number;
+  turn: number;
+}
+
+/** The order of tenants with waiters: guarantees, then priority, then work received, then turns. */
+export function isNext(a: Readonly<Orderable>, b: Readonly<Orderable>): boolean {
+  if (a.isUrgent !== b.isUrgent) return a.isUrgent;
+  if (a.priority !== b.priority) return a.priority > b.priority;
+  return a.received === b.received ? a.turn < b.turn : a.received < b.received;
+}
+
+/** @internal The elements of one tenant and priority: a FIFO list. */
+export class TenantQueue implements HeapItem {
+  head: QueueNode | undefined;
+  tail: QueueNode | undefined;
+  size = 0;
+  /** Elements that left from the head, in their turn. */
+  taken = 0;
+  heapIndex = -1;
+  /** With `agingMs`. */
+  aged: AgedQueue | undefined;
+
+  constructor(
+    readonly level: PriorityLevel,
+    readonly tenant: Tenant,
+  ) {}
+}
+
+/** @internal What all elements of one priority have in common. */
+export class PriorityLevel implements HeapItem {
+  /** Elements. */
+  size = 0;
+  /** Tenants that have them. */
+  tenants = 0;
+  /** The present virtual time: the work that the tenant of its last grant had received. */
+  virtual = 0;
+  /** The queues of its tenants; those of priority 0 are known to their tenants. */
+  readonly queues = new Map<Tenant, TenantQueue>();
+  heapIndex = -1;
+  /** With `agingMs`: its queues, the one with the oldest element first. */
+  aged: IndexedHeap<AgedQueue> | undefined;
+
+  constructor(readonly priority: number) {}
+}
+
+/** @internal A tenant's queue among those of its priority. */
+export interface AgedQueue extends HeapItem {
+  readonly queue: TenantQueue;
+}
+
+const queuedAtMs = (queue: TenantQueue): number => queue.head?.position?.queuedAtMs ?? 0;
+
+/**
+ * The oldest waiter of each priority, for a queue in which waiting counts.
+ *
+ * A waiter of priority p is as urgent as one of a higher priority P that arrives (P − p) × `agingMs` later. That order does
+ * not change as time passes, so nothing has to be moved: `dueMs` is when a waiter arrived, minus its priority × `agingMs`.
+ * Tenants of the same priority still share by work received.
+ */
+export class Aging {
+  readonly #agingMs: number;
+  readonly #levels = new IndexedHeap<PriorityLevel>((a, b) => this.#levelDueMs(a) < this.#levelDueMs(b));
+
+  constructor(agingMs: number) {
+    this.#agingMs = agingMs;
+  }
+
+  dueMs(priority: number, arrivedMs: number): number {
+    return arrivedMs - priority * this.#agingMs;
+  }
+
+  /** The first of a queue has changed, or whether its tenant's cap has room for it. */
+  place(queue: TenantQueue): void {
+    const { level, tenant } = queue;
+    queue.aged ??= { queue, heapIndex: -1 };
+    level.aged ??= new IndexedHeap<AgedQueue>((a, b) => queuedAtMs(a.queue) < queuedAtMs(b.queue));
+    if (queue.head === undefined || tenant.heapIndex < 0 || tenant.isFull(weightOf(queue.head)))
+      level.aged.remove(queue.aged);
+    else level.aged.place(queue.aged);
+    if (level.aged.top === undefined) this.#levels.remove(level);
+    else this.#levels.place(level);
+  }
+
+  /** The waiter of another priority that precedes one due at that time: the oldest of them all. */
+  precedes(dueMs: number, priority?: number): QueueNode | undefined {
+    // The one with that priority may be on top: then one of the two below it is the first of the others.
+    const [first, left, right] = this.#levels.items;
+    let level = first;
+    if (first?.priority === priority) {
+      level =
+        left !== undefined && right !== undefined && this.#levelDueMs(right) < this.#levelDueMs(left)
+          ? right
+          : left;
+    }
+    return level !== undefined && this.#levelDueMs(level) <= dueMs ? level.aged?.top?.queue.head : undefined;
+  }
+
+  #levelDueMs({ priority, aged }: PriorityLevel): number {
+    const oldest = aged?.top?.queue;
+    return oldest === undefined ? Number.POSITIVE_INFINITY : this.dueMs(priority, queuedAtMs(oldest));
+  }
+}
+
+/** An item that knows its place, so that it can move or leave from anywhere. */
+export interface HeapItem {
+  /** @internal Owned by the heap; -1 outside of it. */
+  heapIndex: number;
+}
+
+/**
+ * A binary heap whose items can move when their order changes, and leave from anywhere. O(log n) for each.
+ *
+ * Invariants:
+ * - An item knows its index.
+ * - No item precedes its parent, `items[(index - 1) >> 1]`.
+ */
+export class IndexedHeap<T extends HeapItem> {
+  readonly items: T[] = [];
+  readonly #precedes: (a: T, b: T) => boolean;
+
+  constructor(precedes: (a: T, b: T) => boolean) {
+    this.#precedes = precedes;
+  }
+
+  /** The item that precedes all others. */
+  get top(): T | undefined {
+    return this.items[0];
+  }
+
+  /** Adds an item, or moves one whose order has changed. */
+  place(item: T): void {
+    const { items } = this;
+    const precedes = this.#precedes;
+    let index = item.heapIndex < 0 ? items.length : item.heapIndex;
+    while (index > 0) {
+      const above = (index - 1) >> 1;
+      const parent = items[above] as T;
+      if (!precedes(item, parent)) break;
+      items[index] = parent;
+      parent.heapIndex = index;
+      index = above;
+    }
+    for (;;) {
+      let below = 2 * index + 1;
+      const right = items[below + 1];
+      if (right !== undefined && precedes(right, items[below] as T)) below++;
+      const child = items[below];
+      if (child === undefined || !precedes(child, item)) break;
+      items[index] = child;
+      child.heapIndex = index;
+      index = below;
+    }
+    items[index] = item;
+    item.heapIndex = index;
+  }
+
+  /** Removes an item, if it is inside. */
+  remove(item: T): void {
+    const { heapIndex } = item;
+    if (heapIndex < 0) return;
+    item.heapIndex = -1;
+    const last = this.items.pop() as T;
+    if (last === item) return;
+    // The last fills the gap, which first moves to the bottom: most belong there, and it costs one comparison a level.
+    const { items } = this;
+    let gap = heapIndex;
+    for (let below = 2 * gap + 1; below < items.length; below = 2 * gap + 1) {
+      const right = items[below + 1];
+      if (right !== undefined && this.#precedes(right, items[below] as T)) below++;
+      const child = items[below] as T;
+      items[gap] = child;
+      child.heapIndex = gap;
+      gap = below;
+    }
+    last.heapIndex = gap;
+    this.place(last);
   }
 }

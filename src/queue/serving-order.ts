@@ -1,6 +1,13 @@
-import type { FairQueue } from './fair-queue.js';
-import { type HeapItem, IndexedHeap } from './indexed-heap.js';
-import { isNext, type Orderable, type QueueNode, type Tenant, type TenantQueue } from './tenant.js';
+import {
+  type FairQueue,
+  type HeapItem,
+  IndexedHeap,
+  isNext,
+  type Orderable,
+  type QueueNode,
+  type Tenant,
+  type TenantQueue,
+} from './fair-queue.js';
 
 /** A tenant as it will stand once some of its elements have been taken. */
 interface Preview extends Orderable, HeapItem {
@@ -18,10 +25,10 @@ export function* servingOrder<W extends QueueNode>(queue: FairQueue<W>): Generat
   for (const tenant of queue.ready.items) {
     const queues = [...tenant.queues].sort((a, b) => b.level.priority - a.level.priority);
     const [top] = queues as [TenantQueue];
-    const { isUrgent, received, turn, held } = tenant;
+    const { isUrgent, priority, received, turn, held } = tenant;
     turns = Math.max(turns, turn);
     const head = top.head as QueueNode;
-    previews.place({ tenant, queues, top, at: 0, head, isUrgent, received, turn, held, heapIndex: -1 });
+    previews.place({ tenant, queues, priority, at: 0, head, isUrgent, received, turn, held, heapIndex: -1 });
   }
   for (let next = previews.top; next !== undefined; next = previews.top) {
     const { head, tenant } = next;
@@ -30,12 +37,14 @@ export function* servingOrder<W extends QueueNode>(queue: FairQueue<W>): Generat
     next.received += queue.isShared ? queue.costOf(tenant, weight) : 0;
     next.turn = ++turns;
     next.held += weight;
-    next.isUrgent = next.held < tenant.guaranteed;
-    next.top = next.queues[head.next === undefined ? ++next.at : next.at];
-    const following = head.next ?? next.top?.head;
-    if (following === undefined || next.held + (following.weight ?? 1) > tenant.cap) previews.remove(next);
+    next.isUrgent = next.held < tenant.limits.guaranteed;
+    const own = next.queues[head.next === undefined ? ++next.at : next.at];
+    const following = head.next ?? own?.head;
+    if (following === undefined || next.held + (following.weight ?? 1) > tenant.limits.maxConcurrent)
+      previews.remove(next);
     else {
       next.head = following;
+      next.priority = (own as TenantQueue).level.priority;
       previews.place(next);
     }
   }

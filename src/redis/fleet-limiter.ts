@@ -6,7 +6,7 @@ import {
   type LimitsUnavailableError,
   QueueFullError,
 } from '../errors.js';
-import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
+import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { anySignal, unwatchAbort, watchAbort, withDeadline } from '../internal/abort.js';
 import { AsyncContext } from '../internal/async-context.js';
@@ -14,7 +14,7 @@ import { inBatches, nowMs, turnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { summaryOf } from '../internal/error-summary.js';
 import { sharedStack } from '../internal/shared-stack.js';
-import { callable, oneOf, refusal, wholeNumber } from '../internal/validate.js';
+import { callable, oneOf, wholeNumber } from '../internal/validate.js';
 import { emitAcquired, emitRejected, emitReleased, permitPayload, queueFigures } from '../limiter/events.js';
 import type {
   AcquireOptions,
@@ -25,20 +25,18 @@ import type {
   RunContext,
 } from '../limiter/limiter.js';
 import { checkAcquireOptions, checkCloseOptions } from '../limiter/options.js';
-import { Tenant } from '../queue/tenant.js';
+import { checkWeight, QUEUE_WATCH, tenantLimits, UNLIMITED } from '../queue/options.js';
 import type { CommandConnection, Subscriber } from './client.js';
-import { FleetPermit, type PermitOwner, releaseOperation, workOperation } from './fleet-permit.js';
-import { FleetMember, type MemberOwner, type Operation } from './member.js';
+import { FleetPermit, type PermitOwner, releaseOperation } from './fleet-permit.js';
+import { LocalShare } from './local-share.js';
+import { type FleetFigures, FleetMember, type MemberOwner, type Operation } from './member.js';
 import type { FleetLimiterOptions, FleetOptions } from './options.js';
+import { QueuePlaces } from './queue-places.js';
 
 /** A snapshot of a fleet limiter: this process's own counts, and the fleet's as Redis last reported them. */
 export interface FleetLimiterStats extends LimiterStats {
   readonly fleet: FleetStats;
 }
-
-/** A member's share of the limit, by how many members joined before it. */
-const shareOf = (limit: number, members: number, rank: number): number =>
-  members === 0 ? 0 : Math.floor(limit / members) + (rank < limit % members ? 1 : 0);
 
 /** What work under a fleet limiter receives. */
 export interface FleetRunContext extends RunContext {
@@ -66,6 +64,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   readonly name: string;
   /** Where its events are emitted. */
   readonly hooks: LifecycleHooks;
+  /** @internal Where its waiters stand. */
+  readonly places: QueuePlaces;
   readonly #options: FleetLimiterOptions;
   readonly #fleet: FleetOptions;
   readonly #member: FleetMember;
@@ -88,7 +88,9 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   #unavailable: LimitsUnavailableError | undefined;
   #joinedMs = Number.POSITIVE_INFINITY;
   /** Present while this member works with its share of the limit, without Redis. */
-  #share: { grant(): void; end(): void } | undefined;
+  #share: LocalShare | undefined;
+  /** Until others can have no more than theirs, it grants nothing of it. */
+  #shareTimer: NodeJS.Timeout | undefined;
   /** The mean time for which a permit was held lately. */
   #meanHeldMs = 1_000;
 
@@ -101,6 +103,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   ) {
     this.name = options.name;
     this.hooks = options.hooks ?? fleet.hooks;
+    this.places = new QueuePlaces(this.hooks);
     this.#options = options;
     this.#fleet = fleet;
     this.#limit = options.maxConcurrent;
@@ -183,16 +186,16 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     // Read once: the caller may reuse the object for the next request.
     const { signal, timeoutMs = this.#options.acquireTimeoutMs, priority = 0, weight = 1 } = options;
     const { tenant, taskId, requestId } = options;
+    const watch = options[QUEUE_WATCH];
     const extras = { signal, timeoutMs, priority, weight, tenant, taskId, requestId };
     if (signal?.aborted) return this.#reject('aborted', signal.reason, extras);
     const rejection = this.#rejection(timeoutMs);
     if (rejection !== undefined) return this.#reject(...rejection, extras);
-    const share = new Tenant();
+    let limits = UNLIMITED;
     try {
       if (tenant !== undefined && this.#options.tenants !== undefined) {
-        share.configure(this.#options.tenants(tenant));
-        if (weight > share.cap)
-          throw new RangeError(refusal('weight', `at most ${share.cap} for this tenant`, weight));
+        limits = tenantLimits(this.#options.tenants(tenant));
+        checkWeight(limits, weight);
       }
     } catch (error) {
       return Promise.reject(error);
@@ -204,9 +207,11 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       this.#scoreOf(priority),
       extras,
       turnMs(),
-      this.#costOf(weight),
-      share,
+      { by: this.#options.fairBy ?? 'time', ages: this.#options.agingMs !== undefined, limits },
     );
+    if (watch !== undefined) {
+      this.places.watch(permit, watch, () => this.#placeOf(permit));
+    }
     if (this.hooks.hasListeners('permit:queued')) permit.extras = { ...extras, context: new AsyncContext() };
     const answer = new Promise<FleetPermit>((resolve) => {
       permit.settle = resolve;
@@ -217,7 +222,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     if (signal !== undefined) watchAbort(signal, permit);
     this.#waiting.set(permit.id, permit);
     this.#member.send(permit.acquireOperation);
-    this.#share?.grant();
+    this.#share?.add(permit);
+    this.#grantShare();
     return this.#observed(permit, answer);
   }
 
@@ -279,8 +285,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   async terminate(): Promise<void> {
     this.#isOpen = false;
     await this.#rejectWaiters('closed', () => new LimiterClosedError(this.name));
-    this.#share?.end();
-    this.#share = undefined;
+    this.#endShare();
     this.#loseAll('closed');
     await this.#member.leave();
   }
@@ -305,13 +310,11 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       this.#active -= permit.weight;
       const heldMs = turnMs() - permit.sinceMs;
       this.#meanHeldMs += (heldMs - this.#meanHeldMs) / 16;
-      if (permit.tenant !== undefined && permit.cost === 0) {
-        this.#member.send(workOperation(permit, heldMs * permit.weight));
-      }
+      this.#share?.release(permit);
       this.#member.send(releaseOperation(permit.id));
       emitReleased(this, permit, outcome);
       this.#idle.check();
-      this.#share?.grant();
+      this.#grantShare();
     }
     oneOf('outcome', outcome, ['ok', 'dropped', 'ignored']);
   }
@@ -345,8 +348,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     if (permit.extras?.timeoutMs === 0) this.abandon(permit, 'timeout', undefined);
     else if (this.#queued > this.#maxQueue) this.#endWait(permit, 'queue-full', this.#queueFullError());
     else if (this.hooks.hasListeners('permit:queued')) {
-      const emit = (): void =>
-        this.hooks.emit('permit:queued', permitPayload(this, permit.weight, permit.extras));
+      const payload = permitPayload(this, permit.weight, permit.extras);
+      const emit = (): void => this.hooks.emit('permit:queued', { ...payload, ...this.#placeOf(permit) });
       const { context } = permit.extras ?? {};
       if (context === undefined) emit();
       else context.run(emit);
@@ -354,6 +357,16 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   }
 
   // For the member.
+
+  /** @internal */
+  onFigures(figures: FleetFigures): void {
+    this.places.onFigures(figures);
+  }
+
+  /** @internal */
+  onRenewal(): void {
+    for (const { placeOperation } of this.places.due()) this.#member.send(placeOperation);
+  }
 
   /** @internal */
   get limit(): number {
@@ -378,8 +391,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   /** @internal */
   onJoined(isFirst: boolean): void {
     this.#unavailable = undefined;
-    this.#share?.end();
-    this.#share = undefined;
+    this.#endShare();
     if (isFirst) this.#joinedMs = nowMs();
     const { maxConcurrent } = this.#options;
     if (!isFirst) return;
@@ -430,7 +442,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   /** @internal */
   onStillUnavailable(): void {
-    this.#share?.grant();
+    this.#grantShare();
   }
 
   /** @internal */
@@ -458,14 +470,17 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   #scoreOf(priority: number): string {
     const { agingMs } = this.#options;
     if (agingMs === undefined) return priority === 0 ? '0' : String(-priority);
-    return `+${-priority * agingMs}`;
+    // Exact for what any waiter lives to see.
+    return `+${Math.max(-9e15, Math.min(9e15, Math.round(-priority * agingMs)))}`;
   }
 
-  /** What a tenant is charged for a request; 0 leaves it to what its requests took lately. */
-  #costOf(weight: number): number {
-    const { fairBy } = this.#options;
-    if (fairBy === 'weight') return 1_000 * weight;
-    return fairBy === 'requests' ? 1_000 : 0;
+  /** What a position in the queue may take, judging by what was held here. */
+  get #usualMs(): number {
+    return this.#meanHeldMs / this.#limit;
+  }
+
+  #placeOf(permit: FleetPermit): QueuePlace | undefined {
+    return this.#member.isAvailable ? this.places.of(permit, this.#usualMs) : undefined;
   }
 
   /** Without Redis: permits beyond this member's share are lost, the latest first. */
@@ -473,37 +488,28 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     const { members, rank } = this.#member.figures;
     // The others have learned of a member by half a lease after its first join.
     const isKnown = nowMs() > this.#joinedMs + this.#fleet.leaseMs / 2;
-    const size = isKnown ? shareOf(this.#limit, members, rank) : 0;
-    let kept = 0;
-    for (const permit of [...this.#held.values()]) {
-      if (kept + permit.weight > size) this.#lose(permit, 'excess');
-      else kept += permit.weight;
-    }
-    // Until then, another member may hold more than its share: its lease may have been confirmed a third of a lease later.
-    const timer = setTimeout(() => {
-      share.isOpen = true;
-      share.grant();
-    }, 0.45 * this.#fleet.leaseMs).unref();
-    const share = {
-      isOpen: false,
-      // While a join is under way, Redis may grant as well.
-      grant: () => {
-        if (share.isOpen && this.#member.isOut) this.#grantWithin(size);
-      },
-      end: () => clearTimeout(timer),
-    };
+    const share = new LocalShare(this.#limit, isKnown ? members : 0, rank, this.#options);
+    for (const permit of [...this.#held.values()]) if (!share.keep(permit)) this.#lose(permit, 'excess');
+    for (const permit of this.#waiting.values()) share.add(permit);
     this.#share = share;
+    // Until then, another member may hold more than its share: its lease may have been confirmed a third of a lease later.
+    this.#shareTimer = setTimeout(() => {
+      this.#shareTimer = undefined;
+      this.#grantShare();
+    }, 0.45 * this.#fleet.leaseMs).unref();
   }
 
-  #grantWithin(size: number): void {
-    while (this.#waiting.size > 0) {
-      let next: FleetPermit | undefined;
-      for (const permit of this.#waiting.values()) {
-        if (next === undefined || Number(permit.score) < Number(next.score)) next = permit;
-      }
-      if (next === undefined || this.#active + next.weight > size) return;
-      this.#grant(next);
-    }
+  #grantShare(): void {
+    const share = this.#share;
+    // While a join is under way, Redis may grant as well.
+    if (share === undefined || this.#shareTimer !== undefined || !this.#member.isOut) return;
+    for (let next = share.next(); next !== undefined; next = share.next()) this.#grant(next);
+  }
+
+  #endShare(): void {
+    clearTimeout(this.#shareTimer);
+    this.#shareTimer = undefined;
+    this.#share = undefined;
   }
 
   /** Why a request is rejected on arrival, if it is. */
@@ -523,8 +529,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   }
 
   #queueFullError(): QueueFullError {
-    const ahead = this.#member.figures.queued + 1;
-    const retryAfterMs = Math.ceil((this.#meanHeldMs * ahead) / this.#limit);
+    const retryAfterMs = this.places.estimateMs(this.#member.figures.queued + 1, this.#usualMs);
     return new QueueFullError({ ...queueFigures(this, 0), retryAfterMs });
   }
 
@@ -564,6 +569,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   /** Ends a wait without a permit, here and in Redis. */
   #endWait(permit: FleetPermit, reason: PermitRejection, error: unknown): void {
     this.#leaveQueue(permit);
+    this.#share?.remove(permit);
     permit.state = reason;
     this.#rejected++;
     if (permit.isSent) this.#member.send(permit.cancelOperation);
@@ -574,6 +580,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   #leaveQueue(permit: FleetPermit): void {
     this.#waiting.delete(permit.id);
+    this.places.forget(permit);
     if (permit.number !== '') this.#queued--;
     clearTimeout(permit.timer);
     const { signal } = permit.extras ?? {};
@@ -599,6 +606,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     if (permit.state !== 'held') return;
     this.#held.delete(permit.id);
     this.#active -= permit.weight;
+    this.#share?.release(permit);
     this.#lost++;
     permit.lose(reason);
     if (this.hooks.hasListeners('permit:lost')) {

@@ -1,10 +1,13 @@
 import { type LimitLossReason, LimitLostError } from '../errors.js';
 import type { PermitOutcome, PermitRejection } from '../hooks/events.js';
 import type { AbortWatcher } from '../internal/abort.js';
+import { wellFormed } from '../internal/redaction.js';
 import type { PermitContext } from '../limiter/events.js';
 import type { Permit } from '../limiter/limiter.js';
-import type { Tenant } from '../queue/tenant.js';
+import type { QueueNode, QueuePosition } from '../queue/fair-queue.js';
+import type { TenantLimits } from '../queue/options.js';
 import type { Operation } from './member.js';
+import type { PlacedWaiter, QueuePlaces } from './queue-places.js';
 
 /** What a permit needs of its limiter. */
 export interface PermitOwner {
@@ -13,12 +16,17 @@ export interface PermitOwner {
   checkLease(): void;
   release(permit: FleetPermit, outcome: PermitOutcome): void;
   abandon(permit: FleetPermit, reason: 'aborted' | 'timeout', cause: unknown): void;
-  /** The reply to its request: whether it was granted at once, else its number in the queue. */
+  readonly places: QueuePlaces;
+  /** The reply to its request: `0` if it was granted at once, else its number in the queue. */
   onAnswer(permit: FleetPermit, number: string): void;
 }
 
-/** What a tenant may use of the limit. */
-type TenantLimits = Pick<Tenant, 'share' | 'cap' | 'guaranteed'>;
+/** How tenants share the limit, and what the one of a request may use of it. */
+interface Sharing {
+  readonly by: 'time' | 'weight' | 'requests';
+  readonly ages: boolean;
+  readonly limits: TenantLimits;
+}
 
 /**
  * Waiter and permit in one.
@@ -27,12 +35,19 @@ type TenantLimits = Pick<Tenant, 'share' | 'cap' | 'guaranteed'>;
  *        │                   └────► lost
  *        └──► aborted, timeout, queue-full, closed, unavailable
  */
-export class FleetPermit implements Permit, AbortWatcher {
+export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaiter {
   readonly id: string;
   readonly weight: number;
+  readonly priority: number;
   readonly score: string;
   state: 'waiting' | 'held' | 'released' | 'lost' | PermitRejection = 'waiting';
   extras: PermitContext | undefined;
+  /** Its place in the queue of a member that works without Redis. */
+  next: QueueNode | undefined = undefined;
+  position: QueuePosition | undefined = undefined;
+  /** Where it stands in the fleet's queue (see `QueuePlaces`). */
+  ahead: number | undefined = undefined;
+  servedBefore = 0;
   /** Its number in the fleet's queue, once Redis has given it one: kept, so that order survives a failure. */
   number = '';
   /** Whether Redis may know of it. */
@@ -41,10 +56,9 @@ export class FleetPermit implements Permit, AbortWatcher {
   /** When it was requested; then when it was granted. */
   sinceMs: number;
   waitMs = 0;
-  /** For fair shares: whose it is, and what it is charged in advance. */
+  /** Whose it is, as Redis knows it. */
   readonly tenant: string | undefined;
-  readonly cost: number;
-  readonly share: TenantLimits;
+  readonly sharing: Sharing;
   settle: ((answer: this | Promise<never>) => void) | undefined;
   readonly #owner: PermitOwner;
   #controller: AbortController | undefined;
@@ -57,25 +71,26 @@ export class FleetPermit implements Permit, AbortWatcher {
     score: string,
     extras: PermitContext,
     sinceMs: number,
-    cost: number,
-    share: TenantLimits,
+    sharing: Sharing,
   ) {
     this.#owner = owner;
     this.id = id;
     this.weight = weight;
+    this.priority = extras.priority ?? 0;
     this.score = score;
     this.extras = extras;
     this.sinceMs = sinceMs;
-    this.tenant = extras.tenant === undefined ? undefined : encodeURIComponent(extras.tenant);
-    this.cost = cost;
-    this.share = share;
+    this.tenant = extras.tenant === undefined ? undefined : encodeURIComponent(wellFormed(extras.tenant));
+    this.sharing = sharing;
   }
 
   /** As what Redis counts it while it is held. */
   get claim(): string {
-    const { cap, guaranteed } = this.share;
-    const hasLane = this.tenant !== undefined && (Number.isFinite(cap) || guaranteed > 0);
-    return hasLane ? `${this.weight}:${this.tenant}` : String(this.weight);
+    return `${this.tenant !== undefined && this.sharing.ages ? '+' : ''}${this.#queuedWeight}`;
+  }
+
+  get #queuedWeight(): string {
+    return this.tenant === undefined ? String(this.weight) : `${this.weight}:${this.tenant}`;
   }
 
   get signal(): AbortSignal {
@@ -111,15 +126,33 @@ export class FleetPermit implements Permit, AbortWatcher {
     encode: (args) => {
       if (this.state !== 'waiting') return false;
       this.isSent = true;
-      if (this.tenant === undefined) args.push('A', this.id, this.score, String(this.weight), this.number);
-      else {
-        const { share, cap, guaranteed } = this.share;
-        args.push('F', this.id, this.score, String(this.weight), this.number, this.tenant, String(this.cost));
-        args.push(String(share), Number.isFinite(cap) ? String(cap) : '0', String(guaranteed));
+      const number = this.#owner.places.matters(this) ? `${this.number}?` : this.number;
+      args.push(this.tenant === undefined ? 'A' : 'F', this.id, this.score, String(this.weight), number);
+      if (this.tenant !== undefined) {
+        const { by, limits } = this.sharing;
+        const cap = Number.isFinite(limits.maxConcurrent) ? limits.maxConcurrent : 0;
+        args.push(this.tenant, by, String(limits.weight), String(cap), String(limits.guaranteed));
       }
       return true;
     },
-    settle: (result) => this.#owner.onAnswer(this, String(result)),
+    settle: (result) => {
+      const [number = '', ahead] = String(result).split(' ');
+      if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
+      this.#owner.onAnswer(this, number);
+    },
+  };
+
+  /** Asks Redis again where it stands. */
+  readonly placeOperation: Operation = {
+    encode: (args) => {
+      if (this.state !== 'waiting' || this.number === '') return false;
+      args.push('P', this.id, this.score, this.#queuedWeight, this.number);
+      return true;
+    },
+    settle: (result) => {
+      const [, ahead] = String(result).split(' ');
+      if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
+    },
   };
 
   /** Takes it out of the queue, or releases it if it was granted meanwhile. */
@@ -128,25 +161,12 @@ export class FleetPermit implements Permit, AbortWatcher {
       if (!this.isSent) return false;
       // Without a number it was never queued.
       if (this.number === '') args.push('R', this.id);
-      else {
-        const weight = this.tenant === undefined ? `${this.weight}` : `${this.weight}:${this.tenant}`;
-        args.push('X', this.id, this.score, weight, this.number);
-      }
+      else args.push('X', this.id, this.score, this.#queuedWeight, this.number);
       return true;
     },
     settle: () => {},
   };
 }
-
-/** Reports the work that a tenant has received. */
-export const workOperation = ({ tenant, weight, share }: FleetPermit, ms: number): Operation => ({
-  encode(args) {
-    if (tenant === undefined) return false;
-    args.push('W', tenant, String(weight), String(Math.round(ms)), String(share.share));
-    return true;
-  },
-  settle() {},
-});
 
 /** Releases a permit by its id. */
 export const releaseOperation = (id: string): Operation => ({

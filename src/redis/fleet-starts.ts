@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { GateClosedError, type LimitsUnavailableError } from '../errors.js';
 import type { RateWindow } from '../gate/keys/sliding-window.js';
 import type {
@@ -13,39 +12,17 @@ import { nowMs } from '../internal/clock.js';
 import { summaryOf } from '../internal/error-summary.js';
 import type { FleetStats } from '../limiter/limiter.js';
 import { type CommandConnection, type Subscriber, scriptOf } from './client.js';
+import { type FleetWindow, type Layout, layoutOf, OwnStarts } from './fleet-windows.js';
 import { FleetMember, type MemberOwner, type Operation } from './member.js';
 import type { FleetOptions } from './options.js';
 import { STARTS_SCRIPT } from './starts-script.js';
 
-/** Windows are kept in so many slices: they count too long by a thousandth of their length at most. */
-const SLICES = 1_000;
-/** Starts are reported together, within this share of the shortest window and this time. */
-const REPORT_SHARE = 1 / 20;
-const MAX_REPORT_MS = 50;
 /** What a failover may lack of windows that it has kept. */
 const MAX_LAG_MS = 10_000;
 /** A cooldown that ends within this time has ended on the server's clock. */
 const LATE_MS = 100;
 
 const SCRIPT = /* @__PURE__ */ scriptOf(STARTS_SCRIPT);
-
-/** One window, as the script knows it. */
-interface FleetWindow {
-  readonly id: string;
-  readonly limit: number;
-  readonly perMs: number;
-  readonly sliceMs: number;
-  readonly perCall: boolean;
-}
-
-/** The windows of a gate, and which keys they apply to. */
-interface Layout {
-  readonly windows: readonly FleetWindow[];
-  readonly shared: readonly number[];
-  readonly keys: readonly (readonly [key: string, windows: readonly number[]])[];
-  readonly argument: string;
-  readonly reportMs: number;
-}
 
 /**
  * The starts of a gate, shared over Redis.
@@ -75,13 +52,14 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   /** What Redis counted as reserved when it listed that last, before the operations of the same batch. */
   #lastHeld: ReadonlySet<string> = new Set();
   #reportTimer: NodeJS.Timeout | undefined;
-  /** Reports after a loss of data, by window. */
+  /** What is to be reported again, by window: after a loss of data, and after a change of windows. */
   readonly #recounts = new Map<string, Operation>();
+  #recounted = 0;
+  #epochs = 0;
   /** Corrections upwards. One of unknown fate is repeated, since counting it twice is safe. */
   readonly #corrections = new Set<Operation>();
   readonly #restored = new Set<string>();
-  /** What this process has started, by window and slice of the monotonic clock. */
-  readonly #history = new Map<string, Map<number, number>>();
+  readonly #own = new OwnStarts();
   /** Keys out of use as far as is known here, with the end on the monotonic clock. */
   readonly #closed = new Map<
     string,
@@ -163,7 +141,14 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   }
 
   setRates(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): void {
+    const before = this.#layout;
     this.#layout = layoutOf(keys, sharedRate);
+    for (const window of this.#own.change(before, this.#layout)) {
+      const report = this.#noteRecount(window, nowMs() - window.perMs);
+      if (report !== undefined) this.member.send(report);
+    }
+    // A release of nothing: waiters may have capacity now.
+    this.#send('R', '');
   }
 
   close(): Promise<void> {
@@ -189,7 +174,7 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     start.startedMs = this.member.checkedMs;
     this.#reserved.delete(start.id);
     this.#begun.set(start.id, start);
-    this.#note(start.key, start.startedMs, start.weight);
+    this.#own.note(this.#layout, start.key, start.startedMs, start.weight);
     this.#unreported.push(start);
     this.#reportTimer ??= setTimeout(() => this.#sendReports(), this.#layout.reportMs);
     return true;
@@ -199,12 +184,30 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     if (this.#reserved.delete(start.id)) this.#send('R', start.id);
   }
 
-  correct({ key, startedMs }: FleetStart, more: number): void {
-    this.#note(key, startedMs, more, true);
-    const correction = operation(
-      () => ['V', key, ageOf(startedMs), String(more)],
-      () => this.#corrections.delete(correction),
-    );
+  correct(start: FleetStart, more: number): void {
+    this.#own.note(this.#layout, start.key, start.startedMs, more, true);
+    start.more += more;
+    // Until it is confirmed, its report takes the correction along, or finds that one is left.
+    if (!this.#begun.has(start.id)) this.#sendCorrection(start);
+  }
+
+  /**
+   * Downwards only where Redis has said from when the start counts, and only in the same epoch: a correction that outlasts
+   * its start, or that the reports after a loss of data contain, would let too much begin.
+   */
+  #sendCorrection(start: FleetStart): void {
+    const { key, startedMs, countedMs, more } = start;
+    start.more = 0;
+    const epoch = this.#epochs;
+    const correction: Operation = {
+      encode: (args) => {
+        const isCounted = countedMs > 0 && start.epoch === epoch && epoch === this.#epochs;
+        if (more === 0 || (more < 0 && !isCounted)) return false;
+        args.push('V', key, ageOf(startedMs), isCounted ? String(countedMs) : '0', String(more));
+        return true;
+      },
+      settle: () => this.#corrections.delete(correction),
+    };
     if (more > 0) this.#corrections.add(correction);
     this.member.send(correction);
   }
@@ -235,10 +238,16 @@ export class FleetStarts implements SharedStarts, MemberOwner {
 
   onJoined(isFirst: boolean): void {
     this.#unavailable = undefined;
-    // Their reports were executed, although the replies were lost.
-    for (const id of this.#begun.keys()) if (!this.#lastHeld.has(id)) this.#begun.delete(id);
-    for (const report of this.#recounts.values()) this.member.send(report);
     for (const correction of this.#corrections) this.member.send(correction);
+    // Their reports were executed, although the replies were lost.
+    for (const [id, start] of this.#begun) {
+      if (this.#lastHeld.has(id)) continue;
+      this.#begun.delete(id);
+      // Whether with the corrections that were sent along is unknown.
+      start.more = Math.max(0, start.more, start.more - start.sentMore);
+      this.#sendCorrection(start);
+    }
+    for (const report of this.#recounts.values()) this.member.send(report);
     for (const [key, { why, untilMs, isConfirmed }] of this.#closed)
       if (!isConfirmed) this.#sendCooldown(key, why, untilMs - nowMs(), 1);
     for (const key of this.#restored) this.#sendRestored(key);
@@ -303,8 +312,11 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     this.#retryAfterMs = Number(waitMs);
     if (states !== null && !isNewEpoch) this.#onStates(states);
     if (!isNewEpoch) return;
+    this.#epochs++;
     this.#lost += this.#reserved.size;
     this.#reserved.clear();
+    // What is reported again contains their corrections.
+    for (const start of this.#begun.values()) start.more = 0;
     this.#begun.clear();
     this.#unreported = [];
     this.#corrections.clear();
@@ -383,54 +395,44 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     for (const start of starts) this.member.send(start.report);
   }
 
-  /** Confirmed: the entry in the windows is made, or the start was counted when it was reaped. */
-  reported(start: FleetStart): void {
+  /** Confirmed: the entry in the windows is made, or (`countedMs` is 0) the start was counted when it was reaped. */
+  reported(start: FleetStart, countedMs: number): void {
     this.#begun.delete(start.id);
-  }
-
-  #note(key: string, startedMs: number, amount: number, isCorrection = false): void {
-    const { windows, shared, keys } = this.#layout;
-    const own = keys.find(([candidate]) => candidate === key)?.[1] ?? [];
-    for (const at of [...shared, ...own]) {
-      const { id, sliceMs, perMs, perCall } = windows[at] as FleetWindow;
-      if (perCall && isCorrection) continue;
-      let slices = this.#history.get(id);
-      if (slices === undefined) {
-        slices = new Map();
-        this.#history.set(id, slices);
-      }
-      const slice = Math.ceil(startedMs / sliceMs);
-      slices.set(slice, (slices.get(slice) ?? 0) + (perCall ? 1 : amount));
-      for (const old of slices.keys()) {
-        if (old * sliceMs + perMs > startedMs) break;
-        slices.delete(old);
-      }
-    }
+    start.countedMs = countedMs;
+    start.epoch = this.#epochs;
+    if (countedMs > 0) start.more -= start.sentMore;
+    this.#sendCorrection(start);
   }
 
   /** Notes what to report again: all starts in windows that are lost, the latest in those that were kept. */
   #noteRecounts(missing: ReadonlySet<string>): void {
     this.#recounts.clear();
     const now = nowMs();
-    for (const { id, sliceMs, perMs } of this.#layout.windows) {
-      const sinceMs = now - (missing.has(id) ? perMs : Math.min(perMs, MAX_LAG_MS));
-      const starts: (readonly [startedMs: number, amount: number])[] = [];
-      for (const [slice, amount] of this.#history.get(id) ?? [])
-        if (slice * sliceMs > sinceMs) starts.push([slice * sliceMs, amount]);
-      if (starts.length === 0) continue;
-      const report = operation(
-        () => [
-          'M',
-          id,
-          String(starts.length),
-          ...starts.flatMap(([startedMs, amount]) => [ageOf(startedMs), String(amount)]),
-        ],
-        () => {
-          if (this.#recounts.get(id) === report) this.#recounts.delete(id);
-        },
-      );
-      this.#recounts.set(id, report);
+    for (const window of this.#layout.windows) {
+      const { id, perMs } = window;
+      this.#noteRecount(window, now - (missing.has(id) ? perMs : Math.min(perMs, MAX_LAG_MS)));
     }
+  }
+
+  #noteRecount(window: FleetWindow, sinceMs: number): Operation | undefined {
+    const { id } = window;
+    const starts = this.#own.since(window, sinceMs);
+    if (starts.length === 0) return undefined;
+    const number = String(++this.#recounted);
+    const report = operation(
+      () => [
+        'M',
+        id,
+        number,
+        String(starts.length),
+        ...starts.flatMap(([startedMs, amount]) => [ageOf(startedMs), String(amount)]),
+      ],
+      () => {
+        if (this.#recounts.get(id) === report) this.#recounts.delete(id);
+      },
+    );
+    this.#recounts.set(id, report);
+    return report;
   }
 
   #rejectAll(error: unknown): void {
@@ -507,6 +509,12 @@ class FleetStart implements SharedStart {
   readonly weight: number;
   readonly isOnTrial: boolean;
   startedMs = 0;
+  /** What it weighs beyond its estimate, as far as Redis does not know, and what its last report said of that. */
+  more = 0;
+  sentMore = 0;
+  /** From when it counts, in the time of Redis and in this epoch; 0 if that is unknown. */
+  countedMs = 0;
+  epoch = 0;
   readonly report: Operation;
   readonly #starts: FleetStarts;
   #state: 'reserved' | 'begun' | 'over' = 'reserved';
@@ -519,8 +527,11 @@ class FleetStart implements SharedStart {
     this.weight = weight;
     this.isOnTrial = isOnTrial;
     this.report = operation(
-      () => ['S', id, ageOf(this.startedMs)],
-      () => starts.reported(this),
+      () => {
+        this.sentMore = this.more;
+        return ['S', id, ageOf(this.startedMs), String(this.more)];
+      },
+      (countedMs) => starts.reported(this, Number(countedMs)),
     );
   }
 
@@ -557,39 +568,4 @@ class FleetStart implements SharedStart {
     this.#isJudged = true;
     this.#starts.verdict(this.key, letter);
   }
-}
-
-const hashOf = (text: string): string => createHash('sha256').update(text).digest('hex').slice(0, 24);
-
-/** The windows by what they apply to and their length: a member that sets another limit uses the same one. */
-function layoutOf(keys: readonly SharedKey[], sharedRate: readonly RateWindow[]): Layout {
-  const windows: FleetWindow[] = [];
-  const add = (scope: string, rate: readonly RateWindow[]): number[] =>
-    rate.map(({ limit, perMs, unit = 'calls' }) => {
-      const id = hashOf(JSON.stringify([scope, perMs, unit]));
-      const sliceMs = Math.max(1, Math.floor(perMs / SLICES));
-      return windows.push({ id, limit, perMs, sliceMs, perCall: unit === 'calls' }) - 1;
-    });
-  const shared = add('', sharedRate);
-  const own = keys.map(({ key, rate }) => [key, add(key, rate)] as const);
-  const lengths = windows.map(({ perMs }) => perMs);
-  const position = (at: number): number => at + 1;
-  return {
-    windows,
-    shared,
-    keys: own,
-    argument: JSON.stringify({
-      w: windows.map(({ id, limit, perMs, sliceMs, perCall }) => [
-        id,
-        limit,
-        perMs,
-        sliceMs,
-        perCall ? 1 : 0,
-      ]),
-      s: shared.map(position),
-      k: own.map(([key, of]) => [key, of.map(position)]),
-      t: Math.max(0, ...lengths),
-    }),
-    reportMs: Math.min(MAX_REPORT_MS, ...lengths.map((perMs) => Math.floor(perMs * REPORT_SHARE))),
-  };
 }

@@ -32,6 +32,10 @@ export interface MemberOwner {
   /** Another attempt to reach Redis has failed. */
   onStillUnavailable(): void;
   onAvailable(outageMs: number): void;
+  /** A reply has come; the figures are new. */
+  onFigures?(figures: FleetFigures): void;
+  /** The next batch renews the lease: what is sent now is part of it. */
+  onRenewal?(): void;
   /** What a script adds to its reply. */
   onExtra?(extra: unknown, isNewEpoch: boolean): void;
   /** A message to all members that the script of limits does not send. */
@@ -58,6 +62,8 @@ export interface FleetFigures {
   readonly rank: number;
   /** Whether grants are frozen, so that holders can claim theirs after a loss of data. */
   readonly frozen: boolean;
+  /** How many waiters were granted in this epoch. */
+  readonly served: number;
 }
 
 interface MemberOptions {
@@ -151,7 +157,7 @@ export class FleetMember {
   #mustCheck = false;
 
   #unavailableSinceMs: number | undefined;
-  #figures: FleetFigures = { active: 0, queued: 0, members: 0, rank: 0, frozen: false };
+  #figures: FleetFigures = { active: 0, queued: 0, members: 0, rank: 0, frozen: false, served: 0 };
 
   constructor(
     owner: MemberOwner,
@@ -328,6 +334,7 @@ export class FleetMember {
     if (this.#operations.length === 0 && !isDue && !isWoken) return;
     // Renewing costs Redis as much as an operation: a busy member does it every twentieth of a lease.
     const renews = isDue || isWoken || now >= this.#renewedMs + this.#leaseMs / 20;
+    if (renews) this.#owner.onRenewal?.();
     const args = this.#header('batch', renews);
     if (renews && this.#isSubscribed && now >= this.#echoMs + this.#leaseMs / 3) {
       // Nothing else notices a dead connection that was not reset.
@@ -429,6 +436,7 @@ export class FleetMember {
       lost,
       results,
       extra,
+      served,
     ] = reply as [number, string, ...unknown[]];
     if (renewedMs !== undefined) this.#leaseEndMs = renewedMs + this.#leaseMs * HOLDER_SHARE;
     // The reply may have lain in a buffer while the process was stopped.
@@ -447,10 +455,14 @@ export class FleetMember {
       members: Number(members),
       rank: renewedMs === undefined ? this.#figures.rank : Number(rank),
       frozen: Number(frozen) === 1,
+      served: Number(served),
     };
     this.#wakeMs = nowMs() + Math.max(1, Number(wakeMs)) + 1;
+    this.#owner.onFigures?.(this.#figures);
     this.#owner.onExtra?.(extra, isNewEpoch && !isFirst);
     if (this.#newLimit === undefined) this.#owner.onLimit(Number(limit));
+    // Before the answers: one that is granted in the batch that queued it has not waited.
+    for (const id of granted as unknown[]) this.#owner.onGranted(String(id));
     for (const [index, operation] of sent.entries()) operation.settle((results as unknown[])[index]);
     this.#owner.onLost((lost as unknown[]).map(String));
     if (Array.isArray(held)) {
@@ -458,7 +470,6 @@ export class FleetMember {
       this.#pushes = Math.max(this.#pushes, Number(pushes));
       this.#owner.onHeld(ids.map(String));
     }
-    for (const id of granted as unknown[]) this.#owner.onGranted(String(id));
     if (isJoin) this.#onJoined(isFirst);
     if (this.#operations.length > 0 || this.#mustCheck) this.#scheduleFlush();
     this.#arm();

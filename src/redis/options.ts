@@ -1,14 +1,17 @@
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import {
+  type Checks,
   callable,
-  options as checkOptions,
+  checkEach,
   durationMs,
+  fromZero,
   oneOf,
+  positiveMs,
   refusal,
   text,
   wholeNumber,
 } from '../internal/validate.js';
-import type { TenantShare } from '../queue/fairness-options.js';
+import { fairByOption, type TenantShare } from '../queue/options.js';
 import { checkClient, type RedisClient } from './client.js';
 
 /** What to do with requests while Redis cannot be reached. */
@@ -58,8 +61,8 @@ export interface FleetLimiterOptions {
   /** Milliseconds that a request waits at most, where it has no `timeoutMs` of its own. @default unlimited */
   readonly acquireTimeoutMs?: number | undefined;
   /**
-   * What tenants of one priority share equally: permit-time (`time`: weight times time held, estimated on arrival from what the
-   * tenant's permits took lately, and corrected for its later requests), `weight`, or the number of `requests`.
+   * What tenants of one priority share equally: permit-time (`time`: weight times time held, estimated at the grant from what
+   * the tenant's permits took lately, and corrected at the release), `weight`, or the number of `requests`.
    * @default 'time'
    */
   readonly fairBy?: 'time' | 'weight' | 'requests' | undefined;
@@ -67,12 +70,13 @@ export interface FleetLimiterOptions {
    * Returns what a tenant may use: its `weight` in shares, what it may hold at once in all processes, and what is
    * `guaranteed` to it. Called for each request of a tenant, and the last answer counts in all processes: return the same
    * in each. If it throws, or returns something invalid, that request is rejected with the error. With
-   * `whenUnavailable: 'local'`, caps and guarantees do not apply while Redis cannot be reached. @default the same for all
+   * `whenUnavailable: 'local'`, each process keeps to its share of caps and guarantees while Redis cannot be reached.
+   * @default the same for all
    */
   readonly tenants?: ((name: string) => TenantShare) | undefined;
   /**
    * A waiter counts as one priority higher per `agingMs` waited, so that the lowest priority is served in bounded time; from 1.
-   * Order is then by this alone: not together with `fairBy`, and tenants take no turns. @default none
+   * @default waiting changes no priority
    */
   readonly agingMs?: number | undefined;
   /** Where events are emitted. @default those of the `RedisLimits` */
@@ -88,61 +92,46 @@ export interface FleetOptions {
   readonly hooks: LifecycleHooks;
 }
 
+const LIMITER_CHECKS: Checks<FleetLimiterOptions> = {
+  name: text,
+  maxConcurrent: wholeNumber,
+  maxQueue: fromZero,
+  acquireTimeoutMs: durationMs,
+  fairBy: fairByOption,
+  tenants: callable,
+  agingMs: positiveMs,
+  hooks: checkHooks,
+};
+
 /** The options that a second call for the same limiter must repeat. */
-export const LIMITER_OPTIONS = [
-  'name',
-  'maxConcurrent',
-  'maxQueue',
-  'acquireTimeoutMs',
-  'fairBy',
-  'tenants',
-  'agingMs',
-  'hooks',
-] as const;
+export const LIMITER_OPTIONS = Object.keys(LIMITER_CHECKS) as readonly (keyof FleetLimiterOptions)[];
 
 /** Throws for a wrong option; fills in the defaults. */
 export function checkRedisLimitsOptions(
   given: RedisLimitsOptions,
 ): FleetOptions & { readonly name?: string | undefined } {
-  const options = checkOptions('RedisLimits', given, [
-    'client',
-    'prefix',
-    'leaseMs',
-    'commandTimeoutMs',
-    'whenUnavailable',
-    'name',
-    'hooks',
-  ]);
+  const options = checkEach('RedisLimits', given, {
+    client: () => {},
+    prefix: text,
+    leaseMs: (option, value) => durationMs(option, value, 100),
+    commandTimeoutMs: positiveMs,
+    whenUnavailable: (option, value) => oneOf(option, value, ['wait', 'fail', 'local']),
+    name: text,
+    hooks: checkHooks,
+  });
   const { prefix = 'pipeline-pool', leaseMs = 15_000, whenUnavailable = 'wait', name } = options;
+  const { commandTimeoutMs = Math.min(2_000, leaseMs / 3), hooks = new LifecycleHooks() } = options;
   checkClient(options.client);
-  text('prefix', prefix);
-  durationMs('leaseMs', leaseMs, 100);
-  const { commandTimeoutMs = Math.min(2_000, leaseMs / 3) } = options;
-  durationMs('commandTimeoutMs', commandTimeoutMs, 1);
   if (commandTimeoutMs >= leaseMs) {
     throw new RangeError(refusal('commandTimeoutMs', `less than \`leaseMs\` (${leaseMs})`, commandTimeoutMs));
   }
-  oneOf('whenUnavailable', whenUnavailable, ['wait', 'fail', 'local']);
-  if (name !== undefined) text('name', name);
-  const hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks(options.hooks);
   return { prefix, leaseMs, commandTimeoutMs, whenUnavailable, hooks, name };
 }
 
 /** Throws for a wrong option of one limiter. */
 export function checkLimiterOptions(given: FleetLimiterOptions): FleetLimiterOptions {
-  const options = { ...checkOptions('limiter', given, LIMITER_OPTIONS) };
+  const options = { ...checkEach('limiter', given, LIMITER_CHECKS) };
   text('name', options.name);
   wholeNumber('maxConcurrent', options.maxConcurrent);
-  if (options.maxQueue !== undefined) wholeNumber('maxQueue', options.maxQueue, 0);
-  if (options.acquireTimeoutMs !== undefined) durationMs('acquireTimeoutMs', options.acquireTimeoutMs);
-  if (options.fairBy !== undefined) oneOf('fairBy', options.fairBy, ['time', 'weight', 'requests']);
-  if (options.tenants !== undefined) callable('tenants', options.tenants);
-  if (options.agingMs !== undefined) {
-    durationMs('agingMs', options.agingMs, 1);
-    if (options.fairBy !== undefined) {
-      throw new TypeError(refusal('fairBy', 'omitted with `agingMs`', options.fairBy));
-    }
-  }
-  if (options.hooks !== undefined) checkHooks(options.hooks);
   return options;
 }

@@ -18,7 +18,8 @@ import {
 
 /*
  * Limits that several processes share over Redis. In this folder: `script.ts` is what Redis runs, `member.ts` sends it
- * and keeps the lease, `fleet-limiter.ts` and `fleet-permit.ts` are the limiter, `client.ts` adapts the host's client.
+ * and keeps the lease, `fleet-limiter.ts` and `fleet-permit.ts` are the limiter, `queue-places.ts` knows where waiters
+ * stand, `local-share.ts` replaces Redis while it is out of reach, `client.ts` adapts the host's client.
  */
 
 /**

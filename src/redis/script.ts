@@ -1,3 +1,5 @@
+import { TENANTS_SCRIPT } from './tenants-script.js';
+
 /**
  * The script that Redis runs for every step of a fleet limit: one script for everything, so that each step is atomic.
  *
@@ -10,27 +12,26 @@
  *     header 1 mode: `batch`, `join`, or `local` (a join of a member that may hold its share of the limit)  2 channel  3 member  4 generation  5 epoch (empty: none known)  6 leaseMs
  *            7 whether this renews the lease (0 or 1)  8 pushes received  9 limit  10 version of the limit
  *            11 number of an echo to push to the member itself (0: none)
- *     reply  [0, epoch, wakeMs, limit, version, used, queued, members, rank, frozen, granted, held, lost, results]
+ *     reply  [0, epoch, wakeMs, limit, version, used, queued, members, rank, frozen, granted, held, lost, results, extra, served]
  *     reply  [1]: not executed. The member or its epoch is unknown, or data was lost: join
  *     reply  [2]: not executed. The generation is older than the one that Redis knows
  *
  * `granted` are the ids of this member's waiters that the batch itself has granted. `held`, where pushes were lost and
  * after a join, are the number of pushes so far and the ids of all that Redis counts as held by this member, else nil. `lost` are ids that a join claimed in
  * vain. `results` has one entry for each operation. `wakeMs` is when a waiter should look again: the next expiry of a
- * lease, or the end of a freeze.
+ * lease, or the end of a freeze. `served` counts the waiters that were granted in this epoch.
  *
  * Each operation is its letter and its arguments:
  *
- *     H id weight               claim a held permit (`weight:tenant` for a tenant with a cap or a guarantee); only directly
- *                               after the header of a join
+ *     H id weight               claim a held permit (`weight:tenant` for that of a tenant, after a `+` with aging); only
+ *                               directly after the header of a join
  *     A id score weight seq     acquire: 0 granted, else the number in the queue. `seq` is that number when a waiter
- *                               is queued again after a failure, else empty. `score`: lower goes first; one
- *                               that starts with + is added to the time of arrival in milliseconds (aging)
- *     F id score weight seq tenant cost share cap guaranteed
- *                               the same for a tenant. `cost`: `0` for its recent mean of permit-time, else a charge of 1,000
- *                               for each unit. `cap`: 0 for none. Answers a string of two numbers, the place by work received
- *                               first
- *     W tenant weight ms share  work that a tenant has received
+ *                               is queued again after a failure, else empty; with a `?` after it, how many are ahead follows
+ *                               in the answer. `score`: lower goes first; one that starts with + is added to the time of
+ *                               arrival in milliseconds (aging)
+ *     F id score weight seq tenant by share cap guaranteed
+ *                               the same for a tenant. `by`: what tenants share, `time`, `weight` or `requests`; `cap`: 0 for none
+ *     P id score weight seq     how many are ahead of a waiter (`weight:tenant` for that of a tenant)
  *     R id                      release: 1, or 0 if it was not held
  *     X id score weight seq     leave the queue (`weight:tenant` for that of a tenant); releases the permit if it was granted meanwhile
  *     L limit                   set the limit for all members
@@ -52,11 +53,11 @@
  * - Loss of data is noticed before anything else is done: by the `run_id` of the server, by the sizes of the keys, by an
  *   epoch that a member remembers. A new epoch then begins, which grants nothing for one lease, until which all holders
  *   have claimed theirs again or have lost them. Claims are accepted only then.
- * - The waiters of a tenant with a cap or a guarantee are in its lane, and only the first of them in the queue: while its cap
- *   has room for it, and ahead of all others while the tenant holds less than its guarantee. A step is O(log n).
+ * - From the first tenant on, all waiters are in lanes, and the queue has the next of each lane (`tenants-script.ts`).
+ * - What a tenant holds and has received is in the meta hash while it holds or waits; `tenants` remembers others, up to a bound.
  * - Every key expires two leases after the last heartbeat.
  */
-export const SCRIPT = /* lua */ `
+export const SCRIPT: string = /* lua */ `
 local META, QUEUE, HOLDS, LEASES, TENANTS, LANES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local mode, channel, self, generation, known = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local lease, renews = tonumber(ARGV[6]), ARGV[7] == '1'
@@ -71,19 +72,20 @@ if type(info) == 'string' then
   run = match(info, 'run_id:(%x+)') or ''
 end
 
-local f = call('HMGET', META, 'e', 'r', 'l', 'v', 's', 'u', 'nh', 'nq', 'nb', 'f', 'o', 't', 'n', 'g:' .. self, 'na', 'nx')
+local f = call('HMGET', META, 'e', 'r', 'l', 'v', 's', 'u', 'nh', 'nq', 'nb', 'f', 'o', 't', 'n', 'g:' .. self, 'ts', 'sv')
 local epoch = f[1]
 local limit, version, seq, used = tonumber(f[3]), tonumber(f[4]), tonumber(f[5]), tonumber(f[6])
 local nHolds, nQueue, nLeases = tonumber(f[7]), tonumber(f[8]), tonumber(f[9])
 local frozen, offset, last, nextEnd = tonumber(f[10]), tonumber(f[11]), tonumber(f[12]), tonumber(f[13])
 local current = tonumber(f[14])
--- Waiters in lanes, and how many of them are in the queue as well.
-local nLanes, nShown = tonumber(f[15]) or 0, tonumber(f[16]) or 0
+-- What tenants have in common, once one was named; those that this script has read, and those to be shown in the queue.
+local sharing, tenants, unshown = f[15] and cmsgpack.unpack(f[15]), {}, {}
+local served = tonumber(f[16]) or 0
 local stored = f[2]
-local now, ttl = clock, 2 * lease + 1000
+local now, ttl = clock, math.ceil(2 * lease) + 1000
 local granted, pushes, pushed = {}, {}, {}
 -- Whether its state outlives the members, and what its reply adds.
-local keeps, extra = false, nil
+local keeps, extra = false, false
 --@declare
 
 local function keep(key)
@@ -94,7 +96,7 @@ end
 -- Begins a new epoch; a freeze gives holders the time to claim what they hold.
 local function begin(freezes)
   call('DEL', META, QUEUE, HOLDS, LEASES, TENANTS, LANES)
-  nLanes, nShown = 0, 0
+  sharing, tenants, unshown, served = false, {}, {}, 0
   epoch = string.format('%.0f', clock) .. self .. generation
   limit, version, seq, used = tonumber(ARGV[9]), tonumber(ARGV[10]), 0, 0
   nHolds, nQueue, nLeases, offset, last, nextEnd, current, stored = 0, 0, 0, 0, clock, 0, nil, run
@@ -109,10 +111,13 @@ local function begin(freezes)
   --@begun
 end
 
+-- With tenants; see tenants-script.ts.
+local tenantFields
+
 local function save()
   --@save
-  call('HSET', META, 't', now, 's', string.format('%.0f', seq), 'u', used, 'nh', nHolds, 'nq', nQueue, 'nb', nLeases, 'n', nextEnd)
-  if nLanes > 0 or f[15] then call('HSET', META, 'na', nLanes, 'nx', nShown) end
+  call('HSET', META, 't', now, 's', string.format('%.0f', seq), 'u', used, 'nh', nHolds, 'nq', nQueue, 'nb', nLeases, 'n', nextEnd, 'sv', served,
+    unpack(sharing and tenantFields() or {}))
 end
 
 --@loaded
@@ -135,7 +140,7 @@ if not epoch then
 else
   if (run ~= '' and stored ~= '' and run ~= stored) or call('HLEN', HOLDS) ~= nHolds
     or call('ZCARD', QUEUE) ~= nQueue or call('ZCARD', LEASES) ~= nLeases
-    or (nLanes > 0 and call('ZCARD', LANES) ~= nLanes)
+    or (sharing and call('ZCARD', LANES) ~= sharing.entries)
     --@lost
     then
     began = true
@@ -153,70 +158,62 @@ if now < last then
 end
 --@clock
 
--- Scores are between -1e15 and 1e15.
-local function laneEntry(tenant, score, name)
-  return tenant .. ':' .. string.format('%016.0f', 2e15 + score) .. ':' .. name
+local function padded(number)
+  return string.format('%016.0f', number)
 end
 
-local function firstOf(tenant)
-  return call('ZRANGEBYLEX', LANES, '[' .. tenant .. ':', '(' .. tenant .. ';', 'LIMIT', 0, 1)[1]
+-- Lower levels go first: a level is a priority with the other sign, times agingMs with aging.
+local function levelOf(score)
+  local aged, level = match(score, '^(%+?)(.*)$')
+  return tonumber(level), aged == '+'
 end
 
--- What a tenant with a cap or a guarantee has in the queue, after anything has changed that it depends on.
-local function show(tenant)
-  local first = firstOf(tenant)
-  local t = call('HMGET', META, 'tc:' .. tenant, 'th:' .. tenant, 'tx:' .. tenant)
-  local held, shown, entry, score = tonumber(t[2]) or 0, t[3] or '', '', nil
-  if first then
-    local encoded, name, weight = match(first, '^[^:]*:(%d+):(%d+:[^:]+:[^:]+:(%d+).*)$')
-    local cap, guaranteed = match(t[1] or '0:0', '^(%d+):(%d+)$')
-    if cap == '0' or held + tonumber(weight) <= tonumber(cap) then
-      local isUrgent = held < tonumber(guaranteed)
-      entry, score = (isUrgent and '!' or '.') .. name, tonumber(encoded) - 2e15 - (isUrgent and 4e15 or 0)
-    end
+-- For any safe integer, in their order.
+local function encoded(level)
+  return level < 0 and '0' .. padded(9007199254740992 + level) or '1' .. padded(level)
+end
+
+local function decoded(text)
+  return tonumber(string.sub(text, 2)) - (string.sub(text, 1, 1) == '0' and 9007199254740992 or 0)
+end
+
+local function nameOf(number, id, weight)
+  return number .. ':' .. self .. ':' .. id .. ':' .. weight
+end
+
+-- When a waiter is due, with aging: its arrival, put off by its level.
+local function dueOf(number, level)
+  return floor(tonumber(number) / 1000) + level
+end
+
+local function nextNumber()
+  seq = math.max(seq + 1, now * 1000)
+  return padded(seq)
+end
+${TENANTS_SCRIPT}
+-- What tenants share by, from the first one on.
+local function share(by, aged)
+  if not sharing then
+    useTenants()
+    beginSharing(by, aged)
   end
-  if entry ~= shown then
-    if shown ~= '' then
-      nQueue = nQueue - call('ZREM', QUEUE, string.sub(shown, 2))
-      nShown = nShown - 1
-    end
-    if entry == '' then
-      call('HDEL', META, 'tx:' .. tenant)
-    else
-      nQueue = nQueue + call('ZADD', QUEUE, string.format('%.0f', score), string.sub(entry, 2))
-      nShown = nShown + 1
-      if nQueue == 1 then keep(QUEUE) end
-      call('HSET', META, 'tx:' .. tenant, entry)
-    end
-  end
-  if not first and held == 0 then call('HDEL', META, 'tc:' .. tenant, 'th:' .. tenant) end
-end
-
-local function leaveLane(tenant, entry)
-  if nLanes == 0 or call('ZREM', LANES, entry) == 0 then return false end
-  nLanes = nLanes - 1
-  return true
+  sharing.by = by
 end
 
 local function dropWaiters(member)
-  if nLanes > 0 then
-    local changed = {}
+  if sharing then
+    if sharing.waiting == 0 then return end
     for _, entry in ipairs(call('ZRANGE', LANES, 0, -1)) do
-      local tenant, owner = match(entry, '^([^:]*):%d+:%d+:([^:]+):')
-      if owner == member and leaveLane(tenant, entry) then
-        changed[tenant] = true
-        call('HINCRBY', TENANTS, 'n:' .. tenant, -1)
-      end
+      local tenant, level, waiter, owner = match(entry, '^([^:#@]*):(%d+):(%d+:([^:]+):.*)$')
+      if owner == member then leave(tenant, level, waiter) end
     end
-    for tenant in pairs(changed) do show(tenant) end
+    return
   end
   if nQueue == 0 then return end
   for _, waiter in ipairs(call('ZRANGE', QUEUE, 0, -1)) do
-    local owner, tenant = match(waiter, '^%d+:([^:]+):[^:]+:%d+:?(.*)$')
-    if owner == member then
+    if match(waiter, '^%d+:([^:]+)') == member then
       call('ZREM', QUEUE, waiter)
       nQueue = nQueue - 1
-      if tenant ~= '' then call('HINCRBY', TENANTS, 'n:' .. tenant, -1) end
     end
   end
 end
@@ -235,10 +232,9 @@ local function holdsOf(member)
   return mine
 end
 
--- With a tenant, if that has a cap or a guarantee.
-local function hold(member, id, weight, tenant)
-  if tenant then call('HINCRBY', META, 'th:' .. tenant, weight) end
-  call('HSET', HOLDS, member .. ':' .. id, tenant and weight .. ':' .. tenant or weight)
+-- The value has the weight, and for a tenant what "charge" returns.
+local function hold(member, id, weight, value)
+  call('HSET', HOLDS, member .. ':' .. id, value or weight)
   if nHolds == 0 then keep(HOLDS) end
   nHolds = nHolds + 1
   used = used + weight
@@ -247,18 +243,15 @@ end
 
 local function unhold(member, id)
   local field = member .. ':' .. id
-  local weight = call('HGET', HOLDS, field)
-  if not weight then return 0 end
-  local tenant
-  if not tonumber(weight) then weight, tenant = match(weight, '^(%d+):(.*)$') end
+  local value = call('HGET', HOLDS, field)
+  if not value then return 0 end
+  local weight, tenant, charged, grantedMs = match(value, '^(%d+):([^:]*):?([^:]*):?(%d*)$')
+  weight = tonumber(weight or value)
   call('HDEL', HOLDS, field)
   nHolds = nHolds - 1
-  used = used - tonumber(weight)
+  used = used - weight
   --@unhold
-  if tenant then
-    call('HINCRBY', META, 'th:' .. tenant, -weight)
-    show(tenant)
-  end
+  if tenant then settle(tenant, weight, charged, grantedMs) end
   return 1
 end
 
@@ -276,8 +269,8 @@ local function findNextEnd()
 end
 
 local silent = now - last > lease / 2
--- All members were without Redis, and may hold their shares.
-if isLocal and silent and now >= frozen then
+-- All members were without Redis, and may hold their shares. What they sent before may come first.
+if silent and now >= frozen and (isLocal or call('HEXISTS', META, 'ls') == 1) then
   frozen = now + lease
   call('HSET', META, 'f', frozen)
 end
@@ -319,10 +312,16 @@ if joins then
     end
   end
   while ARGV[at] == 'H' do
-    local id, text, tenant = ARGV[at + 1], match(ARGV[at + 2], '^(%d+):?(.*)$')
-    local weight = tonumber(text)
+    local id = ARGV[at + 1]
+    local aged, weight, tenant = match(ARGV[at + 2], '^(%+?)(%d+):?(.*)$')
+    weight = tonumber(weight)
     if not mine[id] then
-      if now < frozen or (isLocal and used + weight <= limit) then hold(self, id, weight, tenant ~= '' and tenant or nil) else lost[#lost + 1] = id end
+      if now < frozen or (isLocal and used + weight <= limit) then
+        if tenant ~= '' then share(sharing and sharing.by or 'time', aged == '+') end
+        hold(self, id, weight, tenant ~= '' and charge(tenant, weight, true))
+      else
+        lost[#lost + 1] = id
+      end
     end
     at = at + 3
   end
@@ -336,6 +335,7 @@ if joins then
     nLeases = nLeases + 1
     call('HSET', META, 'j:' .. self, call('HINCRBY', META, 'j', 1))
   end
+  if isLocal then call('HSET', META, 'ls', 1) end
   current = generation
   call('HSET', META, 'g:' .. self, generation, 'p:' .. self, 0)
   held = { 0 }
@@ -362,133 +362,69 @@ local function fits(weight)
   return now >= frozen and (used + weight <= limit or used == 0)
 end
 
-local function nameOf(number, id, weight)
-  return number .. ':' .. self .. ':' .. id .. ':' .. weight
-end
-
-local function padded(number)
-  return string.format('%016.0f', number)
-end
-
-local function scoreOf(score, number)
-  if string.sub(score, 1, 1) ~= '+' then return score end
-  return string.format('%.0f', floor(string.sub(number, -16) / 1000) + tonumber(string.sub(score, 2)))
-end
-
-local function enqueue(score, number, id, weight, suffix)
-  score = scoreOf(score, number)
-  nQueue = nQueue + call('ZADD', QUEUE, score, nameOf(number, id, weight) .. suffix)
+local function enqueue(score, number, id, weight)
+  local level, aged = levelOf(score)
+  if aged then score = string.format('%.0f', dueOf(number, level)) end
+  nQueue = nQueue + call('ZADD', QUEUE, score, nameOf(number, id, weight))
   if nQueue == 1 then keep(QUEUE) end
 end
 
-local function nextNumber()
-  seq = math.max(seq + 1, now * 1000)
-  return padded(seq)
-end
+-- Waiters whose places are asked for: known after the grants.
+local asked = {}
 
--- Start-time fair queueing (Goyal, Vin, Cheng 1996): the place of a tenant's request is where its work so far ends, and not
--- before the present virtual time, which is that of the last grant. In microseconds of work per unit of the limit.
-local function charge(tenant, weight, cost, share)
-  local t = call('HMGET', TENANTS, 'v', 'f:' .. tenant, 'm:' .. tenant, 'n:' .. tenant, 'm')
-  if not t[1] then
-    t[1] = now * 1000
-    call('HSET', TENANTS, 'v', padded(t[1]))
-    keep(TENANTS)
+local function acquire(i, tenant)
+  local id, score, weight = ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+  local number, asks = match(ARGV[i + 4], '^(%d*)(%??)$')
+  -- In a join, also one whose reply was lost.
+  if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return 0 end
+  local isFree = nQueue == 0 and next(unshown) == nil
+  local t = sharing and tenantOf(tenant)
+  if t and (t.waiting > 0 or (t.cap > 0 and t.held + weight > t.cap)) then isFree = false end
+  if number ~= '' then
+    seq = math.max(seq, tonumber(number))
+  elseif isFree and fits(weight) then
+    if t then t.received = math.max(t.received, sharing.virtual) end
+    hold(self, id, weight, t and charge(tenant, weight))
+    return 0
+  else
+    number = nextNumber()
   end
-  local work = (cost == 0 and (tonumber(t[3]) or tonumber(t[5]) or 100000) * weight or cost) / limit / share
-  local virtual, place = tonumber(t[1]), tonumber(t[2] or 0)
-  -- Without waiters it has no more ahead of it than what it may hold.
-  if tonumber(t[4] or 0) <= 0 then place = math.min(place, virtual + work * limit / weight) end
-  place = math.max(place, virtual)
-  if not t[2] and call('HLEN', TENANTS) > 4096 then
-    call('DEL', TENANTS)
-    call('HSET', TENANTS, 'v', t[1])
-    keep(TENANTS)
-  end
-  call('HSET', TENANTS, 'f:' .. tenant, padded(place + work))
-  return place
+  if t then enter(tenant, encoded(levelOf(score)), nameOf(number, id, weight)) else enqueue(score, number, id, weight) end
+  if asks ~= '' then asked[#asked + 1] = { i, tenant, score, nameOf(number, id, weight) } end
+  return number
 end
 
 local operations = {
   A = function(i)
-    local id, weight, number = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4]
-    -- In a join, also one whose reply was lost.
-    if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return 0, 5 end
-    if number ~= '' then
-      seq = math.max(seq, tonumber(number))
-    elseif nQueue == 0 and fits(weight) then
-      hold(self, id, weight)
-      return 0, 5
-    else
-      number = nextNumber()
-    end
-    enqueue(ARGV[i + 2], number, id, weight, '')
-    return number, 5
+    return acquire(i, ''), 5
   end,
   F = function(i)
-    local id, weight, number, tenant = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4], ARGV[i + 5]
-    local share, cap, guaranteed = tonumber(ARGV[i + 7]), tonumber(ARGV[i + 8]), tonumber(ARGV[i + 9])
-    local hasLane = cap > 0 or guaranteed > 0
-    if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return 0, 10 end
-    if hasLane then call('HSET', META, 'tc:' .. tenant, cap .. ':' .. guaranteed) end
-    if number ~= '' then
-      seq = math.max(seq, tonumber(string.sub(number, -16)))
-    else
-      local place = charge(tenant, weight, tonumber(ARGV[i + 6]), share)
-      local isNext = nQueue == 0
-      if hasLane then
-        local ofTenant = tonumber(call('HGET', META, 'th:' .. tenant)) or 0
-        if (nLanes > 0 and firstOf(tenant)) or (cap > 0 and ofTenant + weight > cap) then
-          isNext = false
-        elseif not isNext and ofTenant < guaranteed then
-          isNext = tonumber(call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')[2]) > -2e15
-        end
-      end
-      if isNext and fits(weight) then
-        hold(self, id, weight, hasLane and tenant or nil)
-        return 0, 10
-      end
-      number = padded(place) .. nextNumber()
-    end
-    if hasLane then
-      nLanes = nLanes + call('ZADD', LANES, 0, laneEntry(tenant, scoreOf(ARGV[i + 2], number), nameOf(number, id, weight) .. ':' .. tenant))
-      if nLanes == 1 then keep(LANES) end
-      show(tenant)
-    else
-      enqueue(ARGV[i + 2], number, id, weight, ':' .. tenant)
-    end
-    call('HINCRBY', TENANTS, 'n:' .. tenant, 1)
-    return number, 10
+    local tenant, _, aged = ARGV[i + 5], levelOf(ARGV[i + 2])
+    share(ARGV[i + 6], aged)
+    local t = tenantOf(tenant)
+    local cap, guaranteed = tonumber(ARGV[i + 8]), tonumber(ARGV[i + 9])
+    if t.waiting > 0 and (t.cap ~= cap or t.guaranteed ~= guaranteed) then unshown[tenant] = t end
+    t.share, t.cap, t.guaranteed = tonumber(ARGV[i + 7]), cap, guaranteed
+    return acquire(i, tenant), 10
   end,
-  W = function(i)
-    local tenant, weight, work = ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]) * 1000
-    local share = tonumber(ARGV[i + 4])
-    local t = call('HMGET', TENANTS, 'f:' .. tenant, 'm:' .. tenant, 'm')
-    if t[1] then
-      local mean = tonumber(t[2]) or tonumber(t[3]) or 100000
-      local overall = tonumber(t[3]) or work / weight
-      call('HSET', TENANTS, 'f:' .. tenant, padded(math.max(0, t[1] + (work - mean * weight) / limit / share)),
-        'm:' .. tenant, floor(mean + (work / weight - mean) / 8), 'm', floor(overall + (work / weight - overall) / 64))
-    end
-    return 0, 5
+  P = function(i)
+    local weight, tenant = match(ARGV[i + 3], '^(%d+):?(.*)$')
+    asked[#asked + 1] = { i, tenant, ARGV[i + 2], nameOf(ARGV[i + 4], ARGV[i + 1], weight) }
+    return '', 5
   end,
   R = function(i)
     return unhold(self, ARGV[i + 1]), 2
   end,
   X = function(i)
-    local tenant = match(ARGV[i + 3], ':(.*)')
-    local name = nameOf(ARGV[i + 4], ARGV[i + 1], ARGV[i + 3])
-    local removed
-    if tenant and leaveLane(tenant, laneEntry(tenant, scoreOf(ARGV[i + 2], ARGV[i + 4]), name)) then
-      removed = 1
-      show(tenant)
+    local id, number, weight, tenant = ARGV[i + 1], ARGV[i + 4], match(ARGV[i + 3], '^(%d+):?(.*)$')
+    local waiter, isRemoved = nameOf(number, id, weight), false
+    if sharing then
+      isRemoved = leave(tenant, encoded(levelOf(ARGV[i + 2])), waiter)
     else
-      removed = call('ZREM', QUEUE, name)
-      nQueue = nQueue - removed
+      isRemoved = call('ZREM', QUEUE, waiter) == 1
+      if isRemoved then nQueue = nQueue - 1 end
     end
-    if tenant and removed == 1 then call('HINCRBY', TENANTS, 'n:' .. tenant, -1) end
-    if removed == 0 then removed = unhold(self, ARGV[i + 1]) end
-    return removed, 5
+    return isRemoved and 1 or unhold(self, id), 5
   end,
   L = function(i)
     limit, version = tonumber(ARGV[i + 1]), version + 1
@@ -504,35 +440,40 @@ local operations = {
   --@operations
 }
 
-local results = {}
+local results, resultAt = {}, {}
 while ARGV[at] do
   local result, size = operations[ARGV[at]](at)
   results[#results + 1] = result
+  resultAt[at] = #results
   at = at + size
 end
 
 -- Grants, in the order of the queue.
-local virtual
+if sharing then showChanged() end
 while nQueue > 0 and now >= frozen and (used < limit or used == 0) do
-  local waiter = call('ZRANGE', QUEUE, 0, 0)[1]
-  local number, owner, id, weight, tenant = match(waiter, '^(%d+):([^:]+):([^:]+):(%d+):?(.*)$')
+  local tenant, level, waiter
+  if sharing then
+    tenant, level, waiter = match(nextInLanes(), '^([^:]*):(%d+):(.*)$')
+  else
+    waiter = call('ZRANGE', QUEUE, 0, 0)[1]
+  end
+  local owner, id, weight = match(waiter, '^%d+:([^:]+):([^:]+):(%d+)$')
   weight = tonumber(weight)
   if not fits(weight) then break end
-  local lane = nLanes > 0 and tenant ~= '' and firstOf(tenant)
-  if lane then
-    leaveLane(tenant, lane)
-    hold(owner, id, weight, tenant)
-    show(tenant)
+  if tenant then
+    local state = sharing.levels and sharing.levels[level]
+    leave(tenant, level, waiter)
+    hold(owner, id, weight, charge(tenant, weight))
+    if state then state.virtual = sharing.virtual end
+    unshown[tenant] = tenantOf(tenant)
+    showChanged()
   else
     call('ZREM', QUEUE, waiter)
     nQueue = nQueue - 1
     hold(owner, id, weight)
   end
+  served = served + 1
   --@granted
-  if tenant ~= '' then
-    call('HINCRBY', TENANTS, 'n:' .. tenant, -1)
-    virtual = string.sub(number, 1, 16)
-  end
   if owner == self then
     granted[#granted + 1] = id
   elseif pushes[owner] then
@@ -542,7 +483,11 @@ while nQueue > 0 and now >= frozen and (used < limit or used == 0) do
     pushed[#pushed + 1] = owner
   end
 end
-if virtual and virtual > (call('HGET', TENANTS, 'v') or '') then call('HSET', TENANTS, 'v', virtual) end
+for _, ask in ipairs(asked) do
+  local result, ahead = resultAt[ask[1]]
+  if sharing then ahead = aheadInLanes(ask[2], ask[3], ask[4]) else ahead = call('ZRANK', QUEUE, ask[4]) end
+  if ahead then results[result] = results[result] .. ' ' .. ahead end
+end
 for _, owner in ipairs(pushed) do
   local number = call('HINCRBY', META, 'p:' .. owner, 1)
   call('PUBLISH', channel .. ':' .. owner, 'G ' .. epoch .. ' ' .. call('HGET', META, 'g:' .. owner) .. ' ' .. number .. ' ' .. pushes[owner])
@@ -564,5 +509,5 @@ if renews and nLeases > 0 then
     if tonumber(call('HGET', META, 'j:' .. member) or 0) < joined then rank = rank + 1 end
   end
 end
-return {0, epoch, math.ceil(wake), limit, version, used, nQueue + nLanes - nShown, nLeases, rank, now < frozen and 1 or 0, granted, held, lost, results, extra}
+return {0, epoch, math.ceil(wake), limit, version, used, sharing and sharing.waiting or nQueue, nLeases, rank, now < frozen and 1 or 0, granted, held, lost, results, extra, served}
 `;

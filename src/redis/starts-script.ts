@@ -4,7 +4,7 @@ import { SCRIPT } from './script.js';
  * The script of a gate's starts: that of a limit, with windows and keys in place of a count. What is held is a start that
  * has been granted and has not begun; a start that has begun is an entry in its windows.
  *
- *     KEYS   7… one sorted set for each window: `slice:amount`, scored by the slice
+ *     KEYS   7… one hash for each window: of 16 slices each, by their number, what they count (MessagePack)
  *     ARGV   12 as JSON: { w: [[id, limit, perMs, sliceMs, perCall]…], s: [shared window…],
  *            k: [[key, [window…]]…], t: the longest perMs }; windows by their position in `w`
  *     reply  15 [states, where it renews: key, why, ms…; windows that lack what was lost: id…; ms until the head of the queue can start, or -1;
@@ -12,9 +12,11 @@ import { SCRIPT } from './script.js';
  *
  * A granted id is followed by `/key`, and by `/t` if the start is on trial after a cooldown. More operations:
  *
- *     S id age                  a granted start has begun, so many ms ago
- *     V key age more            corrects the weight of a start that began so long ago
- *     M window n (age amount)…  reports starts again, after a loss of data: once for each member and window
+ *     S id age more             a granted start has begun, so many ms ago, and weighs so much more than was estimated.
+ *                               Answers the time from which it counts, or 0 if it was not reserved
+ *     V key age at more         corrects the weight of a start that began so long ago, or counts from that time (0: unknown)
+ *     M window number n (age amount)…  reports starts again, after a loss of data or a change of windows: once for each
+ *                               member, window and number
  *     C key why ms inFlight     puts a key out of use; -1 ms: until it is restored
  *     O key · N key             a start on trial succeeded · ended without a verdict
  *     U key                     puts a key back into use
@@ -25,6 +27,8 @@ import { SCRIPT } from './script.js';
  * Invariants:
  * - What is reserved counts without end; what a dead member reserved counts from when that is noticed.
  * - An entry counts until the end of its slice plus perMs: never too short, and too long by a thousandth of perMs at most.
+ * - Of each window, meta has the sum of all slices, the number of blocks, and the first slice: it is in the first block, and
+ *   none before it counts anything. So a step reads what it changes, and nothing else.
  * - Windows and keys outlive the members, by the longest window.
  * - After a cooldown one start goes first. Each success allows one more on trial; a second without a rejection counts as one.
  */
@@ -34,11 +38,15 @@ local spec = cjson.decode(ARGV[12])
 local W, K = spec.w, spec.k
 local metaTtl = math.max(ttl, spec.t)
 keeps = true
-local sum, reserved, cards, dirty, keyAt = {}, {}, {}, {}, {}
-local starting, cancelling, chosen, isTrial, startWait = nil, false, nil, false, nil
+local BLOCK = 16
+local sum, reserved, cards, first, dirty, keyAt = {}, {}, {}, {}, {}, {}
+-- Blocks that were read (false: not there), those to be written, and windows to which slices were added.
+local blocks, changed, grown = {}, {}, {}
+local starting, more, cancelling, chosen, isTrial, startWait = nil, 0, false, nil, false, nil
 for i, w in ipairs(W) do
-  local v = call('HMGET', META, 'ws:' .. w[1], 'wr:' .. w[1], 'wn:' .. w[1])
-  sum[i], reserved[i], cards[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0
+  local v = call('HMGET', META, 'ws:' .. w[1], 'wr:' .. w[1], 'wn:' .. w[1], 'wf:' .. w[1])
+  sum[i], reserved[i], cards[i], first[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0, tonumber(v[4]) or 0
+  blocks[i], changed[i] = {}, {}
 end
 for k, key in ipairs(K) do keyAt[key[1]] = k end
 
@@ -47,30 +55,80 @@ local function amountOf(i, weight)
   return weight
 end
 
--- Enters a start into a window; a negative amount corrects it.
-local function add(i, startedMs, amount)
-  local w, key = W[i], KEYS[6 + i]
-  local slice = math.ceil((startedMs + 1) / w[4])
-  if amount == 0 or slice * w[4] + w[3] <= now then return end
-  local entry = call('ZRANGEBYSCORE', key, slice, slice)[1]
-  local total = amount
-  if entry then
-    total = total + tonumber(match(entry, ':(-?%d+)$'))
-    call('ZREM', key, entry)
-  else
-    cards[i] = cards[i] + 1
+local function blockOf(i, n)
+  local block = blocks[i][n]
+  if block == nil then
+    local packed = call('HGET', KEYS[6 + i], n)
+    block = packed and cmsgpack.unpack(packed)
+    blocks[i][n] = block
   end
-  call('ZADD', key, slice, string.format('%.0f:%.0f', slice, total))
-  -- Removing the only entry has removed the key.
-  if not entry or cards[i] == 1 then call('PEXPIRE', key, w[3] + ttl) end
-  sum[i] = sum[i] + amount
-  dirty[i] = true
+  return block
 end
 
-local function sumOf(entries)
-  local total = 0
-  for _, entry in ipairs(entries) do total = total + tonumber(match(entry, ':(-?%d+)$')) end
-  return total
+local function write(i)
+  for n in pairs(changed[i]) do call('HSET', KEYS[6 + i], n, cmsgpack.pack(blocks[i][n])) end
+  if grown[i] then call('PEXPIRE', KEYS[6 + i], W[i][3] + W[i][4] + ttl) end
+  changed[i], grown[i] = {}, nil
+end
+
+-- Enters a start into a window; a negative amount corrects it.
+local function add(i, startedMs, amount)
+  local w = W[i]
+  local slice = math.ceil((startedMs + 1) / w[4])
+  if amount == 0 or slice * w[4] + w[3] <= now then return end
+  local n = floor(slice / BLOCK)
+  local at, block = slice - n * BLOCK + 1, blockOf(i, n)
+  if cards[i] == 0 then first[i] = slice end
+  if not block then
+    block = {}
+    blocks[i][n] = block
+    cards[i] = cards[i] + 1
+  end
+  if not block[at] then grown[i] = true end
+  block[at] = (block[at] or 0) + amount
+  first[i] = math.min(first[i], slice)
+  sum[i] = sum[i] + amount
+  changed[i][n], dirty[i] = true, true
+end
+
+local function readAll(i)
+  write(i)
+  local all = call('HGETALL', KEYS[6 + i])
+  sum[i], cards[i], first[i] = 0, #all / 2, math.huge
+  for at = 1, #all, 2 do
+    local n, block = tonumber(all[at]), cmsgpack.unpack(all[at + 1])
+    blocks[i][n], first[i] = block, math.min(first[i], n * BLOCK)
+    for _, amount in pairs(block) do sum[i] = sum[i] + amount end
+  end
+end
+
+-- Removes what no longer counts.
+local function removeEnded(i)
+  local w = W[i]
+  local oldest = floor((now - w[3]) / w[4])
+  while cards[i] > 0 and first[i] <= oldest do
+    local n = floor(first[i] / BLOCK)
+    local block, left = blockOf(i, n), nil
+    for at, amount in pairs(block) do
+      local slice = n * BLOCK + at - 1
+      if slice <= oldest then
+        sum[i], block[at] = sum[i] - amount, nil
+      else
+        left = math.min(left or slice, slice)
+      end
+    end
+    dirty[i] = true
+    changed[i][n] = left and true
+    if not left then
+      write(i)
+      call('HDEL', KEYS[6 + i], n)
+      blocks[i][n] = false
+      cards[i] = cards[i] - 1
+      left = math.huge
+      for _, other in ipairs(call('HKEYS', KEYS[6 + i])) do left = math.min(left, other * BLOCK) end
+    end
+    first[i] = left
+  end
 end
 
 local function windowsOf(k)
@@ -86,12 +144,15 @@ local function windowWait(i, weight)
   if amount > w[2] then return math.huge end
   local excess = sum[i] + reserved[i] + amount - w[2]
   if excess <= 0 then return 0 end
-  for from = 0, cards[i], 50 do
-    for _, entry in ipairs(call('ZRANGE', KEYS[6 + i], from, from + 49)) do
-      local slice, of = match(entry, '^(%d+):(-?%d+)$')
-      excess = excess - tonumber(of)
-      if excess <= 0 then return slice * w[4] + w[3] - now end
+  local seen = 0
+  for n = floor(first[i] / BLOCK), floor((now + ttl) / w[4] / BLOCK) do
+    if seen == cards[i] then break end
+    local block = blockOf(i, n)
+    for at = 1, block and BLOCK or 0 do
+      excess = excess - (block[at] or 0)
+      if excess <= 0 then return (n * BLOCK + at - 1) * w[4] + w[3] - now end
     end
+    if block then seen = seen + 1 end
   end
   -- The rest is reserved, and begins now at the earliest.
   return w[3]
@@ -160,11 +221,11 @@ end
 `,
   begun: `
   for i, w in ipairs(W) do
-    local entries = call('ZRANGE', KEYS[6 + i], 0, -1)
-    if #entries == 0 or #entries < cards[i] then call('HSET', META, 'wl:' .. w[1], 1) end
+    local before, lost = cards[i], reserved[i]
+    readAll(i)
+    if cards[i] == 0 or cards[i] < before then call('HSET', META, 'wl:' .. w[1], 1) end
+    reserved[i], dirty[i] = 0, true
     -- What was reserved may begin until the leases end.
-    local lost = reserved[i]
-    sum[i], reserved[i], cards[i], dirty[i] = sumOf(entries), 0, #entries, true
     add(i, now + lease, lost)
   end
 `,
@@ -176,7 +237,8 @@ end
   end
   for i in pairs(dirty) do
     local id = W[i][1]
-    call('HSET', META, 'ws:' .. id, sum[i], 'wr:' .. id, reserved[i], 'wn:' .. id, cards[i])
+    write(i)
+    call('HSET', META, 'ws:' .. id, sum[i], 'wr:' .. id, reserved[i], 'wn:' .. id, cards[i], 'wf:' .. id, cards[i] > 0 and first[i] or 0)
   end
   dirty = {}
 `,
@@ -184,18 +246,22 @@ end
   loaded: `
 if epoch and last and clock + offset - last > ttl then
   call('DEL', QUEUE, HOLDS, LEASES)
+  for _, field in ipairs(call('HKEYS', META)) do
+    if match(field, '^[gjmpr]:') then call('HDEL', META, field) end
+  end
   nHolds, nQueue, nLeases, used, nextEnd, current = 0, 0, 0, 0, 0, nil
   now = clock + offset
   for i in ipairs(W) do
     if reserved[i] > 0 then add(i, now, reserved[i]) end
     reserved[i], dirty[i] = 0, true
+    write(i)
   end
 end
 local function areWindowsLost()
   for i, w in ipairs(W) do
-    if cards[i] > 0 and call('ZCARD', KEYS[6 + i]) ~= cards[i] then
+    if cards[i] > 0 and call('HLEN', KEYS[6 + i]) ~= cards[i] then
       if clock + offset - last < w[3] then return true end
-      sum[i], cards[i], dirty[i] = 0, 0, true
+      sum[i], cards[i], blocks[i], dirty[i] = 0, 0, {}, true
       call('DEL', KEYS[6 + i])
     end
   end
@@ -203,18 +269,7 @@ local function areWindowsLost()
 end
 `,
   lost: 'or areWindowsLost()',
-  clock: `
-for i, w in ipairs(W) do
-  if cards[i] > 0 then
-    local oldest = floor((now - w[3]) / w[4])
-    local ended = call('ZRANGEBYSCORE', KEYS[6 + i], '-inf', oldest)
-    if #ended > 0 then
-      call('ZREMRANGEBYSCORE', KEYS[6 + i], '-inf', oldest)
-      sum[i], cards[i], dirty[i] = sum[i] - sumOf(ended), cards[i] - #ended, true
-    end
-  end
-end
-`,
+  clock: 'for i in ipairs(W) do removeEnded(i) end',
   hold: `
   local key = K[chosen][1]
   for _, i in ipairs(windowsOf(chosen)) do
@@ -236,7 +291,7 @@ end
     local amount = amountOf(i, tonumber(weight))
     reserved[i] = math.max(0, reserved[i] - amount)
     dirty[i] = true
-    if not cancelling then add(i, starting or now, amount) end
+    if not cancelling then add(i, starting or now, amount + (W[i][5] == 0 and more or 0)) end
   end
   if cancelling and string.sub(tag, -2) == '/t' then call('HINCRBY', META, 'kt:' .. key, -1) end
 `,
@@ -276,26 +331,31 @@ end
     return removed, 5
   end,
   S = function(i)
-    starting = now - tonumber(ARGV[i + 2])
+    local began = now - tonumber(ARGV[i + 2])
+    starting, more = began, tonumber(ARGV[i + 3])
     local done = unhold(self, ARGV[i + 1])
-    starting = nil
-    return done, 3
+    starting, more = nil, 0
+    return done * began, 4
   end,
   V = function(i)
+    local at = tonumber(ARGV[i + 3])
+    if at == 0 then at = now - tonumber(ARGV[i + 2]) end
     for _, window in ipairs(windowsOf(keyAt[ARGV[i + 1]])) do
-      if W[window][5] == 0 then add(window, now - tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])) end
+      if W[window][5] == 0 then add(window, at, tonumber(ARGV[i + 4])) end
     end
-    return 1, 4
+    return 1, 5
   end,
   M = function(i)
-    local id, n = ARGV[i + 1], tonumber(ARGV[i + 2])
-    local isNew = call('HSETNX', META, 'm:' .. self .. ':' .. id, 1) == 1
+    local id, n = ARGV[i + 1], tonumber(ARGV[i + 3])
+    local field = 'm:' .. self .. ':' .. id
+    local isNew = call('HGET', META, field) ~= ARGV[i + 2]
+    if isNew then call('HSET', META, field, ARGV[i + 2]) end
     for window, w in ipairs(W) do
       if isNew and w[1] == id then
-        for at = i + 3, i + 1 + 2 * n, 2 do add(window, now - tonumber(ARGV[at]), tonumber(ARGV[at + 1])) end
+        for at = i + 4, i + 2 + 2 * n, 2 do add(window, now - tonumber(ARGV[at]), tonumber(ARGV[at + 1])) end
       end
     end
-    return 1, 3 + 2 * n
+    return 1, 4 + 2 * n
   end,
   C = function(i)
     local key, why, ms = ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])

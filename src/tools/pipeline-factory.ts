@@ -201,7 +201,7 @@ function checkFactoryOptions(given: PipelineFactoryOptions<ToolSet, SubAgents, u
   const { mainAgent, subAgents = {}, outputFormatter, disconnectTimeoutMs, hooks } = given;
   optional('outputFormatter', outputFormatter, callable);
   optional('disconnectTimeoutMs', disconnectTimeoutMs, (option, value) => durationMs(option, value, 1));
-  if (hooks !== undefined) checkHooks(hooks);
+  if (hooks !== undefined) checkHooks('hooks', hooks);
   const expected = 'an object of tools by name, from defineTools';
   if (!isRecord(mainAgent)) throw new TypeError(refusal('mainAgent', expected, mainAgent));
   if (!isRecord(subAgents)) {

@@ -21,14 +21,23 @@ export function readInput(given: unknown): unknown {
   }
 }
 
-/** A result as text: text as it is, anything else as JSON. */
+/** How many values of a result are written as JSON: that takes some 20 ms. */
+const MAX_VALUES = 100_000;
+
+/** A result as text: text as it is, anything else as JSON, or, where that is not possible, in part. */
 export function resultText(result: unknown): string {
   if (typeof result === 'string') return result === '' ? NOTHING : result;
   if (result === undefined) return NOTHING;
+  let values = 0;
   try {
-    return JSON.stringify(result, jsonValue) ?? inspect(result);
+    return (
+      JSON.stringify(result, function (this: unknown, field, value) {
+        if (++values > MAX_VALUES) throw new RangeError();
+        return jsonValue((this as Record<string, unknown>)[field], value);
+      }) ?? inspect(result)
+    );
   } catch {
-    // A cycle, or a `toJSON` that throws.
+    // A cycle, a `toJSON` that throws, or too many values.
     return inspect(result, { depth: 4, maxArrayLength: 100, maxStringLength: 10_000, customInspect: false });
   }
 }
@@ -55,8 +64,7 @@ export function cutText(text: string, most: number): string {
 }
 
 /** Keeps `JSON.stringify` from failing on big integers and from writing bytes out one by one. */
-function jsonValue(this: unknown, field: string, value: unknown): unknown {
-  const raw = (this as Record<string, unknown>)[field];
+function jsonValue(raw: unknown, value: unknown): unknown {
   if (ArrayBuffer.isView(raw)) return `[${raw.byteLength} bytes]`;
   return typeof value === 'bigint' ? String(value) : value;
 }

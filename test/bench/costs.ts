@@ -29,6 +29,9 @@ const EFFORT = JSON.stringify(
 /** A peer that takes a timer for each call. */
 const SLOW = 'bottleneck';
 const SLOW_EFFORT = JSON.stringify({ ops: 250, samples: 3 });
+/** Most samples fit into so large a young generation without a collection, and the first ones fill it. */
+const WITHOUT_GC = ['--min-semi-space-size=256', '--max-semi-space-size=256'];
+const WITHOUT_GC_EFFORT = JSON.stringify({ ops: 10_000, samples: args.quick ? 21 : 41 });
 /** The last sizes of `flat` fill a window with a million calls, or queue 100,000 several times. */
 const TIMEOUT_MS = isFlat ? 60_000 : 40_000;
 
@@ -38,6 +41,8 @@ interface Row {
   /** `sequence`, how many are queued at once, or another kind of measurement. */
   readonly load: string;
   readonly goal?: number;
+  /** Measured without garbage collection, as far as the young generation can hold all of a sample. */
+  readonly gcAside?: boolean;
 }
 
 const GATE: readonly Row[] = [
@@ -64,7 +69,11 @@ const GATE: readonly Row[] = [
   { title: '… 10,000 queued', name: 'gate, maxConcurrent', load: '10000', goal: 200 },
   { title: 'bytes of a queued call', name: 'bytes', load: 'bytes', goal: 2_500 },
   { title: 'cache hit', name: 'gate, cache hit', load: 'sequence', goal: 12 },
-  { title: 'a start behind a full window, µs', name: 'window', load: 'window', goal: 40 },
+  { title: 'a start behind a full window, µs', name: 'gate', load: 'window', goal: 40 },
+  { title: '… after 25,000 others, µs', name: 'gate, compiled', load: 'window' },
+  { title: '… of p-throttle, strict, µs', name: 'p-throttle', load: 'window' },
+  { title: '… of p-queue, strict, µs', name: 'p-queue', load: 'window' },
+  { title: '… of a bare timer, µs', name: 'bare timer', load: 'window' },
   { title: 'tool call', name: 'tool', load: 'sequence', goal: 80 },
   { title: 'tool call through a gate', name: 'tool, gate', load: 'sequence', goal: 250 },
 ];
@@ -107,12 +116,12 @@ const MANAGER: readonly Row[] = [
   { title: '… of the async generator alone', name: 'generator', load: 'stream' },
 ];
 const MANAGER_PEERS = ['p-queue + generic-pool', '… + AbortController + uuid'];
+/** So many calls behind one that runs. */
+const queuedCalls = (counts: readonly number[], gcAside: boolean): readonly Row[] =>
+  counts.map((n) => ({ title: `${n}`, name: 'gate, one at a time', load: `${n + 1}`, gcAside }));
 const FLAT: Readonly<Record<string, readonly Row[]>> = {
-  'queued calls': ['10', '100', '1000', '10000', '100000'].map((load) => ({
-    title: load,
-    name: 'gate, maxConcurrent',
-    load,
-  })),
+  'queued calls': queuedCalls([10, 100, 1_000, 10_000, 100_000], false),
+  'queued calls, garbage collection aside': queuedCalls([10, 100, 1_000, 10_000], true),
   keys: ['1', '10', '100', '1000'].map((n) => ({ title: n, name: `keys=${n}`, load: '100' })),
   'window entries': ['100', '1000', '10000', '100000', '1000000'].map((n) => ({
     title: n,
@@ -137,15 +146,12 @@ async function measure(rows: readonly Row[]): Promise<Map<Row, Figure | string>>
     for (const row of rows) {
       if (failed.has(row)) continue;
       process.stderr.write(`${round + 1}/${PROCESSES} ${row.name} ${row.load}\n`);
-      const nodeFlags = row.load === 'bytes' ? ['--expose-gc'] : [];
-      const outcome = await runWorker<number>(
-        worker,
-        [row.name, row.load, row.name === SLOW ? SLOW_EFFORT : EFFORT],
-        {
-          nodeFlags,
-          timeoutMs: TIMEOUT_MS,
-        },
-      );
+      const nodeFlags = row.load === 'bytes' ? ['--expose-gc'] : row.gcAside ? WITHOUT_GC : [];
+      const effort = row.name === SLOW ? SLOW_EFFORT : row.gcAside ? WITHOUT_GC_EFFORT : EFFORT;
+      const outcome = await runWorker<number>(worker, [row.name, row.load, effort], {
+        nodeFlags,
+        timeoutMs: TIMEOUT_MS,
+      });
       if (outcome.kind === 'done') found.set(row, [...(found.get(row) ?? []), outcome.answer]);
       else if (outcome.kind === 'late') failed.set(row, `over ${TIMEOUT_MS / 1_000} s`);
       else {

@@ -1,14 +1,22 @@
-/** The process that measures: one scenario, all its rounds. Prints the longest step of each round as one line of JSON. */
+/** The process that measures: one scenario, all its rounds. Prints the longest steps of each round as one line of JSON. */
+import { openSync, readSync } from 'node:fs';
 import { PerformanceObserver } from 'node:perf_hooks';
 import { ConcurrencyLimiter, createPipelineManager, PipelinePool, ServiceGate } from '../../src/index.js';
 
-const WAITERS = Number(process.argv[3] ?? 10_000);
+let WAITERS = Number(process.argv[3] ?? 10_000);
 const REASON = new Error('left');
+
+interface Prepared {
+  readonly settled: Promise<unknown>;
+  trigger(): unknown;
+  /** Whether the operation is a loop of the host over all waiters: no library can split it. */
+  readonly isHostLoop?: boolean;
+}
 
 /** Queues the waiters; the result triggers the operation, and `settled` fulfills when all of them have settled. */
 interface Scenario {
   readonly name: string;
-  prepare(): Promise<{ readonly settled: Promise<unknown>; trigger(): unknown }>;
+  prepare(): Promise<Prepared>;
 }
 
 const each = <T>(make: (i: number) => Promise<T>): Promise<PromiseSettledResult<T>[]> =>
@@ -149,6 +157,7 @@ const SCENARIOS: readonly Scenario[] = [
       const settled = new Promise((resolve) => (settle = resolve));
       return {
         settled,
+        isHostLoop: true,
         trigger: () => settle(each(() => pool.use(noWork))),
       };
     },
@@ -161,6 +170,7 @@ const SCENARIOS: readonly Scenario[] = [
       const settled = new Promise((resolve) => (settle = resolve));
       return {
         settled,
+        isHostLoop: true,
         trigger: () => settle(each(() => pool.use(noWork))),
       };
     },
@@ -221,6 +231,7 @@ const SCENARIOS: readonly Scenario[] = [
       });
       return {
         settled,
+        isHostLoop: true,
         trigger: () => {
           for (const fail of failures) fail();
         },
@@ -306,10 +317,19 @@ const SCENARIOS: readonly Scenario[] = [
 ];
 
 const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-const cpuMs = (): number => {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1_000;
-};
+
+const schedule = Buffer.alloc(64);
+const scheduler = process.platform === 'linux' ? openSync('/proc/self/schedstat', 'r') : undefined;
+
+/** CPU time of the main thread; elsewhere than on Linux, of all threads: those that compile, too. */
+function cpuMs(): number {
+  if (scheduler === undefined) {
+    const { user, system } = process.cpuUsage();
+    return (user + system) / 1_000;
+  }
+  const length = readSync(scheduler, schedule, 0, schedule.length, 0);
+  return Number.parseInt(schedule.toString('latin1', 0, length), 10) / 1e6;
+}
 
 /** The longest step of a round, and what it was: the operation itself, or a later turn; how much of it was garbage collection. */
 export interface LongestStep {
@@ -317,6 +337,8 @@ export interface LongestStep {
   readonly cpuMs: number;
   readonly turn: number;
   readonly collectorMs: number;
+  /** CPU time of the calls of the host in one step, where it has a loop over all waiters. */
+  readonly hostMs: number;
 }
 
 /** Collections of garbage, as they are reported: in a later turn. */
@@ -326,45 +348,69 @@ new PerformanceObserver((list) => {
     collections.push({ fromMs: startTime, ms: duration });
 }).observe({ entryTypes: ['gc'] });
 
-/** The longest gap between two turns of the event loop, from the trigger until everything has settled. */
+interface Step {
+  readonly turn: number;
+  readonly fromMs: number;
+  readonly wallMs: number;
+  readonly cpuMs: number;
+}
+
+/** The step with the most CPU time between two turns of the event loop, from the trigger until everything has settled. */
 async function longestStep({ prepare }: Scenario): Promise<LongestStep> {
-  const { settled, trigger } = await prepare();
+  const { settled, trigger, isHostLoop = false } = await prepare();
   for (let i = 0; i < 3; i++) await endOfTurn();
-  const longest = { wallMs: 0, cpuMs: 0, turn: 0, collectorMs: 0 };
-  let fromMs = 0;
+  let longest: Step = { turn: 0, fromMs: 0, wallMs: 0, cpuMs: 0 };
+  let mostWallMs = 0;
   let turn = 0;
-  let last = { wallMs: performance.now(), cpuMs: cpuMs() };
   let isWatching = true;
+  let fromMs = performance.now();
+  let fromCpuMs = cpuMs();
+  const endStep = (): void => {
+    const now = performance.now();
+    const nowCpuMs = cpuMs();
+    const step = { turn, fromMs, wallMs: now - fromMs, cpuMs: nowCpuMs - fromCpuMs };
+    if (step.cpuMs > longest.cpuMs) longest = step;
+    mostWallMs = Math.max(mostWallMs, step.wallMs);
+    fromMs = now;
+    fromCpuMs = nowCpuMs;
+  };
   const watch = (): void => {
-    const now = { wallMs: performance.now(), cpuMs: cpuMs() };
-    if (now.wallMs - last.wallMs > longest.wallMs) {
-      longest.wallMs = now.wallMs - last.wallMs;
-      longest.turn = turn;
-      fromMs = last.wallMs;
-    }
-    longest.cpuMs = Math.max(longest.cpuMs, now.cpuMs - last.cpuMs);
+    endStep();
     turn++;
-    last = now;
     if (isWatching) setImmediate(watch);
   };
   setImmediate(watch);
   trigger();
+  let hostMs = 0;
+  if (isHostLoop) {
+    endStep();
+    hostMs = longest.cpuMs;
+    longest = { turn: 0, fromMs: 0, wallMs: 0, cpuMs: 0 };
+    mostWallMs = 0;
+  }
   await settled;
   await endOfTurn();
   isWatching = false;
   // The collector reports later.
   await new Promise((resolve) => setTimeout(resolve, 20));
-  const untilMs = fromMs + longest.wallMs;
+  const untilMs = longest.fromMs + longest.wallMs;
+  let collectorMs = 0;
   for (const { fromMs: at, ms } of collections.splice(0))
-    if (at >= fromMs && at < untilMs) longest.collectorMs += ms;
-  return longest;
+    if (at >= longest.fromMs && at < untilMs) collectorMs += ms;
+  return { wallMs: mostWallMs, cpuMs: longest.cpuMs, turn: longest.turn, collectorMs, hostMs };
 }
 
-const scenario = SCENARIOS.find(({ name }) => name === process.argv[2]);
+const [, , name, , rounds = '7', warmUps = '0'] = process.argv;
+const scenario = SCENARIOS.find((one) => one.name === name);
 if (scenario === undefined) {
   process.stdout.write(`${JSON.stringify(SCENARIOS.map(({ name }) => name))}\n`, () => process.exit(0));
 } else {
+  const all = WAITERS;
+  // As a service has run for a while before so many wait.
+  WAITERS = 500;
+  for (let round = 0; round < Number(warmUps); round++) await longestStep(scenario);
+  WAITERS = all;
   const steps: LongestStep[] = [];
-  for (let round = 0; round < Number(process.argv[4] ?? 7); round++) steps.push(await longestStep(scenario));
+  for (let round = 0; round < Number(rounds); round++) steps.push(await longestStep(scenario));
   process.stdout.write(`${JSON.stringify(steps)}\n`, () => process.exit(0));
 }

@@ -50,11 +50,19 @@ export type Outcome<T> =
 export function runWorker<T>(
   worker: string,
   args: readonly string[],
-  { nodeFlags = [], timeoutMs }: { readonly nodeFlags?: readonly string[]; readonly timeoutMs: number },
+  {
+    nodeFlags = [],
+    timeoutMs,
+    // With the collector in the main thread, its time is part of the process's as the rest is.
+    collectsInMainThread = true,
+  }: {
+    readonly nodeFlags?: readonly string[];
+    readonly timeoutMs: number;
+    readonly collectsInMainThread?: boolean;
+  },
 ): Promise<Outcome<T>> {
   return new Promise((resolve) => {
-    // With the collector in the main thread, its time is part of the process's as the rest is.
-    const flags = ['--single-threaded-gc', '--no-warnings', ...nodeFlags];
+    const flags = [...(collectsInMainThread ? ['--single-threaded-gc'] : []), '--no-warnings', ...nodeFlags];
     const child = spawn(process.execPath, [...flags, worker, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
     let out = '';
     let complaint = '';

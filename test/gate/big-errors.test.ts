@@ -3,7 +3,7 @@ import { classifyOutcome } from '../../src/gate/classify.js';
 import { classifyAnthropic, classifyGemini, classifyOpenAi } from '../../src/gate/llm-presets.js';
 import { errorContentOf } from '../../src/gate/response-content.js';
 
-/** The value, and how often a field of it, or the description of one, was read. */
+/** The value, and how often a field of it, or the name or description of one, was read. */
 function counted<T extends object>(value: T): { readonly value: T; readonly reads: () => number } {
   let reads = 0;
   const proxy = new Proxy(value, {
@@ -14,6 +14,11 @@ function counted<T extends object>(value: T): { readonly value: T; readonly read
     getOwnPropertyDescriptor: (target, name) => {
       reads++;
       return Reflect.getOwnPropertyDescriptor(target, name);
+    },
+    ownKeys: (target) => {
+      const names = Reflect.ownKeys(target);
+      reads += names.length;
+      return names;
     },
   });
   return { value: proxy, reads: () => reads };
@@ -31,6 +36,7 @@ describe.each(BIG)('an error that is, or carries, %s', (_, make) => {
   it.each([
     ['is', (value: object) => value],
     ['is under `error`', (value: object) => ({ status: 429, error: value })],
+    ['is its headers', (headers: object) => ({ status: 429, headers })],
     ['is under `body`', (value: object) => ({ status: 429, body: value })],
     ['is deep in a body', (value: object) => ({ status: 429, body: { details: { list: value } } })],
   ])('is read in part where it %s', async (_where, errorOf) => {

@@ -425,6 +425,52 @@ describe('the options of the cache', () => {
     expect(failing.stats().cache.size).toBe(0);
   });
 
+  it('exclude results for which a callback returns a promise, whose rejection goes nowhere', async () => {
+    const late = vi.fn();
+    process.on('unhandledRejection', late);
+    const broken = (() => Promise.reject(new Error('async'))) as never;
+    for (const cache of [{ shouldCache: broken }, { ttlMs: broken }]) {
+      const gate = gateWith(cache);
+      await expect(gate.run(() => 'page', { cacheKey: 'a' })).resolves.toBe('page');
+      expect(gate.stats().cache.size).toBe(0);
+    }
+    const counted = {
+      rate: [{ limit: 5_000, perMs: 1_000, unit: 'weight' }],
+      usage: broken,
+      estimate: broken,
+    };
+    const gate = gateWith({}, counted);
+    await gate.run(() => 'page');
+    await gate.fetch({ fetch: async () => Response.json({}) })('http://llm.example', {
+      method: 'POST',
+      body: '{}',
+    });
+    await settled();
+    process.off('unhandledRejection', late);
+    expect(late).not.toHaveBeenCalled();
+  });
+
+  it('answer no caller that has left, or whose gate closes, with an expired result', async () => {
+    const gate = gateWith({ staleIfErrorMs: 5_000 });
+    await gate.run(() => 'page', { cacheKey: 'a' });
+    await vi.advanceTimersByTimeAsync(1_001);
+    const control = new AbortController();
+    const never = () => new Promise(() => {});
+    const left = follow(gate.run(never, { cacheKey: 'a', signal: control.signal }));
+    await settled();
+    control.abort('enough');
+    await settled();
+    expect(left.now).toEqual({ is: 'rejected', reason: 'enough' });
+    const late = follow(gate.run(never, { cacheKey: 'a', timeoutMs: 100 }));
+    await vi.advanceTimersByTimeAsync(100);
+    expect(late.now).toEqual({ is: 'fulfilled', value: 'page' });
+    const closed = follow(gate.run(never, { cacheKey: 'a' }));
+    await settled();
+    void gate.close();
+    await settled();
+    expect(closed.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_CLOSED' } });
+  });
+
   it('serve an expired result if the service fails, and only then', async () => {
     const gate = gateWith({ staleIfErrorMs: 5_000 });
     const ask = (fn: () => unknown) => gate.run(fn, { cacheKey: 'a' });
@@ -442,6 +488,8 @@ describe('the options of the cache', () => {
     [{ maxBytes: 0 }, '`cache.maxBytes`'],
     [{ ttlMs: 'long' }, '`cache.ttlMs`'],
     [{ staleIfErrorMs: -1 }, '`cache.staleIfErrorMs`'],
+    [{ staleIfErrorMs: Number.NaN }, '`cache.staleIfErrorMs`'],
+    [{ ttlMs: 0 }, '`cache.ttlMs`'],
     [{ shouldCache: true }, '`cache.shouldCache`'],
   ])('reject %j', (cache, message) => {
     expect(() => gateWith(cache as never)).toThrow(message);

@@ -19,6 +19,20 @@ describe('a gate rejects a call early only if it certainly misses its deadline',
     expect(calls.map((call) => call.now.is)).toEqual(Array(20).fill('fulfilled'));
   });
 
+  it('rejects it as the weight of an attempt ahead becomes final', async () => {
+    const rate = [{ limit: 1_000, perMs: 60_000, unit: 'weight' as const }];
+    const gate = new ServiceGate({ name: 'llm', rate });
+    const end = deferred();
+    const first = gate.run(() => end.promise, { weight: 900 });
+    const hopeless = follow(gate.run(() => {}, { weight: 200, timeoutMs: 2_000 }));
+    await settled();
+    expect(hopeless.now.is).toBe('pending');
+    end.resolve();
+    await first;
+    await settled();
+    expect(hopeless.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_KEYS_EXHAUSTED' } });
+  });
+
   it('keeps it while an in-flight attempt may still correct its estimated weight', async () => {
     const rate = [{ limit: 1_000, perMs: 60_000, unit: 'weight' as const }];
     const gate = new ServiceGate({ name: 'llm', rate });

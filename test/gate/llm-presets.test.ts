@@ -1,6 +1,6 @@
 import Anthropic from '@anthropic-ai/sdk';
 import { StubLlm } from 'pipeline-pool/testing';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { Observed } from '../../src/gate/classify.js';
 import {
   anthropicPreset,
@@ -105,6 +105,7 @@ describe('classifyAnthropic', () => {
   });
 
   it('reads the time from the reset of the limit that is used up', async () => {
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.UTC(2026, 0) });
     const headers = {
       'anthropic-ratelimit-requests-remaining': '3',
       'anthropic-ratelimit-requests-reset': new Date(Date.now() + 50_000).toISOString(),
@@ -112,8 +113,8 @@ describe('classifyAnthropic', () => {
       'anthropic-ratelimit-input-tokens-reset': new Date(Date.now() + 20_000).toISOString(),
     };
     const judgement = await classifyAnthropic(response(429, anthropic('rate_limit_error'), headers));
-    expect(judgement?.retryAfterMs).toBeGreaterThan(15_000);
-    expect(judgement?.retryAfterMs).toBeLessThanOrEqual(20_000);
+    vi.useRealTimers();
+    expect(judgement?.retryAfterMs).toBe(20_000);
   });
 });
 
@@ -285,6 +286,15 @@ describe('the usage of LLM presets', () => {
     expect(
       items.reduce<number | undefined>((previous, item) => usage?.(item, previous) ?? previous, undefined),
     ).toBe(tokens);
+  });
+
+  it.each([
+    ['a chat completion', { usage: { prompt_tokens: 100, completion_tokens: 20, total_tokens: 120 } }, 120],
+    ['a response', { usage: { input_tokens: 100, output_tokens: 20 } }, 120],
+    ['an event', { response: { usage: { input_tokens: 100, output_tokens: 20, total_tokens: 120 } } }, 120],
+    ['a chunk without it', { choices: [], usage: null }, undefined],
+  ])('counts the tokens of %s of OpenAI', (_, value, tokens) => {
+    expect(openAiPreset().usage?.(value, undefined)).toBe(tokens);
   });
 
   it('counts a response of Gemini, and its limit of tokens in either place', () => {

@@ -126,7 +126,7 @@ describe('retryAfterMsOf', () => {
     it.each([
       ['Headers', (plain: Record<string, string>) => new Headers(plain)],
       ['a plain object', (plain: Record<string, string>) => plain],
-    ])('recognizes limits by any name after the prefix, in %s', (_, made) => {
+    ])('recognizes limits per window, in %s', (_, made) => {
       const headers = made({
         'X-RateLimit-Remaining-Requests': '100',
         'X-RateLimit-Reset-Requests': '1s',
@@ -186,6 +186,17 @@ describe('retryAfterMsOf', () => {
     expect(retryAfterMsOf(status, { ...headers, 'retry-after': '7' })).toBe(7_000);
   });
 
+  it('reads a limit of any name in Headers, and no more than the first 100 of them', () => {
+    const limit = { 'x-ratelimit-remaining-images': '0', 'x-ratelimit-reset-images': '8s' };
+    expect(retryAfterMsOf(429, new Headers(limit))).toBe(8_000);
+    let names = 0;
+    function* keys() {
+      for (;;) yield `x-${++names}`;
+    }
+    expect(retryAfterMsOf(429, { get: () => undefined, keys } as never)).toBeUndefined();
+    expect(names).toBe(100);
+  });
+
   it('has no upper bound', () => {
     expect(retryAfterMsOf(429, { 'retry-after': '7200' })).toBe(7_200_000);
   });
@@ -197,9 +208,11 @@ describe('retryAfterMsOf', () => {
 });
 
 describe('headerOf', () => {
-  it('reads Headers, plain objects of any case, lists and numbers', () => {
+  it('reads Headers, plain objects in the usual spellings, lists and numbers', () => {
     expect(headerOf(new Headers({ 'Retry-After': '3' }), 'retry-after')).toBe('3');
     expect(headerOf({ 'Retry-After': '3' }, 'retry-after')).toBe('3');
+    expect(headerOf({ 'X-RateLimit-Reset': '3' }, 'x-ratelimit-reset')).toBe('3');
+    expect(headerOf({ 'RETRY-AFTER': '3' }, 'retry-after')).toBe('3');
     expect(headerOf({ 'retry-after': ['3', '4'] }, 'retry-after')).toBe('3');
     expect(headerOf({ 'retry-after': 3 }, 'retry-after')).toBe('3');
     expect(headerOf({ 'retry-after': null }, 'retry-after')).toBeUndefined();
@@ -212,6 +225,10 @@ describe('retryAfterMsInBody', () => {
     [{ error: { code: 429, details: [{ '@type': 'x' }, { '@type': 'y', retryDelay: '17s' }] } }, 17_000],
     [{ retry_after: 2.5 }, 2_500],
     [{ error: { retryAfterMs: 150 } }, 150],
+    [{ parameters: { retry_after: 3 } }, 3_000],
+    [{ errors: [{ extensions: { 'Retry-After': '4' } }] }, 4_000],
+    [{ errorDetails: [{ retryDelay: '5s' }] }, 5_000],
+    [{ error: { metadata: { headers: { 'retry-after': '6' } } } }, 6_000],
     [{ error: { message: 'Rate limit reached. Please try again in 1.5s. Visit …' } }, 1_500],
     [{ message: 'Please retry after 20 seconds.' }, 20_000],
     [{ message: 'Try again in 6m0s' }, 360_000],

@@ -107,29 +107,6 @@ describe('ServiceGate', () => {
       expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3']);
     });
 
-    it('grants permits within caps, by guarantees, and by age with agingMs', async () => {
-      const tenants = (name: string) => (name === 'capped' ? { maxConcurrent: 1 } : { guaranteed: 1 });
-      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2, tenants, agingMs: 100 });
-      const order: string[] = [];
-      const ends = new Map<string, () => void>();
-      const call = (name: string, options: object) =>
-        gate.run(() => {
-          order.push(name);
-          return new Promise<void>((resolve) => ends.set(name, resolve));
-        }, options);
-      const calls = [call('c1', { tenant: 'capped' }), call('c2', { tenant: 'capped', priority: 9 })];
-      calls.push(call('n1', {}), call('low', { priority: -1 }));
-      await vi.advanceTimersByTimeAsync(101);
-      calls.push(call('late', {}), call('g1', { tenant: 'guaranteed' }));
-      for (const name of ['n1', 'g1', 'low', 'late', 'c1', 'c2']) {
-        await settled();
-        ends.get(name)?.();
-      }
-      await settled();
-      expect(order).toEqual(['c1', 'n1', 'g1', 'low', 'late', 'c2']);
-      await Promise.all(calls);
-    });
-
     it('holds no permit in a back-off', async () => {
       vi.spyOn(Math, 'random').mockReturnValue(0.999);
       const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });

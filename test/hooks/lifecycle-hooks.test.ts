@@ -137,7 +137,7 @@ describe('LifecycleHooks', () => {
     expect(() => hooks.once('toString' as never, () => {})).toThrow(TypeError);
     expect(() => hooks.on(Symbol('permit') as never, () => {})).toThrow('There is no lifecycle event');
     expect(() => hooks.on('limit:changed', {} as never)).toThrow(
-      'Expected the listener of `limit:changed` to be a function, got object',
+      'Expected `listener of limit:changed` to be a function, got an object (object)',
     );
     expect(hooks.off('permit:given' as never, () => {})).toBe(hooks);
   });
@@ -328,12 +328,12 @@ describe('The redaction of the host', () => {
 describe('checkHooks', () => {
   it('accepts LifecycleHooks, and those of another copy of this package', () => {
     const hooks = new LifecycleHooks();
-    expect(checkHooks(hooks)).toBe(hooks);
+    expect(checkHooks('hooks', hooks)).toBe(hooks);
     const foreign = { emit() {}, hasListeners: () => false } as unknown as LifecycleHooks;
-    expect(checkHooks(foreign)).toBe(foreign);
+    expect(checkHooks('hooks', foreign)).toBe(foreign);
   });
 
   it.each([[{}], [() => {}], ['hooks'], [{ emit() {} }], [null]])('refuses %s', (value) => {
-    expect(() => checkHooks(value as never)).toThrow('Expected `hooks` to be a LifecycleHooks');
+    expect(() => checkHooks('hooks', value as never)).toThrow('Expected `hooks` to be a LifecycleHooks');
   });
 });

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   abortSignal,
   callable,
+  checkEach,
   durationMs,
   finiteNumber,
   flag,
@@ -147,5 +148,32 @@ describe('optional', () => {
     expect(optional('name', undefined, text)).toBeUndefined();
     expect(optional('name', 'pool', text)).toBe('pool');
     expect(() => optional('name', '', text)).toThrow(TypeError);
+  });
+});
+
+describe('checkEach', () => {
+  const checks = { size: wholeNumber };
+
+  it.each(['toString', 'constructor', 'valueOf', '__proto__'])(
+    'refuses `%s`, which the table only inherits',
+    (option) => {
+      const given = Object.defineProperty({ size: 1 }, option, { value: 1, enumerable: true });
+      expect(() => checkEach('Pool', given, checks)).toThrow(
+        `Unknown option \`${option}\` in Pool; it takes \`size\``,
+      );
+    },
+  );
+
+  it('checks options that are inherited, or accessors of a class', () => {
+    class Config {
+      get size() {
+        return 0;
+      }
+    }
+    expect(() => checkEach('Pool', new Config(), checks)).toThrow('Expected `size` to be');
+    expect(() => checkEach('Pool', Object.create({ size: 0 }), checks)).toThrow('Expected `size` to be');
+    expect(() => checkEach('Pool', Object.create({ sise: 1 }), checks)).toThrow('Unknown option `sise`');
+    const frozen = Object.freeze(Object.assign(Object.create(null), { size: 1 }));
+    expect(checkEach('Pool', frozen, checks)).toBe(frozen);
   });
 });

@@ -85,6 +85,24 @@ describe('Tenants of one priority', () => {
     }
   });
 
+  it('are charged for what `tryAcquire` takes, within their caps', () => {
+    const limiter = new ConcurrencyLimiter({
+      maxConcurrent: 3,
+      tenants: (name) => {
+        if (name === 'unknown') throw new Error('no such tenant');
+        return { maxConcurrent: 1 };
+      },
+    });
+    const permit = limiter.tryAcquire({ tenant: 'a' });
+    expect(limiter.tryAcquire({ tenant: 'a' })).toBeUndefined();
+    expect(limiter.tryAcquire({ tenant: 'b' })).toBeDefined();
+    expect(() => limiter.tryAcquire({ tenant: 'unknown' })).toThrow('no such tenant');
+    expect(() => limiter.tryAcquire({ tenant: 'a', weight: 2 })).toThrow(RangeError);
+    permit?.release();
+    expect(limiter.tryAcquire({ tenant: 'a' })).toBeDefined();
+    expect(limiter.stats()).toMatchObject({ active: 2 });
+  });
+
   it('keep the turns of the others when one gives up', async () => {
     const { limiter, ask, served } = setUp();
     const controller = new AbortController();

@@ -95,6 +95,17 @@ describe('ConcurrencyLimiter.map', () => {
     expect(started).toEqual([]);
   });
 
+  it('fulfills if all items have started before its signal aborts, and none fails', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2 });
+    const slow = deferred<string>();
+    const controller = new AbortController();
+    const mapped = limiter.map([1, 2], () => slow.promise, { signal: controller.signal });
+    await endOfTurn();
+    controller.abort('late');
+    slow.resolve('done');
+    expect(await mapped).toEqual(['done', 'done']);
+  });
+
   it.each([undefined, null, new Error('reason')])('rejects with a failure that is %s', async (failure) => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const mapped = follow(limiter.map([1, 2], () => Promise.reject(failure)));
@@ -131,7 +142,8 @@ describe('ConcurrencyLimiter.map', () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     await expect(limiter.map([1], 5 as never)).rejects.toThrow('Expected `fn` to be a function');
     await expect(limiter.map([1], () => 1, { weight: 2 })).rejects.toThrow(RangeError);
-    await expect(limiter.map(5 as never, () => 1)).rejects.toThrow(TypeError);
+    for (const items of [5, {}, (async function* () {})(), { [Symbol.iterator]: () => ({ next: () => 5 }) }])
+      await expect(limiter.map(items as never, () => 1)).rejects.toThrow(TypeError);
   });
 });
 

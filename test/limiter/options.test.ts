@@ -83,9 +83,9 @@ describe('The options of a ConcurrencyLimiter', () => {
 
 describe('The options of a request', () => {
   it.each([
-    [null, TypeError, 'Expected `options` to be an options object, got null'],
-    [5, TypeError, 'Expected `options` to be an options object, got 5 (number)'],
-    [[], TypeError, 'Expected `options` to be an options object, got an array'],
+    [null, TypeError, 'Expected `acquire` to be an options object, got null'],
+    [5, TypeError, 'Expected `acquire` to be an options object, got 5 (number)'],
+    [[], TypeError, 'Expected `acquire` to be an options object, got an array'],
     [{ timeout: 5 }, TypeError, 'Unknown option `timeout` in acquire; it takes `signal`, `timeoutMs`'],
     [{ signal: {} }, TypeError, 'Expected `signal` to be an AbortSignal, got an object'],
     [{ signal: new AbortController() }, TypeError, 'Expected `signal` to be an AbortSignal'],
@@ -230,7 +230,7 @@ describe('The options of a request', () => {
     });
   });
 
-  it('are refused in tryAcquire except for the weight: it does not wait, so there is nothing to end or order', () => {
+  it('are refused in tryAcquire except for the weight and the tenant: it does not wait, so there is nothing to end or order', () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     expect(() => limiter.tryAcquire({ priority: 1 } as never)).toThrow(
       'Unknown option `priority` in tryAcquire',

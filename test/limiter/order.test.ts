@@ -322,6 +322,24 @@ describe('The weight of a permit', () => {
     expect(order).toEqual(['a', 'b', 'c']);
   });
 
+  it('may be more than a lowered maxConcurrent: the request waits, and runs alone', async () => {
+    const { limiter, order, ask } = setUp(10);
+    const holder = await limiter.acquire();
+    limiter.maxConcurrent = 5;
+    const heavy = limiter.acquire({ weight: 7 });
+    ask('light');
+    await endOfTurn();
+    expect(limiter.stats()).toMatchObject({ active: 1, queued: 2 });
+    holder.release();
+    const permit = await heavy;
+    await endOfTurn();
+    expect(limiter.stats()).toMatchObject({ active: 7, queued: 1 });
+    permit.release();
+    await endOfTurn();
+    expect(order).toEqual(['light']);
+    await expect(limiter.acquire({ weight: 11 })).rejects.toBeInstanceOf(RangeError);
+  });
+
   it('is refused at once, and leaves the queue as it was, when it is more than maxConcurrent', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 3 });
     await expect(limiter.acquire({ weight: 4 })).rejects.toThrow(RangeError);

@@ -4,17 +4,12 @@ import { onFakeTimers, settled } from '../support/fake-timers.js';
 
 onFakeTimers();
 
-const tenants = (name: string) =>
-  name === 'capped' ? { maxConcurrent: 1 } : name === 'guaranteed' ? { guaranteed: 1 } : {};
+const tenants = (name: string) => (name === 'capped' ? { maxConcurrent: 1 } : {});
 
 /** A manager, and requests that end one after the other, as the test says. */
-function build(maxConcurrentRequests: number, more = {}) {
-  const manager = createPipelineManager({
-    config: { poolSize: 4, maxConcurrentRequests },
-    create: () => ({}),
-    tenants,
-    ...more,
-  });
+function build() {
+  const config = { poolSize: 4, maxConcurrentRequests: 3 };
+  const manager = createPipelineManager({ config, create: () => ({}), tenants });
   const order: string[] = [];
   const ends = new Map<string, () => void>();
   const ask = (name: string, options: object) => {
@@ -33,7 +28,7 @@ function build(maxConcurrentRequests: number, more = {}) {
 
 describe('Tenants of a manager', () => {
   it('at their caps hold no permit while they wait, and others pass them', async () => {
-    const { ask, end, manager, order } = build(3);
+    const { ask, end, manager, order } = build();
     for (const name of ['c1', 'c2', 'c3']) ask(name, { tenant: 'capped' });
     for (const name of ['o1', 'o2']) ask(name, { tenant: 'other' });
     await settled();
@@ -42,26 +37,6 @@ describe('Tenants of a manager', () => {
     await end('o1');
     await end('c1');
     expect(order.slice(3)).toEqual(['c2']);
-  });
-
-  it('with a guarantee are next, ahead of priorities', async () => {
-    const { ask, end, order } = build(1);
-    ask('o1', { tenant: 'other' });
-    ask('o2', { tenant: 'other', priority: 9 });
-    ask('g1', { tenant: 'guaranteed' });
-    await settled();
-    for (const name of ['o1', 'g1']) await end(name);
-    expect(order).toEqual(['o1', 'g1', 'o2']);
-  });
-
-  it('with agingMs are served, whatever their priority', async () => {
-    const { ask, end, order } = build(1, { agingMs: 100 });
-    ask('first', {});
-    ask('low', { priority: -1 });
-    await vi.advanceTimersByTimeAsync(101);
-    ask('late', {});
-    for (const name of ['first', 'low', 'late']) await end(name);
-    expect(order).toEqual(['first', 'low', 'late']);
   });
 });
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { createPipelineManager, ServiceGate } from '../../src/index.js';
+import { ConcurrencyLimiter, createPipelineManager, PipelinePool, ServiceGate } from '../../src/index.js';
+import { PER_TURN } from '../../src/internal/clock.js';
 import { endOfTurn } from '../support/promises.js';
 
 const WAITERS = 1_000;
@@ -53,4 +54,57 @@ describe('With 1,000 waiters', () => {
     expect(started).toBe(0);
     expect(manager.stats()).toMatchObject({ active: 0, queued: 0 });
   });
+});
+
+/** What queues waiters behind one that holds all there is, and ends all of them. */
+const QUEUES: Readonly<
+  Record<string, () => { wait(signal?: AbortSignal): Promise<unknown>; close(): void }>
+> = {
+  limiter: () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
+    limiter.tryAcquire();
+    return { wait: (signal) => limiter.run(() => 1, { signal }), close: () => void limiter.close() };
+  },
+  pool: () => {
+    const pool = new PipelinePool({ size: 1, create: () => ({}) });
+    void pool.acquire();
+    return { wait: (signal) => pool.acquire({ signal }), close: () => void pool.close() };
+  },
+  gate: () => {
+    const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+    gate.run(untilAborted).catch(() => {});
+    return { wait: (signal) => gate.run(() => 1, { signal }), close: () => void gate.close() };
+  },
+  manager: () => {
+    const manager = createPipelineManager({
+      config: { poolSize: 1, maxConcurrentRequests: 1, maxQueue: WAITERS, acquireTimeoutMs: 600_000 },
+      create: () => ({}),
+    });
+    manager.run('running', untilAborted).catch(() => {});
+    return {
+      wait: (signal) => manager.run('task', () => 1, { signal }),
+      close: () => void manager.shutdown({ timeoutMs: 0 }),
+    };
+  },
+};
+
+describe.each(Object.keys(QUEUES))('The waiters of a %s', (name) => {
+  it.each(['close', 'abort'] as const)(
+    'settle over several turns of the event loop at one %s',
+    async (how) => {
+      const queue = QUEUES[name]?.() as ReturnType<(typeof QUEUES)[string]>;
+      const controller = new AbortController();
+      let left = 0;
+      for (let i = 0; i < WAITERS; i++) queue.wait(controller.signal).catch(() => left++);
+      for (let i = 0; i < 3; i++) await endOfTurn();
+      if (how === 'close') queue.close();
+      else controller.abort(new Error('left'));
+      const perTurn: number[] = [];
+      for (let before = 0; left < WAITERS; before = left) {
+        await endOfTurn();
+        perTurn.push(left - before);
+      }
+      expect(Math.max(...perTurn)).toBeLessThanOrEqual(2 * PER_TURN);
+    },
+  );
 });

@@ -28,7 +28,7 @@ const throwingFields = (target: object, fields: readonly PropertyKey[]): object 
 const FIELDS = ['name', 'message', 'code', 'status', 'statusCode', 'response', 'headers', 'cause', 'errors'];
 
 /** Each is made anew: some of them can be used once. */
-const VALUES: Readonly<Record<string, () => unknown>> = {
+const VALUES: Values = {
   undefined: () => undefined,
   null: () => null,
   symbol: () => Symbol('s'),
@@ -84,26 +84,27 @@ interface Behavior {
   readonly value: string;
 }
 
-const behavior = fc.record({
-  way: fc.constantFrom<Way | 'works'>('throws', 'rejects', 'returns', 'resolves', 'works', 'works'),
-  value: fc.constantFrom(...Object.keys(VALUES)),
-});
+type Values = Readonly<Record<string, () => unknown>>;
+
+const behaviorsOf = (ways: readonly (Way | 'works')[], values: Values): fc.Arbitrary<Behavior[]> =>
+  fc.array(fc.record({ way: fc.constantFrom(...ways), value: fc.constantFrom(...Object.keys(values)) }), {
+    minLength: 1,
+    maxLength: 8,
+  });
 
 /** Plays behaviors one after another, then works. */
-function playing(behaviors: readonly Behavior[]) {
+function playing(behaviors: readonly Behavior[], values: Values): Play {
   const left = [...behaviors];
   return <R>(works: () => R): R => {
     const { way, value: name } = left.shift() ?? { way: 'works', value: '' };
     if (way === 'works') return works();
-    const value = VALUES[name]?.();
+    const value = values[name]?.();
     if (way === 'throws') throw value;
     if (way === 'returns') return value as R;
     // A promise must be made by hand: `async` would look at the value at once.
     return (way === 'rejects' ? Promise.reject(value) : Promise.resolve().then(() => value)) as R;
   };
 }
-
-const behaviors = fc.array(behavior, { minLength: 1, maxLength: 8 });
 
 /** Hooks whose listeners and logger are hostile as well. */
 function hostileHooks(play: <R>(works: () => R) => R): LifecycleHooks {
@@ -117,166 +118,234 @@ function hostileHooks(play: <R>(works: () => R) => R): LifecycleHooks {
 const settled = async (calls: readonly Promise<unknown>[]): Promise<void> =>
   void (await Promise.allSettled(calls));
 
-describe('A value that throws when it is looked at', () => {
-  const unhandled: unknown[] = [];
-  const note = (error: unknown): void => void unhandled.push(error);
-  beforeEach(() => process.on('unhandledRejection', note));
-  afterEach(() => void process.off('unhandledRejection', note));
+type Play = <R>(works: () => R) => R;
 
-  const check = (
-    scenario: (play: <R>(works: () => R) => R, listen: <R>(works: () => R) => R) => Promise<void>,
-    numRuns = Number(process.env.HOSTILE_RUNS ?? 60),
-  ) =>
-    fc.assert(
-      fc.asyncProperty(behaviors, behaviors, async (callbacks, listeners) => {
-        await scenario(playing(callbacks), playing(listeners));
-        await new Promise((resolve) => setImmediate(resolve));
-        expect(unhandled.splice(0)).toEqual([]);
-      }),
-      { numRuns },
-    );
-
-  it('loses no permit of a limiter', () =>
-    check(async (play, listen) => {
-      const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks: hostileHooks(listen) });
-      const control = new AbortController();
-      const runs = [1, 2, 3].map(() => limiter.run(() => play(() => 1)));
-      runs.push(limiter.run(() => play(() => 1), { signal: control.signal }));
-      control.abort(VALUES['revoked proxy']?.());
-      await settled(runs);
-      expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
-      await limiter.close();
-    }));
-
-  it('loses no slot of a pool and no waiter', () =>
-    check(async (play, listen) => {
-      const pool = new PipelinePool<unknown>({
-        size: 2,
-        hooks: hostileHooks(listen),
-        createRetry: { baseMs: 1, maxMs: 1 },
-        validateAfterIdleMs: 0,
-        create: () => play(() => ({})),
-        validate: () => play(() => true),
-        prepare: () => play(() => {}),
+/** What keeps its promise whatever its callbacks, played by `play`, and its listeners, played by `listen`, do. */
+const SCENARIOS: Readonly<Record<string, (play: Play, listen: Play) => Promise<void>>> = {
+  'loses no permit of a limiter': async (play, listen) => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks: hostileHooks(listen) });
+    const control = new AbortController();
+    const runs = [1, 2, 3].map(() => limiter.run(() => play(() => 1)));
+    runs.push(limiter.run(() => play(() => 1), { signal: control.signal }));
+    control.abort(VALUES['revoked proxy']?.());
+    await settled(runs);
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    await limiter.close();
+  },
+  'loses no slot of a pool and no waiter': async (play, listen) => {
+    const pool = new PipelinePool<unknown>({
+      size: 2,
+      hooks: hostileHooks(listen),
+      createRetry: { baseMs: 1, maxMs: 1 },
+      validateAfterIdleMs: 0,
+      create: () => play(() => ({})),
+      validate: () => play(() => true),
+      prepare: () => play(() => {}),
+      reset: () => play(() => {}),
+      destroy: () => play(() => {}),
+    });
+    const uses = [1, 2, 3, 4].map(() => pool.use(() => play(() => 1), { timeoutMs: 2_000 }));
+    await settled(uses);
+    await settled([pool.acquire({ timeoutMs: 2_000 }).then((lease) => lease.release({ discard: true }))]);
+    await pool.close({ timeoutMs: 2_000 });
+    expect(pool.stats()).toMatchObject({ live: 0, leased: 0, queued: 0, creating: 0, destroying: 0 });
+  },
+  'loses no permit or key of a gate': async (play, listen) => {
+    const gate = new ServiceGate({
+      name: 'service',
+      hooks: hostileHooks(listen),
+      maxConcurrent: 1,
+      keys: ['key-number-one', 'key-number-two'],
+      retry: { attempts: 2, baseMs: 1, maxMs: 1 },
+      cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
+      cache: { max: 10, ttlMs: 1_000 },
+      timeoutMs: 2_000,
+      classify: () => play(() => undefined),
+    });
+    const runs = [1, 2, 3].map((n) => gate.run(() => play(() => 1), { cacheKey: `${n % 2}` }));
+    runs.push(gate.run(() => play(() => 1)) as Promise<number>);
+    await settled(runs);
+    expect(gate.stats()).toMatchObject({
+      running: 0,
+      queuedForStart: 0,
+      backingOff: 0,
+      limiter: { active: 0, queued: 0 },
+    });
+    await gate.close();
+  },
+  'ends a stream of a gate': async (play, listen) => {
+    const gate = new ServiceGate({
+      name: 'service',
+      hooks: hostileHooks(listen),
+      maxConcurrent: 1,
+      retry: { attempts: 2, baseMs: 1, maxMs: 1 },
+      cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
+      timeoutMs: 2_000,
+    });
+    const source = (() => play(() => hostileIterable(play))) as GateStreamSource<unknown>;
+    for (let i = 0; i < 2; i++) await settled([consume(gate.stream(source))]);
+    expect(gate.stats()).toMatchObject({
+      running: 0,
+      queuedForStart: 0,
+      backingOff: 0,
+      limiter: { active: 0, queued: 0 },
+    });
+    await gate.close();
+  },
+  'loses nothing of a manager: requests, streams and tools': async (play, listen) => {
+    const hooks = hostileHooks(listen);
+    const gate = new ServiceGate({
+      name: 'service',
+      hooks,
+      keys: ['key-number-one'],
+      retry: { attempts: 2, baseMs: 1, maxMs: 1 },
+      cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
+    });
+    const tools = defineTools({
+      plain: {
+        connect: () => play(() => 1),
+        disconnect: () => play(() => {}),
+        parse: (input: unknown) => play(() => input),
+        call: () => play(() => 1),
+      },
+      kept: {
+        connect: () => play(() => 1),
+        check: () => play(() => true),
         reset: () => play(() => {}),
-        destroy: () => play(() => {}),
-      });
-      const uses = [1, 2, 3, 4].map(() => pool.use(() => play(() => 1), { timeoutMs: 2_000 }));
-      await settled(uses);
-      await settled([pool.acquire({ timeoutMs: 2_000 }).then((lease) => lease.release({ discard: true }))]);
-      await pool.close({ timeoutMs: 2_000 });
-      expect(pool.stats()).toMatchObject({ live: 0, leased: 0, queued: 0, creating: 0, destroying: 0 });
-    }));
-
-  it('loses no permit or key of a gate', () =>
-    check(async (play, listen) => {
-      const gate = new ServiceGate({
-        name: 'service',
-        hooks: hostileHooks(listen),
-        maxConcurrent: 1,
-        keys: ['key-number-one', 'key-number-two'],
-        retry: { attempts: 2, baseMs: 1, maxMs: 1 },
-        cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
-        cache: { max: 10, ttlMs: 1_000 },
-        timeoutMs: 2_000,
-        classify: () => play(() => undefined),
-      });
-      const runs = [1, 2, 3].map((n) => gate.run(() => play(() => 1), { cacheKey: `${n % 2}` }));
-      runs.push(gate.run(() => play(() => 1)) as Promise<number>);
-      await settled(runs);
-      expect(gate.stats()).toMatchObject({
-        running: 0,
-        queuedForStart: 0,
-        backingOff: 0,
-        limiter: { active: 0, queued: 0 },
-      });
-      await gate.close();
-    }));
-
-  it('ends a stream of a gate', () =>
-    check(async (play, listen) => {
-      const gate = new ServiceGate({
-        name: 'service',
-        hooks: hostileHooks(listen),
-        maxConcurrent: 1,
-        retry: { attempts: 2, baseMs: 1, maxMs: 1 },
-        cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
-        timeoutMs: 2_000,
-      });
-      const source = (() => play(() => hostileIterable(play))) as GateStreamSource<unknown>;
-      for (let i = 0; i < 2; i++) await settled([consume(gate.stream(source))]);
-      expect(gate.stats()).toMatchObject({
-        running: 0,
-        queuedForStart: 0,
-        backingOff: 0,
-        limiter: { active: 0, queued: 0 },
-      });
-      await gate.close();
-    }));
-
-  it('loses nothing of a manager: requests, streams and tools', () =>
-    check(async (play, listen) => {
-      const hooks = hostileHooks(listen);
-      const gate = new ServiceGate({
-        name: 'service',
-        hooks,
-        keys: ['key-number-one'],
-        retry: { attempts: 2, baseMs: 1, maxMs: 1 },
-        cooldown: { baseMs: 1, maxMs: 1, exhaustedMs: 1, quarantinedMs: 1 },
-      });
-      const tools = defineTools({
-        plain: {
-          connect: () => play(() => 1),
-          disconnect: () => play(() => {}),
-          parse: (input: unknown) => play(() => input),
-          call: () => play(() => 1),
-        },
-        kept: {
-          connect: () => play(() => 1),
-          check: () => play(() => true),
-          reset: () => play(() => {}),
-          call: () => play(() => 1),
-        },
-        task: {
-          scope: 'task',
-          gate,
-          connect: () => play(() => 1),
-          disconnect: () => play(() => {}),
-          cacheKey: () => play(() => 'key'),
-          weight: () => play(() => 1),
-          call: () => play(() => 1),
-        },
-      } as never);
-      const factory = pipelineFactory({ mainAgent: tools as never, hooks });
-      const manager = createPipelineManager({
-        config: { poolSize: 1, maxConcurrentRequests: 2, requestTimeoutMs: 2_000 },
-        createRetry: { baseMs: 1, maxMs: 1 },
-        ...factory,
-        hooks,
-      });
-      const work = async (pipeline: unknown): Promise<unknown> => {
-        const agent = (pipeline as { mainAgentToolManager: Agent }).mainAgentToolManager;
-        await settled([
-          agent.call('plain'),
-          agent.call('task', {}, { timeoutMs: 500 }),
-          agent.answer('plain', '{}'),
-          agent.answer('task', '{}', { timeoutMs: 500 }),
-        ]);
-        return play(() => 1);
-      };
+        call: () => play(() => 1),
+      },
+      task: {
+        scope: 'task',
+        gate,
+        connect: () => play(() => 1),
+        disconnect: () => play(() => {}),
+        cacheKey: () => play(() => 'key'),
+        weight: () => play(() => 1),
+        call: () => play(() => 1),
+      },
+    } as never);
+    const factory = pipelineFactory({ mainAgent: tools as never, hooks });
+    const manager = createPipelineManager({
+      config: { poolSize: 1, maxConcurrentRequests: 2, requestTimeoutMs: 2_000 },
+      createRetry: { baseMs: 1, maxMs: 1 },
+      ...factory,
+      hooks,
+    });
+    const work = async (pipeline: unknown): Promise<unknown> => {
+      const agent = (pipeline as { mainAgentToolManager: Agent }).mainAgentToolManager;
       await settled([
-        manager.run('a', ({ pipeline }) => work(pipeline)),
-        manager.run('b', () => play(() => 1)),
-        consume(manager.stream('c', (() => play(() => hostileIterable(play))) as never)),
+        agent.call('plain'),
+        agent.call('task', {}, { timeoutMs: 500 }),
+        agent.answer('plain', '{}'),
+        agent.answer('task', '{}', { timeoutMs: 500 }),
       ]);
-      await manager.shutdown({ timeoutMs: 2_000 });
-      await factory.close();
-      expect(manager.stats()).toMatchObject({ pool: { live: 0, leased: 0, queued: 0 } });
-      expect(manager.limiter.stats()).toMatchObject({ active: 0, queued: 0 });
-      await gate.close();
-    }));
+      return play(() => 1);
+    };
+    await settled([
+      manager.run('a', ({ pipeline }) => work(pipeline)),
+      manager.run('b', () => play(() => 1)),
+      consume(manager.stream('c', (() => play(() => hostileIterable(play))) as never)),
+    ]);
+    await manager.shutdown({ timeoutMs: 2_000 });
+    await factory.close();
+    expect(manager.stats()).toMatchObject({ pool: { live: 0, leased: 0, queued: 0 } });
+    expect(manager.limiter.stats()).toMatchObject({ active: 0, queued: 0 });
+    await gate.close();
+  },
+};
+
+const unhandled: unknown[] = [];
+const note = (error: unknown): void => void unhandled.push(error);
+beforeEach(() => process.on('unhandledRejection', note));
+afterEach(() => void process.off('unhandledRejection', note));
+
+async function played(name: string, callbacks: Play, listeners: Play): Promise<void> {
+  await SCENARIOS[name]?.(callbacks, listeners);
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(unhandled.splice(0)).toEqual([]);
+}
+
+describe('A value that throws when it is looked at', () => {
+  const behaviors = behaviorsOf(['throws', 'rejects', 'returns', 'resolves', 'works', 'works'], VALUES);
+
+  it.each(Object.keys(SCENARIOS))('%s', (name) =>
+    fc.assert(
+      fc.asyncProperty(behaviors, behaviors, (callbacks, listeners) =>
+        played(name, playing(callbacks, VALUES), playing(listeners, VALUES)),
+      ),
+      { numRuns: Number(process.env.HOSTILE_RUNS ?? 60) },
+    ),
+  );
 });
 
+/** What was done with enormous values: how many fields were read, and how often all of them were listed. */
+const done = { reads: 0, lists: 0 };
+
+/** A value of a million parts. Whatever is read of it leads to another. */
+function endless(target: object, more: (name: PropertyKey) => unknown = () => undefined): object {
+  return new Proxy(target, {
+    get: (_, name) => {
+      done.reads++;
+      return name in target ? Reflect.get(target, name) : more(name);
+    },
+    has: () => ++done.reads > 0,
+    getOwnPropertyDescriptor: (_, name) => {
+      done.reads++;
+      return Reflect.getOwnPropertyDescriptor(target, name);
+    },
+    ownKeys: () => {
+      done.lists++;
+      return [];
+    },
+  });
+}
+
+const MILLION = 1_000_000;
+const TEXT = 'retry after 5 s. key=k '.repeat(MILLION / 2);
+const MANY: unknown[] = new Array(MILLION).fill(0);
+const listOf = (): object => endless(MANY);
+const errorOf = (fields: object): object => endless(Object.assign(new Error('x'), fields));
+const around = (of: string): object =>
+  endless(new Error('x'), (name) => (name === of ? around(of) : undefined));
+
+/** Reads of all but the texts are counted; those of the texts by the host's redaction. */
+const ENORMOUS: Values = {
+  text: () => TEXT,
+  list: listOf,
+  bytes: () => endless(new Uint8Array(10)),
+  map: () => endless(new Map([[1, 1]])),
+  'error with a long message': () => errorOf({ message: TEXT, code: TEXT, name: TEXT }),
+  'error with a list as its message': () => errorOf({ message: listOf() }),
+  'error with as many errors': () => errorOf({ errors: listOf(), cause: listOf() }),
+  'error with as many causes': () => around('cause'),
+  'error with as many errors behind one another': () => around('lastError'),
+  'response with as many fields': () =>
+    errorOf({
+      status: 429,
+      headers: endless({}),
+      response: endless({}),
+      error: endless({ details: listOf() }),
+    }),
+  'response with a long body': () => errorOf({ status: 429, message: TEXT, body: TEXT, data: TEXT }),
+  'response with a long header': () => errorOf({ status: 429, headers: { 'retry-after': TEXT, date: TEXT } }),
+  'response with a deep body': () => errorOf({ status: 429, body: around('error') }),
+};
+
+describe('A value of a million parts', () => {
+  const behaviors = behaviorsOf(['throws', 'rejects', 'works'], ENORMOUS);
+
+  it.each(Object.keys(SCENARIOS))('is never listed, and read in small part; %s', (name) =>
+    fc.assert(
+      fc.asyncProperty(behaviors, behaviors, async (callbacks, listeners) => {
+        Object.assign(done, { reads: 0, lists: 0 });
+        await played(name, playing(callbacks, ENORMOUS), playing(listeners, ENORMOUS));
+        expect(done.lists).toBe(0);
+        expect(done.reads).toBeLessThan(3_000);
+      }),
+      { numRuns: Number(process.env.HOSTILE_RUNS ?? 20) },
+    ),
+  );
+});
 interface Agent {
   call(name: string, input?: unknown, options?: object): Promise<unknown>;
   answer(name: string, input?: unknown, options?: object): Promise<string>;

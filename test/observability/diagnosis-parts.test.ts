@@ -15,7 +15,11 @@ import { Extreme, History } from '../../src/observability/diagnosis/history.js';
 import { type MachineFigures, ProcessMachine } from '../../src/observability/diagnosis/machine.js';
 import { Pace } from '../../src/observability/diagnosis/pace.js';
 import { type Count, type Level, Recorder, type Report } from '../../src/observability/diagnosis/recorder.js';
+import type { TenantReport } from '../../src/observability/diagnosis/tenants.js';
+import { Tenant } from '../../src/queue/fair-queue.js';
+import { UNLIMITED } from '../../src/queue/options.js';
 import { calmMachine } from '../support/diagnosis-scenarios.js';
+import { EXAMPLES } from '../support/event-payloads.js';
 import { onFakeTimers } from '../support/fake-timers.js';
 import { fleetStats } from '../support/fleet-stats.js';
 
@@ -438,16 +442,19 @@ describe('diagnose(manager)', () => {
     const manager = build();
     expect(manager.hooks.listenerCount('request:finished')).toBe(0);
     diagnose(manager);
+    const listeners = manager.hooks.listenerCount('request:finished');
+    expect(listeners).toBeGreaterThan(0);
     diagnose(manager);
-    expect(manager.hooks.listenerCount('request:finished')).toBe(1);
+    expect(manager.hooks.listenerCount('request:finished')).toBe(listeners);
   });
 
   it('uses the recording that recordDiagnosis has started', () => {
     const manager = build();
     recordDiagnosis(manager, { windowMs: 5_000 });
+    const listeners = manager.hooks.listenerCount('request:finished');
     recordDiagnosis(manager);
     diagnose(manager);
-    expect(manager.hooks.listenerCount('request:finished')).toBe(1);
+    expect(manager.hooks.listenerCount('request:finished')).toBe(listeners);
   });
 
   it('removes its listeners when the recording is ended, and still returns a diagnosis', () => {
@@ -503,6 +510,14 @@ describe('diagnosisOf', () => {
     limiter: { ...new ConcurrencyLimiter({ maxConcurrent: 10 }).stats(), name: 'limiter' },
     pool: { ...new PipelinePool({ size: 5, create: () => ({}) }).stats(), name: 'pool' },
     gates: [gate],
+    tenants: { all: [], guaranteed: 0, isByTime: true, capped: undefined },
+    budgets: {
+      requests: 0,
+      nearlySpent: 0,
+      last: undefined,
+      exceeded: new Map([['serper', EXAMPLES['budget:exceeded']]]),
+      unmetered: new Map(),
+    },
   };
   const report = (
     levels: Partial<Record<Level, number>>,
@@ -567,8 +582,45 @@ describe('diagnosisOf', () => {
     expect(found(over(3))).toEqual(['budget-exceeded']);
     expect(diagnosisOf(over(3)).bottleneck).toMatchObject({
       share: 0,
-      message: '3 of 40 calls of serper were rejected because the budgets of their requests have no room',
+      message:
+        '3 of 40 calls of serper were rejected because the budgets of their requests have no room: of the 0.5 usd of the last one, calls in flight have reserved 0.06',
+      evidence: { rejected: 3, calls: 40, limit: 0.5, spent: 0.41, reserved: 0.06, wanted: 0.05 },
+      remedy: expect.stringContaining('Make `cost.estimate` of the gate of serper tighter'),
     });
+    const last = { ...EXAMPLES['budget:exceeded'], spent: 0.49, reserved: 0 };
+    const spent = { ...over(3), budgets: { ...quiet.budgets, exceeded: new Map([['serper', last]]) } };
+    expect(diagnosisOf(spent).bottleneck).toMatchObject({
+      message: expect.stringContaining('of the 0.5 usd of the last one, 0.49 are spent'),
+      remedy: expect.stringContaining('Raise the cap of `usd`'),
+    });
+  });
+
+  it.each<[string, boolean, Partial<TenantReport>, Partial<Tenant>]>([
+    ['waits for its share', true, {}, {}],
+    ['has received its share, of long requests', false, {}, { received: 60_000 }],
+    ['waits for room under its cap', false, {}, { excess: 3 }],
+    ['is at its cap most of the time', false, {}, { limits: { ...UNLIMITED, maxConcurrent: 1 } }],
+    ['has a small share', false, {}, { limits: { ...UNLIMITED, weight: 0.1 } }],
+    ['waits less than it runs', false, { waiting: 0.9 }, {}],
+    ['runs nothing beside one whose guarantee is all it has', false, { running: 0 }, { received: -1 }],
+    ['has no waiters left', false, { queued: 0 }, {}],
+    ['is unknown to the limiter', false, { tenant: undefined }, {}],
+  ])('takes for starved one of the tenants: one that %s: %s', (_, isStarved, figures, state) => {
+    const tenant = Object.assign(new Tenant(), { received: 10_000, ...state });
+    const of = (name: string, running: number, received: number): TenantReport => ({
+      name,
+      running,
+      waiting: 4,
+      started: 90,
+      queued: 4,
+      tenant: Object.assign(new Tenant(), { received }),
+    });
+    const most = of('most', 4, 50_000);
+    if (state.received === -1)
+      Object.assign(most.tenant as Tenant, { limits: { ...UNLIMITED, guaranteed: 4 } });
+    const all = [most, { ...of('one', 1, 0), started: 4, tenant, ...figures }];
+    const codes = found({ ...quiet, tenants: { ...quiet.tenants, all } });
+    expect(codes).toEqual(isStarved ? ['tenant-starved'] : []);
   });
 
   it('names a limit that several processes share where other processes hold the rest', () => {

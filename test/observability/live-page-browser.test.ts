@@ -236,10 +236,22 @@ describe.runIf(isThere)('the live page in Chromium', () => {
   });
 
   it('fits a phone: one column, nothing to scroll sideways, no text cut off at the edge', async () => {
-    const { manager } = build({ size: 12 });
+    const { manager, gate } = build({ size: 12, maxConcurrent: 12 });
     const { tab } = await open(show(manager), PHONE);
-    for (let i = 0; i < 4; i++) manager.run(`t${i}`, ({ signal }) => hold(signal)).catch(() => {});
+    const tenant = 'a customer whose name is longer than a phone is wide';
+    for (let i = 0; i < 12; i++) {
+      const work = async ({ signal }: { readonly signal: AbortSignal }) => {
+        for (let call = 0; call < 4; call++) await gate.run(() => 'found').catch(() => {});
+        return hold(signal);
+      };
+      manager.run(`t${i}`, work, { tenant, budget: { usd: 123_456.789, calls: 3 } }).catch(() => {});
+    }
     await tab.locator('.slot.running').nth(3).waitFor();
+    await tab.getByText('12 running, 0 waiting · 36 calls').waitFor();
+    expect(await tab.locator('#budgets .tenant').allTextContents()).toEqual([
+      'calls100 %36 spent, 0 reserved, 0 left of 36 · 12 calls rejected',
+      'usd0 %0 spent, 0 reserved, 1,480,000 left of 1,480,000',
+    ]);
     const { width, widest } = await tab.evaluate<Record<'width' | 'widest', number>>(EXTENT);
     expect(width).toBe(390);
     expect(widest).toBeLessThanOrEqual(390);

@@ -382,19 +382,19 @@ describe('livePage', () => {
   it('leaves the recording of the host alone', async () => {
     const { manager, hooks } = build();
     const stop = recordDiagnosis(manager);
-    const before = hooks.listenerCount('call:finished');
+    const before = hooks.listenerCount('call:retried');
     const page = livePage(manager);
     const watcher = await watch(page);
     await watcher.next();
-    expect(hooks.listenerCount('call:finished')).toBe(before);
+    expect(hooks.listenerCount('call:retried')).toBe(before);
     page.close();
-    expect(hooks.listenerCount('call:finished')).toBe(before);
+    expect(hooks.listenerCount('call:retried')).toBe(before);
     stop();
     const again = livePage(manager);
     await (await watch(again)).next();
-    expect(hooks.listenerCount('call:finished')).toBe(before);
+    expect(hooks.listenerCount('call:retried')).toBe(before);
     again.close();
-    expect(hooks.listenerCount('call:finished')).toBe(before - 1);
+    expect(hooks.listenerCount('call:retried')).toBe(before - 1);
   });
 
   it('drops a watcher that has not confirmed for ten seconds in favor of a new one', async () => {

@@ -706,13 +706,29 @@ describe('the metrics of OpenTelemetry', () => {
         { usd: 0.25, calls: 1 },
         { usd: 0.5, calls: 1 },
       ])
-        hooks.emit('call:finished', { ...EXAMPLES['call:finished'], source: 'llm', cost });
+        hooks.emit('call:finished', { ...EXAMPLES['call:finished'], source: 'llm', cost, tenant: 'a' });
       hooks.emit('budget:exceeded', { ...EXAMPLES['budget:exceeded'], source: 'llm', meter: 'usd' });
       for (const tenant of ['a', 'b'])
         for (const event of ['request:queued', 'request:started'] as const)
           hooks.emit(event, { ...EXAMPLES[event], tenant, requestId: tenant } as never);
     };
-    const metrics = await measured(emit, { tenants: 1 });
+    const budget = {
+      limits: { usd: 1, calls: Number.POSITIVE_INFINITY },
+      spent: { usd: 0.5, calls: 1 },
+      reserved: { usd: 0.125, calls: 1 },
+    };
+    const sources = { requests: () => [{ budget }, {}] };
+    const metrics = await measured(emit, { tenants: 1, sources });
+    const left = (state: string) => ({ 'pipeline_pool.meter': 'usd', 'pipeline_pool.budget.state': state });
+    expect(point(metrics, 'pipeline_pool.budget.amount')).toEqual([
+      [left('spent'), 0.5],
+      [left('reserved'), 0.125],
+      [left('left'), 0.375],
+    ]);
+    expect(point(metrics, 'pipeline_pool.tenant.cost')).toEqual([
+      [{ 'pipeline_pool.tenant': 'a', 'pipeline_pool.meter': 'usd' }, 0.75],
+      [{ 'pipeline_pool.tenant': 'a', 'pipeline_pool.meter': 'calls' }, 2],
+    ]);
     const of = (meter: string) => ({ 'pipeline_pool.gate.name': 'llm', 'pipeline_pool.meter': meter });
     expect(point(metrics, 'pipeline_pool.call.cost')).toEqual([
       [of('usd'), 0.75],

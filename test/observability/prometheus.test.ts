@@ -220,7 +220,10 @@ describe('collectMetrics', () => {
   it('has a sample of every metric after every event', async () => {
     const shared = { maxConcurrent: 200, fleet: fleetStats() };
     const { hooks, registry } = setUp({
-      sources: { gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [], limiter: shared }) }] },
+      sources: {
+        gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [], limiter: shared }) }],
+        requests: () => [{ budget: { limits: { usd: 1 }, spent: { usd: 0 }, reserved: { usd: 0 } } }],
+      },
       tenants: 5,
     });
     for (const event of LIFECYCLE_EVENTS) hooks.emit(event, { ...EXAMPLES[event], tenant: 'acme' } as never);

@@ -3,7 +3,6 @@ import { collectMetrics } from 'pipeline-pool/prometheus';
 import { Registry } from 'prom-client';
 import { describe, expect, it, vi } from 'vitest';
 import { Attachment } from '../../src/hooks/attachment.js';
-import { diagnose, recordDiagnosis } from '../../src/observability/diagnosis/diagnosis.js';
 import { StateSource } from '../../src/observability/live-page/state.js';
 import { TenantUse } from '../../src/observability/tenant-use.js';
 import { onFakeTimers } from '../support/fake-timers.js';
@@ -75,6 +74,21 @@ describe('The use of a service by tenant', () => {
     queue('a').start();
     await vi.advanceTimersByTimeAsync(5);
     expect(of('other')).toMatchObject({ running: 1, started: 3, runMs: 35 });
+    await vi.advanceTimersByTimeAsync(100);
+    // Shown again, with what it did while it was shown before.
+    expect([...use.figures().keys()]).toEqual(['a', 'c', 'other']);
+    expect(of('a')).toMatchObject({ running: 1, started: 1, runMs: 10 });
+  });
+
+  it('shows one that only waits, though none of its requests ends', async () => {
+    const { use, serve, queue, of } = setUp(2);
+    await serve('a', 10);
+    await serve('b', 20);
+    queue('starved');
+    await vi.advanceTimersByTimeAsync(30);
+    expect([...use.figures().keys()]).toEqual(['b', 'starved', 'other']);
+    await vi.advanceTimersByTimeAsync(5);
+    expect(of('starved')).toMatchObject({ running: 0, queued: 1, waitMs: 5 });
   });
 
   it('never lets a total fall, and bounds what it keeps, whatever tenants come', async () => {
@@ -87,7 +101,7 @@ describe('The use of a service by tenant', () => {
       if (i % 7 === 0) queue(`w${i % 50}`).reject();
       for (const [name, { runMs }] of use.figures()) {
         names.add(name);
-        if (name === 'other') expect(runMs).toBeGreaterThanOrEqual(last.get(name) ?? 0);
+        expect(runMs).toBeGreaterThanOrEqual(last.get(name) ?? 0);
         last.set(name, runMs);
       }
       expect(use.figures().size).toBeLessThanOrEqual(4);
@@ -163,31 +177,68 @@ describe('Tenants in the metrics and on the live page', () => {
     source.attach();
     await vi.advanceTimersByTimeAsync(500);
     expect(JSON.parse(source.update() as string).tenants).toEqual([
-      { name: 'a', running: 1, queued: 0, runMs: 500 },
-      { name: 'b', running: 0, queued: 1, runMs: 0 },
+      { name: 'a', running: 1, queued: 0, runMs: 500, spent: [] },
+      { name: 'b', running: 0, queued: 1, runMs: 0, spent: [] },
     ]);
     await vi.advanceTimersByTimeAsync(3_000);
     await Promise.all(ends);
+    expect(JSON.parse(source.update() as string).tenants).toMatchObject([
+      {
+        name: 'a',
+        spent: [
+          ['usd', 0.25],
+          ['calls', 1],
+        ],
+      },
+      { name: 'b' },
+    ]);
     source.detach();
   });
 });
 
-describe('The diagnosis', () => {
-  it('names caps that hold tenants back while permits are free, and no small limit or pool', async () => {
+describe('Budgets in the metrics and on the live page', () => {
+  it('have what is spent, reserved and left, and the calls that were rejected', async () => {
+    // Of its own hooks, as a gate has that was created for itself.
+    const gate = new ServiceGate({ name: 'llm', cost: { estimate: () => ({ usd: 0.25 }) } });
     const manager = createPipelineManager({
-      config: { poolSize: 4, maxConcurrentRequests: 4 },
+      config: { poolSize: 2, maxConcurrentRequests: 2 },
       create: () => ({}),
-      tenants: (name) => (name === 'capped' ? { maxConcurrent: 1 } : {}),
+      gates: [gate],
     });
-    recordDiagnosis(manager);
-    const ends = ['capped', 'capped', 'capped', 'free'].map((tenant) =>
-      manager.run('t', () => sleep(2_000), { tenant }),
-    );
-    await vi.advanceTimersByTimeAsync(1_900);
-    expect(diagnose(manager).findings).toMatchObject([
-      { code: 'tenant-capped', source: 'limiter', evidence: { queued: 2, maxConcurrent: 4 } },
+    const registry = new Registry();
+    collectMetrics(gate.hooks, { registry, sources: manager });
+    const source = new StateSource(manager, false);
+    source.attach();
+    const budgets = () => JSON.parse(source.update() as string).budgets;
+    expect(budgets()).toEqual([]);
+    const call = () => gate.run(() => sleep(1_000));
+    const three = async () => {
+      await call();
+      await Promise.allSettled([call(), call(), call()]);
+    };
+    const ends = [
+      manager.run('t', three, { budget: { usd: 0.8, calls: Number.POSITIVE_INFINITY } }),
+      manager.run('t', call, { budget: { usd: 1 } }),
+    ];
+    await vi.advanceTimersByTimeAsync(500);
+    const usd = { meter: 'usd', limit: 1.8 };
+    expect(budgets()).toEqual([{ ...usd, spent: 0, reserved: 0.5, left: 1.3, rejected: 0 }]);
+    await vi.advanceTimersByTimeAsync(1_000);
+    const after = { ...usd, limit: 0.8, spent: 0.25, reserved: 0.5, rejected: 1 };
+    expect(budgets()).toMatchObject([after]);
+    expect(budgets()[0].left).toBeCloseTo(0.05);
+    const lines = (await registry.metrics()).split('\n').filter((line) => /^pipeline_budget/.test(line));
+    expect(lines).toEqual([
+      'pipeline_budget_rejections_total{gate="llm",meter="usd"} 1',
+      'pipeline_budget_amount{meter="usd",state="spent"} 0.25',
+      'pipeline_budget_amount{meter="usd",state="reserved"} 0.5',
+      expect.stringMatching(/^pipeline_budget_amount\{meter="usd",state="left"\} 0\.05/),
     ]);
-    await vi.advanceTimersByTimeAsync(6_000);
+    await vi.advanceTimersByTimeAsync(2_000);
     await Promise.all(ends);
+    expect(budgets()).toMatchObject([{ meter: 'usd', limit: 0, rejected: 1 }]);
+    expect(await registry.metrics()).not.toContain('pipeline_budget_amount{');
+    source.detach();
+    expect(gate.hooks.listenerCount('budget:exceeded')).toBe(1);
   });
 });

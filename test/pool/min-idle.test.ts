@@ -76,6 +76,22 @@ describe('`minIdle`', () => {
     expect(workshop.destroyed).toEqual([1]);
   });
 
+  it('is kept while spares reach `maxLifetimeMs`, and when a size that was too small for it grows again', async () => {
+    const { pool, workshop } = poolOf({ size: 3, minIdle: 2, maxLifetimeMs: 10_000 });
+    await pool.warmUp();
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(pool.stats()).toMatchObject({ idle: 2, live: 2 });
+    expect(pool.stats().created).toBeGreaterThan(4);
+    pool.resize(1);
+    await endOfTurn();
+    await pool.warmUp({ timeoutMs: 0 });
+    expect(pool.stats()).toMatchObject({ idle: 1, live: 1 });
+    pool.resize(3);
+    await endOfTurn();
+    expect(pool.stats()).toMatchObject({ idle: 2, live: 2 });
+    expect(workshop.peak).toBeLessThanOrEqual(3);
+  });
+
   it('is awaited by warmUp', async () => {
     const workshop = new HandMade();
     const pool = new PipelinePool({ size: 3, minIdle: 2, ...workshop.callbacks });

@@ -3,7 +3,7 @@ import { PoolClosedError, QueueFullError } from '../../src/errors.js';
 import type { Lease } from '../../src/pool/lease.js';
 import type { LeaseOptions, PipelinePoolOptions, TaskContext } from '../../src/pool/options.js';
 import { PipelinePool } from '../../src/pool/pipeline-pool.js';
-import type { TenantShare } from '../../src/queue/fairness-options.js';
+import type { TenantShare } from '../../src/queue/options.js';
 import { inVirtualTime } from '../support/fake-timers.js';
 import { HandMade, type Piece, Workshop } from '../support/pools.js';
 import { endOfTurn, outcome } from '../support/promises.js';
@@ -165,6 +165,23 @@ describe('A tenant at its cap in a pool', () => {
     expect(order).toEqual(['c1', 'c3']);
   });
 
+  it('holds no more with 1,200 tenants, of which it is one that waits for one instance only', async () => {
+    const { ask, held, order, release } = poolOf(2);
+    await ask('o1', { tenant: 'other' });
+    void ask('c1', { ...capped, instanceId: held.get('o1')!.instanceId });
+    for (let i = 0; i < 1_200; i++) {
+      await ask('passing', { tenant: `passing ${i}` });
+      await release('passing');
+    }
+    void ask('c2', capped);
+    await endOfTurn();
+    expect(order.at(-1)).toBe('c2');
+    await release('o1');
+    expect(order.at(-1)).toBe('c2');
+    await release('c2');
+    expect(order.at(-1)).toBe('c1');
+  });
+
   it('leaves no waiter behind when the pool is closed', async () => {
     const { ask, pool } = poolOf(2);
     const [first, ...waiters] = ['c1', 'c2', 'c3'].map((name) => ask(name, capped));
@@ -279,6 +296,43 @@ describe('A `tenants` function of a pool', () => {
       await (await pool.acquire({ tenant: name })).release();
       await pool.close();
     }
+  });
+
+  it('is not called for a tenant with a waiter for one instance, but once that has left', async () => {
+    const tenants = vi.fn(() => ({}));
+    const { ask, held, release } = poolOf(1, { tenants });
+    await ask('first', {});
+    const { instanceId } = held.get('first')!;
+    const controller = new AbortController();
+    const aborted = ask('a1', { tenant: 'a', instanceId, signal: controller.signal });
+    void ask('a2', { tenant: 'a', instanceId });
+    expect(tenants).toHaveBeenCalledTimes(1);
+    controller.abort();
+    await expect(aborted).rejects.toThrow();
+    await release('first');
+    await release('a2');
+    void ask('a3', { tenant: 'a' });
+    expect(tenants).toHaveBeenCalledTimes(2);
+  });
+
+  it('may itself request leases for 1,200 other tenants', async () => {
+    let isFirst = true;
+    const { ask, pool } = poolOf(2, {
+      tenants: (name) => {
+        if (!isFirst) return name === 'capped' ? { maxConcurrent: 1 } : {};
+        isFirst = false;
+        for (let i = 0; i < 1_200; i++) {
+          const controller = new AbortController();
+          pool.acquire({ tenant: `other ${i}`, signal: controller.signal }).catch(() => {});
+          controller.abort();
+        }
+        return { maxConcurrent: 1 };
+      },
+    });
+    await ask('c1', capped);
+    const second = ask('c2', capped);
+    await endOfTurn();
+    expect(await outcome(second)).toBe('pending');
   });
 
   it('that closes the pool, or aborts the request, leaves no waiter behind', async () => {

@@ -112,6 +112,11 @@ describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
       (await waiting).release();
     });
 
+    it('may have a lease that is no whole number of milliseconds', async () => {
+      const limits = await member({ leaseMs: LEASE_MS - 0.3 });
+      await expect(limits.limiter(limit()).run(() => 'ran')).resolves.toBe('ran');
+    });
+
     it('rejects at maxQueue, at its timeout, and when its signal aborts', async () => {
       const options = limit({ maxQueue: 1, acquireTimeoutMs: 1_000 });
       const limiter = (await member()).limiter(options);
@@ -296,6 +301,11 @@ describe.skipIf(!hasRedis)('tenants of a fleet limiter', () => {
       ],
     );
     expect(order).toEqual(['a', 'a', 'b', 'b', 'c']);
+  });
+
+  it('may have half a character in their names', async () => {
+    const limiter = limits.limiter({ name: 'cut', maxConcurrent: 1 });
+    (await limiter.acquire({ tenant: '\u{1f600}'.slice(0, 1) })).release();
   });
 
   it('never hold more than their caps over all members, and block no other', async () => {

@@ -2,6 +2,7 @@ import { createClient } from 'redis';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { SCRIPT } from '../../src/redis/script.js';
 import { STARTS_SCRIPT } from '../../src/redis/starts-script.js';
+import { seeded } from '../support/random-numbers.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
 
 const LEASE_MS = 60_000;
@@ -24,6 +25,8 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
   let server: RedisServer;
   let client: ReturnType<typeof createClient>;
   let nowMs: number;
+  /** What the clock of the server is behind. */
+  let lateMs: number;
   let runId: string;
   let uptimeS: number;
   let epoch: string;
@@ -41,6 +44,7 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
   beforeEach(async () => {
     await client.flushAll();
     nowMs = 1_700_000_000_000;
+    lateMs = 0;
     runId = 'abc';
     uptimeS = 86_400;
     epoch = '';
@@ -51,8 +55,9 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
   let windows: string | undefined;
 
   async function send(member: string, header: Header = {}, ...operations: (string | number)[]) {
+    const clockMs = nowMs - lateMs;
     const text = (windows === undefined ? SCRIPT : STARTS_SCRIPT)
-      .replace("call('TIME')", `{ ${Math.floor(nowMs / 1000)}, ${(nowMs % 1000) * 1000} }`)
+      .replace("call('TIME')", `{ ${Math.floor(clockMs / 1000)}, ${(clockMs % 1000) * 1000} }`)
       .replace("redis.pcall('INFO', 'server')", `'run_id:${runId} uptime_in_seconds:${uptimeS}'`);
     const args = [header.mode ?? 'batch', CHANNEL, member, header.generation ?? 1, header.epoch ?? epoch];
     args.push(LEASE_MS, (header.renews ?? true) ? 1 : 0, 0, 2, 0, 0);
@@ -144,6 +149,34 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     }
   });
 
+  it('accepts the claims of 4,001 tenants, which are more values than Lua unpacks', async () => {
+    const claims = Array.from({ length: 4_001 }, (_, i) => ['H', i, `1:t${i}`]).flat();
+    expect(await join('a', { epoch: '1' }, ...claims)).toMatchObject({ used: 4_001, lost: [] });
+    expect(await send('a', {}, 'R', 4_000)).toMatchObject({ used: 4_000, results: [1] });
+    expect(await client.hExists(META, 't:t4000')).toBe(0);
+  });
+
+  it('lets no waiter that has aged exceed the cap of its tenant', async () => {
+    const ask = (id: string, score: string, weight: number) => [
+      'F',
+      id,
+      score,
+      weight,
+      '',
+      't',
+      'time',
+      1,
+      2,
+      0,
+    ];
+    await join('a', {}, 'L', 3, ...ask('held', '+0', 1), 'A', 'other', '+0', 2, '');
+    await send('a', {}, ...ask('heavy', '+1000', 2));
+    nowMs += 5_000;
+    await send('a', {}, ...ask('light', '+0', 1));
+    expect(await send('a', {}, 'R', 'other')).toMatchObject({ granted: ['light'], used: 2 });
+    expect(await send('a', {}, 'R', 'held', 'R', 'light')).toMatchObject({ granted: ['heavy'] });
+  });
+
   it('executes nothing of another epoch', async () => {
     await join('a');
     expect(await send('a', { epoch: 'another' }, ...acquire('1'))).toEqual(NOT_EXECUTED);
@@ -218,8 +251,15 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
       const window = ['w', 3, 2 * LEASE_MS, (2 * LEASE_MS) / 1_000, 1];
       windows = JSON.stringify({ w: [window], s: [1], k: [['k', []]], t: 2 * LEASE_MS });
     });
-    const counted = async (): Promise<number> =>
-      (await client.zRange(WINDOW, 0, -1)).reduce((sum, entry) => sum + Number(entry.split(':')[1]), 0);
+    const counted = async (): Promise<unknown> =>
+      client.eval(
+        `local sum = 0
+        for _, block in ipairs(redis.call('HVALS', KEYS[1])) do
+          for _, amount in pairs(cmsgpack.unpack(block)) do sum = sum + amount end
+        end
+        return sum`,
+        { keys: [WINDOW] },
+      );
 
     it('grants once what a join requests again because the reply was lost', async () => {
       await join('a', {}, ...acquire('1'));
@@ -247,12 +287,107 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
 
     it('counts what a member reports of a window once', async () => {
       await join('a');
-      await send('a', {}, 'M', 'w', 2, 10, 1, 5, 1);
-      await send('a', {}, 'M', 'w', 2, 10, 1, 5, 1);
+      const report = ['M', 'w', 1, 2, 10, 1, 5, 1];
+      expect(await send('a', {}, ...report, 'R', '')).toMatchObject({ results: [1, 0] });
+      await send('a', {}, ...report);
       expect(await counted()).toBe(2);
+      await send('a', {}, 'M', 'w', 2, 1, 7, 1);
       await join('b', { epoch: '' });
-      await send('b', {}, 'M', 'w', 1, 10, 1);
-      expect(await counted()).toBe(3);
+      await send('b', {}, 'M', 'w', 1, 1, 10, 1);
+      expect(await counted()).toBe(4);
+    });
+
+    it('keeps a window of 30 days until the end of its last slice, which is longer than two leases', async () => {
+      const [perMs, sliceMs] = [30 * 86_400_000, 2_592_000];
+      windows = JSON.stringify({ w: [['w', 5, perMs, sliceMs, 1]], s: [1], k: [['k', []]], t: perMs });
+      await join('a');
+      await send('a', {}, 'A', '1', 0, 1, '', 'S', '1', 0, 0);
+      const endMs = Math.ceil(nowMs / sliceMs) * sliceMs + perMs;
+      expect(endMs - nowMs - perMs).toBeGreaterThan(3 * LEASE_MS);
+      expect(await client.pTTL(WINDOW)).toBeGreaterThan(endMs - nowMs);
+    });
+
+    describe('with a window of an hour', () => {
+      const PER_MS = 3_600_000;
+      const SLICE_MS = PER_MS / 1_000;
+      const open = async (limit: number, perCall: boolean): Promise<void> => {
+        const window = ['w', limit, PER_MS, SLICE_MS, perCall ? 1 : 0];
+        windows = JSON.stringify({ w: [window], s: [1], k: [['k', []]], t: PER_MS });
+        await join('a');
+      };
+      const start = (id: string, weight: number, ageMs = 0) => ['A', id, 0, weight, '', 'S', id, ageMs, 0];
+      const bytes = async (): Promise<number> => {
+        const sizes = await Promise.all([...KEYS, WINDOW].map((key) => client.memoryUsage(key)));
+        return sizes.reduce<number>((sum, size) => sum + (size ?? 0), 0);
+      };
+
+      it.each([
+        ['calls', 1],
+        ['50,000 tokens each', 50_000],
+      ])('keeps 5,000 starts of %s in a few kilobytes', async (_, weight) => {
+        await open(10_000 * weight, weight === 1);
+        // Fifty slices with each step, and the second hour takes the place of the first.
+        for (let step = 0; step < 40; step++) {
+          nowMs += 50 * SLICE_MS;
+          const batch = Array.from({ length: 250 }, (_, i) =>
+            start(`${step}-${i}`, weight, (i % 50) * SLICE_MS),
+          );
+          await join('a', { generation: step + 2 }, ...batch.flat());
+          const starts = Number(await counted()) / weight;
+          // Those of a thousandth of the window longer.
+          expect([0, 5]).toContain(starts - 250 * Math.min(20, step + 1));
+          expect(await bytes()).toBeLessThan(10_000);
+        }
+      });
+
+      it('counts what a model counts, whatever is started, reported late and corrected, and when the clock jumps back', async () => {
+        const random = seeded(1);
+        const below = (max: number): number => Math.floor(max * random());
+        const BIG = 2_000_000_000_000;
+        await open(BIG, false);
+        const slices = new Map<number, number>();
+        const count = (ageMs: number, amount: number): void => {
+          const slice = Math.ceil((nowMs - ageMs + 1) / SLICE_MS);
+          slices.set(slice, (slices.get(slice) ?? 0) + amount);
+        };
+        const expected = (): number => {
+          for (const slice of slices.keys()) if (slice * SLICE_MS + PER_MS <= nowMs) slices.delete(slice);
+          return [...slices.values()].reduce((sum, amount) => sum + amount, 0);
+        };
+        for (let i = 0; i < 400; i++) {
+          // Most steps are short; some pass a block or the whole window. In some the clock only jumps back.
+          if (below(10) === 0) lateMs += below(100_000);
+          else nowMs += below([10, 10_000, 100_000, 2 * PER_MS][below(40) === 0 ? 3 : below(3)] as number);
+          const ageMs =
+            below(4) > 0
+              ? below(LEASE_MS)
+              : below(2) > 0
+                ? below(1.2 * PER_MS)
+                : PER_MS - below(16 * SLICE_MS);
+          const amount = 1 + below(below(2) === 0 ? 10 : BIG / 10_000);
+          const operations = [...start(`${i}`, amount, ageMs)];
+          const correction = below(3) === 0 ? below(2 * amount) - amount : 0;
+          operations.push('V', 'k', ageMs, 0, correction);
+          const reply = await join('a', { generation: i + 2 }, ...operations);
+          expect(reply).toMatchObject({
+            status: 0,
+            results: [expect.stringMatching('^0'), nowMs - ageMs, 1],
+          });
+          count(ageMs, amount);
+          count(ageMs, correction);
+          expect(await counted()).toBe(expected());
+          const [sum, blocks, first] = await client.hmGet(META, ['ws:w', 'wn:w', 'wf:w']);
+          expect(Number(sum)).toBe(expected());
+          const fields = (await client.hKeys(WINDOW)).map(Number);
+          expect(fields).toHaveLength(Number(blocks));
+          const started = [...slices].flatMap(([slice, of]) => (of === 0 ? [] : [slice]));
+          if (started.length > 0) expect(Number(first)).toBeLessThanOrEqual(Math.min(...started));
+          if (fields.length === 0) continue;
+          expect(Math.floor(Number(first) / 16)).toBe(Math.min(...fields));
+          const leftMs = Math.max(0, ...started) * SLICE_MS + PER_MS - nowMs;
+          expect(await client.pTTL(WINDOW)).toBeGreaterThan(leftMs);
+        }
+      });
     });
   });
 

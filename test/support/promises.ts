@@ -70,12 +70,15 @@ export function follow(promise: Promise<unknown>): { now: PromiseState; afterMs:
 export async function outcome<V>(
   promise: Promise<V>,
 ): Promise<'pending' | { value: V } | { error: unknown }> {
+  let settled: 'pending' | { value: V } | { error: unknown } = 'pending';
+  promise.then(
+    (value) => {
+      settled = { value };
+    },
+    (error: unknown) => {
+      settled = { error };
+    },
+  );
   await endOfTurn();
-  return Promise.race([
-    promise.then(
-      (value) => ({ value }),
-      (error: unknown) => ({ error }),
-    ),
-    Promise.resolve('pending' as const),
-  ]);
+  return settled;
 }

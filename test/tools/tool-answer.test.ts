@@ -43,6 +43,17 @@ describe('resultText', () => {
   });
 });
 
+it('shows a result of more than 100,000 values in part', () => {
+  let read = 0;
+  const row = {
+    get value() {
+      return ++read;
+    },
+  };
+  expect(resultText({ rows: new Array(1_000_000).fill(row) })).toContain('999900 more items');
+  expect(read).toBeLessThan(100_000);
+});
+
 describe('failureText', () => {
   it('includes the causes that add to the message', () => {
     const refused = Object.assign(new AggregateError([], ''), { code: 'ECONNREFUSED' });
@@ -77,6 +88,11 @@ describe('cutText', () => {
     expect(cut).toHaveLength(200);
     expect(cut).toMatch(/x\n\[cut off here: 1000 characters in all\]$/);
     expect(cutText('x'.repeat(200), 200)).toHaveLength(200);
+  });
+
+  it('is well-formed, whatever the text', () => {
+    for (const text of ['a\ud83d b', 'a\ud83d b'.repeat(200)])
+      expect(cutText(text, 200)).not.toMatch(/\p{Surrogate}/u);
   });
 
   it('does not cut a character in two', () => {

@@ -135,6 +135,11 @@ export class ApiKey {
     return this.#state.is === 'cooldown' ? this.#state.why : this.#state.is;
   }
 
+  /** Whether only its windows bound it. No time ends that. */
+  get isReady(): boolean {
+    return this.#state.is === 'ready';
+  }
+
   /** Milliseconds until its cooldown ends; 0 outside a cooldown. */
   cooldownMs(nowMs: number): number {
     this.#update(nowMs);

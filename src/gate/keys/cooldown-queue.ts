@@ -1,5 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
-import { settleInTurn } from '../../internal/clock.js';
+import { PER_TURN, settleInTurn } from '../../internal/clock.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
 import type { KeyRing } from './key-ring.js';
@@ -18,9 +18,6 @@ interface Waiter extends CooldownRequest {
   readonly release: () => void;
 }
 
-/** How many calls continue in one turn of the event loop. */
-const BATCH_SIZE = 100;
-
 /**
  * Where calls wait while all keys that could serve them are in cooldown, holding nothing.
  *
@@ -30,7 +27,7 @@ const BATCH_SIZE = 100;
  * - A call that ends early leaves in that step.
  * - It waits on one timer, and on none while it is empty.
  * - An arrival, and a check that changes nothing, cost the same however many wait; a turn of the event loop releases no
- *   more than `BATCH_SIZE`.
+ *   more than `PER_TURN`.
  */
 export class CooldownQueue {
   readonly #ring: KeyRing;
@@ -72,11 +69,13 @@ export class CooldownQueue {
     // A batch was released in this turn of the event loop.
     if (this.#queued === 0 || this.#nextBatch !== undefined) return;
     const now = this.#ring.now();
+    this.#regroup();
     let soonestMs = Number.POSITIVE_INFINITY;
     const open: Waiter[][] = [];
     for (const [weightClass, waiters] of this.#classes) {
       if (waiters.length === 0) continue;
-      const closedMs = this.#ring.retryAfterMs(now, weightClass);
+      // One that has become too heavy for every key continues, and is rejected.
+      const closedMs = weightClass === Infinity ? 0 : this.#ring.retryAfterMs(now, weightClass);
       if (closedMs > 0) soonestMs = Math.min(soonestMs, closedMs);
       else open.push(waiters);
     }
@@ -85,9 +84,21 @@ export class CooldownQueue {
     else if (this.#nextBatch === undefined) this.#setTimer(now, soonestMs);
   }
 
+  /** After a change of the rates: the classes are others. */
+  #regroup(): void {
+    for (const [weightClass, waiters] of this.#classes) {
+      if (this.#ring.weightClassOf(weightClass) === weightClass) continue;
+      this.#classes.delete(weightClass);
+      for (const waiter of waiters) {
+        const others = this.#classOf(waiter);
+        others.splice(positionOf(waiter, others), 0, waiter);
+      }
+    }
+  }
+
   #releaseBatch(open: readonly Waiter[][]): void {
-    const batch = open.flatMap((waiters) => waiters.slice(0, BATCH_SIZE)).sort(inOrder);
-    batch.length = Math.min(batch.length, BATCH_SIZE);
+    const batch = open.flatMap((waiters) => waiters.slice(0, PER_TURN)).sort(inOrder);
+    batch.length = Math.min(batch.length, PER_TURN);
     // What goes first over all is also first in its class: one removal for each class.
     const leaving = new Set(batch);
     for (const waiters of open) {
@@ -151,6 +162,7 @@ export class CooldownQueue {
   }
 
   #remove(waiter: Waiter): void {
+    this.#regroup();
     const waiters = this.#classOf(waiter);
     const position = positionOf(waiter, waiters);
     if (waiters[position] !== waiter) return;

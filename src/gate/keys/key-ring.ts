@@ -1,10 +1,8 @@
-import { createHash } from 'node:crypto';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import type { Classification } from '../classify.js';
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
 import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
-import { BestKey, goesBefore } from './best-key.js';
 import {
   maxWeightOf,
   type RateWindow,
@@ -143,11 +141,17 @@ export class KeyRing {
 
   /** Reserves a start of this weight on the best key, or returns how long there is none. */
   take(weight: number, nowMs: number): KeyReservation | NoCapacity {
+    // First: it may emit an event, whose listener may pause the gate or start a call.
+    const first = this.#best.best(nowMs);
     const heldMs = this.heldMs();
     if (heldMs > 0) return { retryAfterMs: heldMs, reason: 'cooldown' };
     const sharedMs = longestWaitMs(this.#shared, weight, nowMs);
-    const first = sharedMs > 0 ? undefined : this.#best.best(nowMs);
-    if (first !== undefined && longestWaitMs(first.windows, weight, nowMs) === 0 && first.waitMs(nowMs) <= 0)
+    if (
+      first !== undefined &&
+      sharedMs === 0 &&
+      longestWaitMs(first.windows, weight, nowMs) === 0 &&
+      first.waitMs(nowMs) <= 0
+    )
       return this.#reserve(first, weight);
     // It is too full for this weight: another may have capacity, or the soonest of all is searched for.
     let best: ApiKey | undefined;
@@ -188,6 +192,7 @@ export class KeyRing {
   correct(reservation: KeyReservation, weight: number): void {
     reservation.shared?.correct(weight - reservation.weight);
     reservation.weight = weight;
+    if (!this.#countsWeight) return;
     for (const [window, entry] of reservation.entries) window.correct(entry, weight);
     this.#best.touch(reservation.key);
     this.onCapacity();
@@ -203,8 +208,9 @@ export class KeyRing {
   }
 
   /** Takes the outcome of an attempt; may be called more than once until the attempt ends. */
-  report(reservation: KeyReservation, classification: Classification, nowMs: number): void {
+  report(reservation: KeyReservation, classification: Classification): void {
     const { key } = reservation;
+    const wasReady = key.isReady;
     const { status, retryAfterMs } = classification;
     switch (classification.class) {
       case 'ok':
@@ -219,37 +225,41 @@ export class KeyRing {
         this.#emitCooldown(
           key,
           retryAfterMs === undefined && !OVERLOAD.includes(status)
-            ? key.failed(reservation, nowMs)
-            : key.throttled(reservation, retryAfterMs, nowMs),
+            ? key.failed(reservation, this.now())
+            : key.throttled(reservation, retryAfterMs, this.now()),
           status,
         );
         break;
       case 'rate-limited':
-        this.#emitCooldown(key, key.throttled(reservation, retryAfterMs, nowMs), status);
+        this.#emitCooldown(key, key.throttled(reservation, retryAfterMs, this.now()), status);
         break;
       case 'quota-exhausted':
       case 'unauthorized':
-        if (this.#keyed) this.#quarantine(key, classification, nowMs);
+        if (this.#keyed) this.#quarantine(key, classification, this.now());
         else this.#succeeded(reservation);
         break;
     }
+    // What can start has not changed.
+    if (wasReady && key.isReady) return;
     this.#best.touch(key);
-    if (key.cooldownMs(nowMs) > 0) this.onCooldown();
+    if (key.cooldownMs(this.now()) > 0) this.onCooldown();
     this.onCapacity();
   }
 
   /** The attempt is over. One that never began returns what it had reserved. */
   end(reservation: KeyReservation): void {
-    for (const [window, entry] of reservation.entries) {
-      if (reservation.beganMs === undefined) window.cancel(entry);
-      else window.finish(entry);
+    const { key, entries, shared } = reservation;
+    const hasBegun = reservation.beganMs !== undefined;
+    for (const [window, entry] of entries) {
+      if (hasBegun) window.finish(entry);
+      else window.cancel(entry);
     }
-    const { shared } = reservation;
-    if (reservation.beganMs === undefined) shared?.cancel();
-    else shared?.end();
-    reservation.key.end(reservation);
-    this.#best.touch(reservation.key);
-    this.onCapacity();
+    if (hasBegun) shared?.end();
+    else shared?.cancel();
+    key.end(reservation);
+    this.#best.touch(key);
+    // The start of a ready key stays in the windows that count calls.
+    if (!hasBegun || !key.isReady || this.#countsWeight || shared !== undefined) this.onCapacity();
   }
 
   /**
@@ -404,6 +414,77 @@ export class KeyRing {
   }
 }
 
+/** Whether a key goes before another: with a larger free part, of equals less in use, and of those less recently used. */
+const goesBefore = (key: ApiKey, free: number, other: ApiKey, otherFree: number): boolean =>
+  free !== otherFree ? free > otherFree : (key.inUse - other.inUse || key.lastUsed - other.lastUsed) < 0;
+
+/** What is known of a key has changed already. */
+const NOW = -1 / 0;
+
+/**
+ * The best key of those whose state allows a start: a tournament in a binary tree, with a leaf for each key. A node knows the
+ * best key below it, and when the first of the keys below it changes by itself.
+ *
+ * Invariants:
+ * - `best` visits the keys that have changed since the last time, and no others: it costs O(log keys) for each.
+ * - Where a node has to be visited now, so have those above it.
+ */
+class BestKey {
+  readonly #keys: readonly ApiKey[];
+  /** The children of node i are 2i and 2i + 1; the leaf of key i is node `#keys.length` + i, and node 1 the root. */
+  readonly #best: (ApiKey | undefined)[];
+  readonly #changesAtMs: Float64Array;
+  readonly #free: Float64Array;
+
+  constructor(keys: readonly ApiKey[]) {
+    this.#keys = keys;
+    this.#best = new Array<ApiKey | undefined>(2 * keys.length).fill(undefined);
+    this.#changesAtMs = new Float64Array(2 * keys.length).fill(NOW);
+    this.#free = new Float64Array(keys.length);
+  }
+
+  /** The key, its windows, or what is reserved of them have changed. */
+  touch({ index }: ApiKey): void {
+    for (let node = this.#keys.length + index; node > 0; node >>= 1) {
+      if (this.#changesAtMs[node] === NOW) return;
+      this.#changesAtMs[node] = NOW;
+    }
+  }
+
+  /** The best key, whose windows may be too full; `undefined` if the state of none allows a start. */
+  best(nowMs: number): ApiKey | undefined {
+    this.#visit(1, nowMs);
+    return this.#best[1];
+  }
+
+  #visit(node: number, nowMs: number): void {
+    if ((this.#changesAtMs[node] as number) > nowMs) return;
+    const index = node - this.#keys.length;
+    if (index >= 0) {
+      const key = this.#keys[index] as ApiKey;
+      // It may emit an event, whose listener comes back here: nothing is read before it.
+      const isOpen = key.waitMs(nowMs) <= 0;
+      this.#free[index] = smallestFree(key.windows, nowMs);
+      this.#best[node] = isOpen ? key : undefined;
+      this.#changesAtMs[node] = key.changesAtMs;
+      return;
+    }
+    this.#visit(2 * node, nowMs);
+    this.#visit(2 * node + 1, nowMs);
+    const [left, right] = [this.#best[2 * node], this.#best[2 * node + 1]];
+    this.#best[node] =
+      right === undefined || (left !== undefined && this.#isBetter(left, right)) ? left : right;
+    this.#changesAtMs[node] = Math.min(
+      this.#changesAtMs[2 * node] as number,
+      this.#changesAtMs[2 * node + 1] as number,
+    );
+  }
+
+  #isBetter(key: ApiKey, other: ApiKey): boolean {
+    return goesBefore(key, this.#free[key.index] as number, other, this.#free[other.index] as number);
+  }
+}
+
 /** From this length on, the last four characters of a key do not give it away. */
 const MIN_CHARS_FOR_SUFFIX = 16;
 
@@ -411,8 +492,9 @@ const MIN_CHARS_FOR_SUFFIX = 16;
 const labelOf = (key: string, index: number): string =>
   `#${index + 1}${key.length < MIN_CHARS_FOR_SUFFIX ? '' : `…${key.slice(-4)}`}`;
 
-/** How a key is named outside of this process. */
-const hashOf = (key: string): string => createHash('sha256').update(key).digest('hex').slice(0, 32);
+/** How a key is named outside of this process. Its module is loaded when it is first used: most processes never do. */
+const hashOf = (key: string): string =>
+  process.getBuiltinModule('node:crypto').createHash('sha256').update(key).digest('hex').slice(0, 32);
 
 const countsWeight = ({ unit }: SlidingWindow): boolean => unit === 'weight';
 

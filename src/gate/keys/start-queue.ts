@@ -1,5 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
-import { afterThisTurn, settleInTurn } from '../../internal/clock.js';
+import { afterThisTurn, PER_TURN, settleInTurn } from '../../internal/clock.js';
 import { JobQueue } from '../../internal/job-queue.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
@@ -32,13 +32,12 @@ export interface Starts {
   check(): void;
 }
 
+/** A call that waits. */
 class StartRequest implements AbortListener {
   readonly options: StartOptions;
   readonly #startQueue: StartQueue;
   readonly #resolve: (reservation: KeyReservation | undefined) => void;
   readonly #reject: (reason: unknown) => void;
-  /** Its priority in the job queue; half a step higher once it has been first. */
-  rank: number;
   settled = false;
   emittedWait = false;
 
@@ -50,7 +49,6 @@ class StartRequest implements AbortListener {
   ) {
     this.#startQueue = startQueue;
     this.options = options;
-    this.rank = options.priority;
     this.#resolve = resolve;
     this.#reject = reject;
     options.bounds.addEventListener('abort', this);
@@ -70,46 +68,45 @@ class StartRequest implements AbortListener {
   }
 }
 
-/** The turn of the first request; it lasts until `endTurn`. */
-interface Turn {
-  readonly request: StartRequest;
-  readonly endTurn: () => void;
+/** The calls of one priority, in the order of their arrival, with one job for all of them. */
+interface Level {
+  readonly priority: number;
+  readonly requests: Set<StartRequest>;
+  /** Ends the job, while it runs. */
+  endTurn: () => void;
 }
 
-/** How many calls are sent back in one turn of the event loop: each releases its permit to the next, which may follow. */
-const BATCH_SIZE = 100;
-/** How many starts are granted in one turn of the event loop. */
-const MAX_STARTS = 200;
-/** Settled requests may stay in the job queue until this many more than live ones are there. */
-const MAX_SETTLED = 64;
-
 /**
- * Grants starts, one at a time and in order. A job queue of concurrency 1 keeps the order; the job of the first request
- * runs until a key has capacity in all its windows, and charges them in that step.
+ * Grants starts, one at a time and in order. A job queue of concurrency 1 chooses between the priorities: the job of a
+ * priority runs as long as calls of it wait. It waits until a key has capacity in all its windows for the first of them,
+ * and charges them in that step.
  *
  * Invariants:
- * - The first request starts first: none behind it starts, however light, unless its priority is higher. Then the first
- *   steps back behind it, and stays in front of its equals.
- * - It waits for an exact time, on one timer, without polling.
+ * - The first request starts first: none behind it starts, however light, unless its priority is higher. Then the job of the
+ *   lower priority ends, and queues again.
+ * - It waits for an exact time, on one timer, without polling. All that may start then start in that step.
  * - A call that ends early leaves in that step, at no cost to the others.
  * - A call that cannot start within its deadline is rejected as soon as that is certain.
- * - However many may start at once, a turn of the event loop starts no more than `MAX_STARTS`.
+ * - However many may start at once, a turn of the event loop starts no more than `PER_TURN`.
  * - While all keys are in cooldown the queue is empty: calls with a permit wait only for windows, or for a probe.
  */
 export class StartQueue implements Starts {
   readonly #ring: KeyRing;
   readonly #jobs = new JobQueue({ concurrency: 1 });
-  #first: Turn | undefined;
+  /** Those that have a job, by priority. */
+  readonly #levels = new Map<number, Level>();
+  /** The one whose job runs. */
+  #first: Level | undefined;
+  #queued = 0;
   #timer: NodeJS.Timeout | undefined;
-  readonly #requests = new Set<StartRequest>();
+  #timerAtMs = 0;
   /** Whether the limiter grants no permits now: calls with a permit release it, and wait for it to resume. */
   isLimiterPaused: () => boolean = () => false;
   /** Starts granted in this turn of the event loop. */
   #granted = 0;
+  #willCheck = false;
   #sentBack = 0;
   #nextBatch: NodeJS.Immediate | undefined;
-  /** Jobs of settled requests, which the job queue has not reached. */
-  #settledJobs = 0;
 
   constructor(ring: KeyRing) {
     this.#ring = ring;
@@ -117,12 +114,12 @@ export class StartQueue implements Starts {
 
   /** Calls that wait here. */
   get queued(): number {
-    return this.#requests.size;
+    return this.#queued;
   }
 
   /** A start at once, where no call waits and a key has capacity. */
   tryEnter(weight: number): KeyReservation | undefined {
-    if (this.#requests.size > 0 || this.isLimiterPaused()) return undefined;
+    if (this.#queued > 0 || this.isLimiterPaused()) return undefined;
     const taken = this.#ring.take(weight, this.#ring.now());
     return 'key' in taken ? taken : undefined;
   }
@@ -131,10 +128,19 @@ export class StartQueue implements Starts {
   enter(options: StartOptions): Promise<KeyReservation | undefined> {
     return new Promise((resolve, reject) => {
       const request = new StartRequest(this, options, resolve, reject);
-      this.#requests.add(request);
-      const first = this.#first;
-      if (first !== undefined && options.priority > first.request.options.priority) this.#stepBack(first);
-      this.#join(request);
+      const { priority } = options;
+      this.#queued++;
+      const level = this.#levels.get(priority);
+      if (level !== undefined) level.requests.add(request);
+      else {
+        const first = this.#first;
+        if (first !== undefined && priority > first.priority) {
+          // The job queue takes its next job only after this step: both are in it then.
+          this.#endTurn(first);
+          this.#join(first);
+        }
+        this.#join({ priority, requests: new Set([request]), endTurn: () => {} });
+      }
     });
   }
 
@@ -143,105 +149,131 @@ export class StartQueue implements Starts {
     if (this.#first !== undefined) this.#offer(this.#first);
   }
 
-  /** A request is settled. */
+  /** A call ends early. */
   leave(request: StartRequest): void {
-    this.#requests.delete(request);
-    if (this.#first?.request === request) this.#endTurn(this.#first);
-    else if (++this.#settledJobs > this.#requests.size + MAX_SETTLED) this.#rebuild();
+    this.#remove(request);
+    this.#checkSoon();
   }
 
-  #join(request: StartRequest): void {
-    void this.#jobs.run(() => this.#serve(request), { priority: request.rank });
+  #remove(request: StartRequest): void {
+    const level = this.#levels.get(request.options.priority) as Level;
+    level.requests.delete(request);
+    this.#queued--;
+    if (level !== this.#first || level.requests.size > 0) return;
+    this.#levels.delete(level.priority);
+    this.#endTurn(level);
   }
 
-  #serve(request: StartRequest): Promise<void> | void {
-    if (request.settled) {
-      this.#settledJobs--;
-      return;
-    }
-    return new Promise((endTurn) => {
-      this.#first = { request, endTurn };
-      this.#offer(this.#first);
+  /** Another call may be first: checks once, however many end in this step. */
+  #checkSoon(): void {
+    if (this.#willCheck) return;
+    this.#willCheck = true;
+    queueMicrotask(() => {
+      this.#willCheck = false;
+      this.check();
     });
   }
 
-  #offer(first: Turn): void {
-    // It is offered again in the next turn.
-    if (this.#granted >= MAX_STARTS) return;
-    const { request } = first;
-    const { weight, onUnmeetable, onWait } = request.options;
-    const now = this.#ring.now();
+  #join(level: Level): void {
+    this.#levels.set(level.priority, level);
+    void this.#jobs.run(() => this.#serve(level), { priority: level.priority });
+  }
+
+  #serve(level: Level): Promise<void> | void {
+    if (level.requests.size === 0) {
+      this.#levels.delete(level.priority);
+      return;
+    }
+    return new Promise((endTurn) => {
+      level.endTurn = endTurn;
+      this.#first = level;
+      this.#offer(level);
+    });
+  }
+
+  #endTurn(level: Level): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#first = undefined;
+    level.endTurn();
+  }
+
+  /** Starts the first calls of a level, as far as keys have capacity. */
+  #offer(level: Level): void {
     if (this.isLimiterPaused()) {
       this.#sendBack(() => true);
       return;
     }
+    for (const request of level.requests) {
+      // What is left is offered in the next turn.
+      if (this.#granted >= PER_TURN || !this.#start(level, request)) return;
+    }
+  }
+
+  /** Starts a call that is first. Returns whether the next is first now. */
+  #start(level: Level, request: StartRequest): boolean {
+    const { weight, onUnmeetable, onWait } = request.options;
+    const now = this.#ring.now();
     const taken = this.#ring.take(weight, now);
-    if (this.#first !== first) {
+    if (this.#first !== level || request.settled) {
       // A listener of `key:restored` changed the queue meanwhile.
       if ('key' in taken) this.#ring.end(taken);
-      return;
+      return false;
     }
     if ('key' in taken) {
       if (this.#granted++ === 0)
         afterThisTurn(() => {
-          const isFull = this.#granted >= MAX_STARTS;
+          const isFull = this.#granted >= PER_TURN;
           this.#granted = 0;
           if (isFull) this.check();
         });
       request.settle(taken);
-      this.leave(request);
-      return;
+      this.#remove(request);
+      return true;
     }
     if (this.#ring.retryAfterMs(now, weight) > 0) {
       this.#sendBack((other) => this.#ring.retryAfterMs(now, other) > 0);
-      return;
+      return false;
     }
     const closedMs = this.#ring.certainlyClosedMs(weight, now);
     if (closedMs > 0) onUnmeetable(closedMs);
-    if (request.settled) return;
-    clearTimeout(this.#timer);
-    // A timer may fire a moment early: it checks again, and finds what is left.
-    this.#timer = setTimeout(() => this.#offer(first), Math.min(Math.ceil(taken.retryAfterMs), MAX_TIMER_MS));
+    if (request.settled) return false;
+    this.#setTimer(now, taken.retryAfterMs);
     if (!request.emittedWait) {
       request.emittedWait = true;
       onWait?.(taken);
     }
+    return false;
   }
 
-  /** Sends calls back that would wait here for something else than windows, where each holds a permit. */
-  #sendBack(isClosed: (weight: number) => boolean): void {
-    for (const request of this.#requests) {
-      if (!isClosed(request.options.weight)) continue;
-      if (this.#sentBack === BATCH_SIZE) return;
-      this.#sentBack++;
-      this.#nextBatch ??= setImmediate(() => {
-        this.#sentBack = 0;
-        this.#nextBatch = undefined;
-        this.check();
-      });
-      request.settle(undefined);
-      this.leave(request);
-    }
-  }
-
-  /** Lets a higher priority pass. The job queue takes its next job only after this step, so both are in it. */
-  #stepBack(first: Turn): void {
-    // Priorities are whole numbers: half a step is in front of all equals, and behind every higher one.
-    first.request.rank = first.request.options.priority + 0.5;
-    this.#endTurn(first);
-    this.#join(first.request);
-  }
-
-  #endTurn(first: Turn): void {
+  /** A timer that fires early checks again, so one that is set is kept unless the time became shorter. */
+  #setTimer(nowMs: number, ms: number): void {
+    if (this.#timer !== undefined && this.#timerAtMs <= nowMs + ms) return;
     clearTimeout(this.#timer);
-    this.#first = undefined;
-    first.endTurn();
+    this.#timerAtMs = nowMs + ms;
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = undefined;
+        this.check();
+      },
+      Math.min(Math.ceil(ms), MAX_TIMER_MS),
+    );
   }
 
-  /** Drops the jobs of settled requests. p-queue removes a job only by searching for it. */
-  #rebuild(): void {
-    this.#jobs.clear();
-    this.#settledJobs = 0;
-    for (const request of this.#requests) if (request !== this.#first?.request) this.#join(request);
+  /** Sends calls back that would wait here for something else than windows. The permit of each goes to the next, which may follow. */
+  #sendBack(isClosed: (weight: number) => boolean): void {
+    for (const { requests } of this.#levels.values())
+      for (const request of requests) {
+        if (!isClosed(request.options.weight)) continue;
+        if (this.#sentBack === PER_TURN) return;
+        this.#sentBack++;
+        this.#nextBatch ??= setImmediate(() => {
+          this.#sentBack = 0;
+          this.#nextBatch = undefined;
+          this.check();
+        });
+        request.settle(undefined);
+        this.#remove(request);
+      }
   }
 }

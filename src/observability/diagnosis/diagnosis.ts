@@ -7,7 +7,9 @@
  * - `history.ts`: sums and extremes over a sliding window
  * - `machine.ts`: event loop, CPU and memory of the process
  * - `pace.ts`: durations of a service's calls by concurrency
- * - `machine-findings.ts`, `fleet-findings.ts`, `gate-findings.ts`, `request-findings.ts`: from a report to findings
+ * - `tenants.ts`, `budgets.ts`: what tenants wait for, and what budgets reject
+ * - `machine-findings.ts`, `fleet-findings.ts`, `gate-findings.ts`, `budget-findings.ts`, `tenant-findings.ts`,
+ *   `request-findings.ts`: from a report to findings
  * - `finding.ts`: the finding codes
  *
  * @module pipeline-pool/diagnosis

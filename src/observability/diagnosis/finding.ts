@@ -1,3 +1,5 @@
+import { escapeControls } from '../../internal/format.js';
+
 /**
  * What `diagnose` can find. Minor versions may add codes; none is renamed or removed.
  *
@@ -14,11 +16,15 @@
  * - `service-at-limit`: a service gets more concurrent calls than it can serve.
  * - `service-slower`: a service takes longer than before at the same concurrency.
  * - `budget-exceeded`: calls are rejected because the budgets of their requests have no room.
+ * - `budget-nearly-spent`: half of the requests or more have used nearly all that their budgets allow.
+ * - `budget-unmetered`: a gate spends nothing from a meter of the budgets that its calls run under.
  * - `creation-slow`: requests wait for instances being created.
  * - `preparation-slow`: requests wait for instances being validated, prepared or reset.
  * - `fleet-at-limit`: calls or requests wait for a permit of a limit that several processes share, and others hold the rest.
  * - `admission-paused`, `admission-too-small`: requests wait to be admitted while instances are free.
  * - `tenant-capped`: requests wait for room under the caps of their tenants while permits are free.
+ * - `tenant-starved`: a tenant waits while others that have more than it go before it again and again.
+ * - `guarantees-too-large`: the same, because the guarantees of others leave nothing.
  * - `pool-too-small`: requests wait because every instance is in use.
  */
 export type FindingCode =
@@ -36,11 +42,15 @@ export type FindingCode =
   | 'service-at-limit'
   | 'service-slower'
   | 'budget-exceeded'
+  | 'budget-nearly-spent'
+  | 'budget-unmetered'
   | 'creation-slow'
   | 'preparation-slow'
   | 'admission-paused'
   | 'admission-too-small'
   | 'tenant-capped'
+  | 'tenant-starved'
+  | 'guarantees-too-large'
   | 'pool-too-small';
 
 /** One cause of delay or failure. */
@@ -48,6 +58,8 @@ export interface Finding {
   readonly code: FindingCode;
   /** Where: the name of the pool, the limiter or a gate, or `process`. */
   readonly source: string;
+  /** Whose requests wait, where it is those of one tenant. */
+  readonly tenant?: string;
   /** The share of the requests' time that it costs, from 0 to 1; 0 for what makes calls fail at once. */
   readonly share: number;
   /** The finding in one sentence. */
@@ -67,3 +79,5 @@ export const shownMs = (ms: number): string =>
   ms < 10_000 ? `${Math.round(ms)} ms` : `${rounded(ms / 1000)} s`;
 export const counted = (n: number, one: string, several = `${one}s`): string =>
   `${n} ${n === 1 ? one : several}`;
+/** A name from outside in a sentence. */
+export const shownName = (name: string): string => escapeControls(name).slice(0, 100);

@@ -1,3 +1,4 @@
+import { budgetFindings } from './budget-findings.js';
 import { type Finding, rounded } from './finding.js';
 import { fleetFindings } from './fleet-findings.js';
 import { gateFindings } from './gate-findings.js';
@@ -38,7 +39,9 @@ export function diagnosisOf(report: Report): Diagnosis {
   const waitedFor = services.reduce((sum, { share }) => sum + share, 0);
   const queuesAreEffects = machine.length > 0 || waitedFor >= EXPLAINS_QUEUES;
   const requests = requestFindings(report).filter(({ code }) => !(queuesAreEffects && isQueue(code)));
-  const others = [...fleetFindings(report), ...services, ...requests].sort(worstFirst);
+  const others = [...fleetFindings(report), ...services, ...budgetFindings(report), ...requests].sort(
+    worstFirst,
+  );
   const findings = [...machine, ...others].map((finding) => ({
     ...finding,
     share: rounded(finding.share, 2),

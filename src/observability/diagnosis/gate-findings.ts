@@ -33,7 +33,6 @@ export function gateFindings(report: Report): Finding[] {
       rateWindow(report, gate),
       atLimit(report, gate),
       slower(report, gate),
-      overBudget(report, gate),
     ].filter((finding) => finding !== undefined),
   );
 }
@@ -209,21 +208,6 @@ function slower(report: Report, { name }: GateStats): Finding | undefined {
       kindOf(name) === 'llm'
         ? 'Check the server: whether others use it too (vLLM shows `num_requests_waiting`), whether it runs out of KV cache and preempts requests (`num_preemptions`), and whether prompts or responses have grown. More capacity: vLLM `--max-num-seqs` and `--gpu-memory-utilization`, or replicas: SGLang `--dp`, vLLM `--data-parallel-size`.'
         : `Check ${name}: its status page, and whether its inputs have grown.`,
-  };
-}
-
-function overBudget(report: Report, { name }: GateStats): Finding | undefined {
-  const rejected = report.count(`${name}:over-budget`);
-  const calls = Math.max(rejected, report.count(`${name}:calls`));
-  if (rejected < A_FEW || rejected < REJECTED * calls) return undefined;
-  return {
-    code: 'budget-exceeded',
-    source: name,
-    // They fail at once.
-    share: 0,
-    message: `${rejected} of ${counted(calls, 'call')} of ${name} were rejected because the budgets of their requests have no room`,
-    evidence: { rejected, calls },
-    remedy: `Raise the caps (\`budget\`), or make \`cost.estimate\` of the gate of ${name} tighter: what calls in flight may cost is reserved. If agents go on after the rejection, pass \`budget.signal\` on to them.`,
   };
 }
 

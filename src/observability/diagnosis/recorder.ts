@@ -7,11 +7,14 @@ import { nowMs } from '../../internal/clock.js';
 import { refusal } from '../../internal/validate.js';
 import type { Limiter, LimiterStats } from '../../limiter/limiter.js';
 import { gateStatsOf, isCoolingDown } from '../../manager/health.js';
+import type { RequestInfo } from '../../manager/request.js';
 import type { PoolStats } from '../../pool/options.js';
 import { fleetFiguresOf } from '../fleet-figures.js';
+import { BudgetRecorder, type BudgetReport } from './budgets.js';
 import { History } from './history.js';
 import { type Machine, type MachineFigures, ProcessMachine } from './machine.js';
 import { Pace, type PaceFinding } from './pace.js';
+import { TenantRecorder, type TenantsReport } from './tenants.js';
 
 /** What `diagnose` needs of a manager. A `PipelineManager` has it. */
 export interface DiagnosedManager {
@@ -23,6 +26,10 @@ export interface DiagnosedManager {
     readonly hooks?: LifecycleHooks | undefined;
     stats(): unknown;
   }[];
+  /** For tenants and budgets: whose requests count. @default those of all managers that share the hooks */
+  readonly name?: string | undefined;
+  /** For the requests that came before the recording, and the budgets of those that run. */
+  requests?(): readonly RequestInfo[];
 }
 
 /** For tests. */
@@ -48,6 +55,9 @@ export type Count =
   | 'created'
   | 'create.ms'
   | 'create-failed'
+  | 'budgets' // requests that ended and had a budget
+  | 'nearly-spent' // those of them that had used nearly all of it
+  | `tenant:${string}` // its requests that began, and milliseconds that they ran and waited
   | `${string}:${'attempts' | 'calls' | 'cached' | 'rejected' | 'failed' | 'over-budget' | 'lost'}`;
 
 /** The window that ends now. */
@@ -61,6 +71,8 @@ export interface Report {
   readonly limiter: LimiterStats & { readonly name: string };
   readonly pool: PoolStats & { readonly name: string };
   readonly gates: readonly GateStats[];
+  readonly tenants: TenantsReport;
+  readonly budgets: BudgetReport;
 }
 
 /** Milliseconds between two samples of a burst. Shorter changes are missed, which does not matter. */
@@ -84,6 +96,8 @@ export class Recorder {
   readonly #now: () => number;
   readonly #history: History;
   readonly #machine: Machine;
+  readonly #tenants: TenantRecorder;
+  readonly #budgets: BudgetRecorder;
   readonly #paces = new Map<string, Pace>();
   /** Calls in flight when each call started, by gate and call id. */
   readonly #calls = new Map<string, Map<number, number>>();
@@ -101,6 +115,8 @@ export class Recorder {
     this.#sampledMs = now();
     this.#history = new History(windowMs, this.#sampledMs);
     this.#machine = machine ?? new ProcessMachine(windowMs, this.#history.sliceMs);
+    this.#tenants = new TenantRecorder(manager.limiter);
+    this.#budgets = new BudgetRecorder(manager.gates.map(({ name }) => name));
     for (const { name } of manager.gates) {
       this.#paces.set(name, new Pace(name, this.#sampledMs));
       this.#calls.set(name, new Map());
@@ -114,18 +130,22 @@ export class Recorder {
     this.#sample();
     const now = this.#now();
     this.#machine.read(this.#history, now);
+    this.#readTenants();
     const span = this.#history.span(now);
     const levels = new Map(this.#levels);
     const { limiter, pool, gates } = this.#manager;
+    const count = (name: Count): number => Math.round(span.sum(name));
     return {
       windowMs: Math.min(span.ms, this.#windowMs),
       average: (level) => (span.ms > 0 ? span.sum(level) / span.ms : (levels.get(level) ?? 0)),
-      count: (count) => Math.round(span.sum(count)),
+      count,
       pace: (gate) => this.#paces.get(gate)?.judge(span),
       machine: this.#machine.figures(span),
       limiter: { ...limiter.stats(), name: limiter.name },
       pool: { ...pool.stats(), name: pool.name },
       gates: gateStatsOf(gates),
+      tenants: this.#tenants.report(span.ms, span.sum),
+      budgets: this.#budgets.report(count, this.#manager.requests?.()),
     };
   }
 
@@ -144,11 +164,17 @@ export class Recorder {
   #listen(): void {
     const { hooks, pool, gates } = this.#manager;
     const onActivity = (): void => this.#onActivity();
-    this.#attach(hooks)
+    const requests = this.#attach(hooks)
       .on('request:queued', onActivity)
       .on('request:started', onActivity)
-      .on('request:finished', onActivity)
+      .on('request:finished', ({ source, budget }) => {
+        onActivity();
+        if (budget === undefined || source !== (this.#manager.name ?? source)) return;
+        this.#history.add('budgets', 1);
+        if (this.#budgets.noteEnd(budget)) this.#history.add('nearly-spent', 1);
+      })
       .on('request:rejected', onActivity);
+    this.#tenants.listen(requests, this.#manager.name, this.#manager.requests?.());
     this.#attach(pool.hooks)
       .on('instance:created', ({ source, createMs }) => {
         if (source !== pool.name) return;
@@ -167,7 +193,11 @@ export class Recorder {
         .on('call:started', (payload) => this.#callStarted(payload))
         .on('call:retried', (payload) => this.#callRetried(payload))
         .on('call:throttled', onActivity)
-        .on('budget:exceeded', ({ source }) => this.#count(`${source}:over-budget`))
+        .on('budget:exceeded', (payload) => {
+          this.#count(`${payload.source}:over-budget`);
+          this.#budgets.noteExceeded(payload);
+        })
+        .on('budget:unmetered', (payload) => this.#budgets.noteUnmetered(payload))
         .on('call:finished', (payload) => this.#callFinished(payload));
     }
   }
@@ -234,6 +264,7 @@ export class Recorder {
     this.#readStats();
     if (!history.isDue(now)) return;
     this.#machine.read(history, now);
+    this.#readTenants();
     history.mark(now);
   }
 
@@ -241,9 +272,12 @@ export class Recorder {
     const gates = gateStatsOf(this.#manager.gates);
     const pool = this.#manager.pool.stats();
     const { limiter } = this.#manager;
-    const { cappedCount = 0 } = limiter as { readonly cappedCount?: number };
+    this.#tenants.noteNewlyCapped();
     if (pool.state === 'closed') this.stop();
-    this.#levels = [...requestLevels(limiter.stats(), pool, cappedCount), ...gates.flatMap(gateLevels)];
+    this.#levels = [
+      ...requestLevels(limiter.stats(), pool, this.#tenants.beyondCaps),
+      ...gates.flatMap(gateLevels),
+    ];
     for (const shared of [{ ...limiter.stats(), name: limiter.name }, ...gates]) {
       const figures = fleetFiguresOf(shared.name, shared);
       if (figures !== undefined) this.#countTo(`${figures.name}:lost`, figures.lost);
@@ -255,9 +289,13 @@ export class Recorder {
     }
   }
 
-  /** Counts by how much a running total has grown. */
-  #countTo(name: Count, total: number): void {
-    this.#history.add(name, total - (this.#counters.get(name) ?? total));
+  #readTenants(): void {
+    this.#tenants.read((name, total) => this.#countTo(name, total, 0));
+  }
+
+  /** Counts by how much a running total has grown; `from` at its first reading. */
+  #countTo(name: Count, total: number, from = total): void {
+    this.#history.add(name, total - (this.#counters.get(name) ?? from));
     this.#counters.set(name, total);
   }
 }

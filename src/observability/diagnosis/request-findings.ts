@@ -3,6 +3,7 @@ import { type FleetFigures, fleetFiguresOf } from '../fleet-figures.js';
 import { counted, type Finding, MIN_SHARE, percent, rounded, shownMs } from './finding.js';
 import { fleetEvidence, sharedWith } from './fleet-findings.js';
 import type { Level, Report } from './recorder.js';
+import { tenantCapped, tenantStarved } from './tenant-findings.js';
 
 /** Fewer waiting requests on average are not reported. */
 const MIN_QUEUED = 0.05;
@@ -20,6 +21,7 @@ export function requestFindings(report: Report): Finding[] {
       ? delay(report, 'admission-short', 'fleet-at-limit', limiter.name, fleetAtLimit)
       : delay(report, 'admission-short', 'admission-too-small', limiter.name, admissionTooSmall),
     delay(report, 'tenant-capped', 'tenant-capped', limiter.name, tenantCapped),
+    tenantStarved(report),
     delay(report, 'pool-short', 'pool-too-small', pool.name, poolTooSmall),
   ].filter((finding) => finding !== undefined);
 }
@@ -33,8 +35,8 @@ function delay(report: Report, level: Level, code: Finding['code'], source: stri
   const share = waiting / report.average('requests');
   if (waiting < MIN_QUEUED || share < MIN_SHARE) return undefined;
   const queued = rounded(waiting);
-  const { message, evidence, remedy } = words(report, `${percent(share)} of their time`, queued);
-  return { code, source, share, message, evidence: { queued, ...evidence }, remedy };
+  const found = words(report, `${percent(share)} of their time`, queued);
+  return { code, source, share, ...found, evidence: { queued, ...found.evidence } };
 }
 
 function creationFailing(report: Report): Finding | undefined {
@@ -113,16 +115,6 @@ const fleetAtLimit: Words = (report, time) => {
       ...fleetEvidence(fleet),
     },
     remedy: `Raise \`maxConcurrent\` of the limit in all processes, as far as what it protects allows, or set \`limiter.maxConcurrent\` in one, which applies to all. Otherwise bound the queue (\`maxQueue\` of the limiter) so that clients retry later.`,
-  };
-};
-
-const tenantCapped: Words = (report, time, queued) => {
-  const { maxConcurrent } = report.limiter;
-  return {
-    message: `Requests spend ${time} waiting for room under the caps of their tenants, ${queued} of them on average, while permits are free`,
-    evidence: { maxConcurrent, leased: rounded(report.average('leased')) },
-    remedy:
-      'If that is not intended, raise `maxConcurrent` in what `tenants` returns for them: the live page and `manager.requests()` show whose requests wait. To keep room for others, `guaranteed` wastes none.',
   };
 };
 

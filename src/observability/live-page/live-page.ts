@@ -233,6 +233,8 @@ const htmlPage = (): string => `<!doctype html>
 <div class="legend"><span><i></i>active</span><span><i class="queued"></i>waiting</span></div></section>
 <section class="card" id="tenants-card" hidden><h2>Tenants <span>share of the work of the last 30 seconds</span></h2>
 <div class="tenants" id="tenants"></div></section>
+<section class="card" id="budgets-card" hidden><h2>Budgets <span>of the current requests together</span></h2>
+<div class="tenants" id="budgets"></div></section>
 <div><h2>Services <span id="no-gates" hidden>the manager has no gates</span></h2><div class="gates" id="gates"></div></div>
 </main>
 <footer>Read-only. Rates are of the last 30 seconds.</footer>

@@ -224,25 +224,44 @@ export const LIVE_PAGE_SCRIPT = `
       say(row.children[2], state);
     });
   };
+  const figure = (amount) => (+amount.toPrecision(3)).toLocaleString('en', { maximumFractionDigits: 9 });
+  const makeRow = () => {
+    const row = make('div', 'tenant');
+    const bar = make('div', 'bar');
+    bar.append(make('i'));
+    row.append(make('b'), bar, make('span'), make('em'));
+    return row;
+  };
   const drawTenants = (state) => {
     byId('tenants-card').hidden = state.tenants.length === 0;
     const before = new Map(since(RATE_MS).tenants.map((tenant) => [tenant.name, tenant.runMs]));
     const work = ({ name, runMs }) => Math.max(0, runMs - (before.get(name) || 0));
     const all = state.tenants.reduce((sum, tenant) => sum + work(tenant), 0);
     const rows = [...state.tenants].sort((a, b) => work(b) - work(a) || b.running + b.queued - a.running - a.queued);
-    list(byId('tenants'), rows, ({ name }) => name, () => {
-      const row = make('div', 'tenant');
-      const bar = make('div', 'bar');
-      bar.append(make('i'));
-      row.append(make('b'), bar, make('span'), make('em'));
-      return row;
-    }, (row, tenant) => {
+    list(byId('tenants'), rows, ({ name }) => name, makeRow, (row, tenant) => {
       const share = all > 0 ? Math.round((100 * work(tenant)) / all) : 0;
       say(row.children[0], tenant.name);
       row.title = tenant.name;
       row.children[1].children[0].style.width = share + '%';
       say(row.children[2], share + ' %');
-      say(row.children[3], tenant.running + ' running, ' + tenant.queued + ' waiting');
+      const spent = tenant.spent.map(([meter, amount]) => figure(amount) + ' ' + meter).join(', ');
+      say(row.children[3], tenant.running + ' running, ' + tenant.queued + ' waiting' + (spent && ' · ' + spent));
+      row.children[3].title = spent && 'spent since the page was opened: ' + spent;
+    });
+  };
+  const drawBudgets = (state) => {
+    byId('budgets-card').hidden = state.budgets.length === 0;
+    const before = new Map(since(RATE_MS).budgets.map(({ meter, rejected }) => [meter, rejected]));
+    list(byId('budgets'), state.budgets, ({ meter }) => meter, makeRow, (row, budget) => {
+      const { meter, limit, spent, reserved, left } = budget;
+      const used = limit > 0 ? Math.round(100 * (1 - left / limit)) : 0;
+      const rejected = budget.rejected - (before.get(meter) || 0);
+      say(row.children[0], meter);
+      row.title = meter;
+      row.children[1].children[0].style.width = used + '%';
+      look(row.children[1], rejected > 0 || used >= 90 ? 'bar wait' : 'bar');
+      say(row.children[2], used + ' %');
+      say(row.children[3], figure(spent) + ' spent, ' + figure(reserved) + ' reserved, ' + figure(left) + ' left of ' + figure(limit) + (rejected > 0 ? ' · ' + plural(rejected, 'call', 'calls') + ' rejected' : ''));
     });
   };
   const drawGates = (state) => {
@@ -262,6 +281,7 @@ export const LIVE_PAGE_SCRIPT = `
     drawSlots(state);
     drawChart(state);
     drawTenants(state);
+    drawBudgets(state);
     drawGates(state);
   };
 

@@ -9,6 +9,7 @@ import type { Health } from '../../manager/health.js';
 import { gateStatsOf } from '../../manager/health.js';
 import type { RequestInfo } from '../../manager/request.js';
 import type { PoolStats } from '../../pool/options.js';
+import { budgetUse, type MeterFigures } from '../budget-use.js';
 import { diagnose } from '../diagnosis/diagnosis.js';
 import { type Diagnosis, diagnosisOf } from '../diagnosis/findings.js';
 import { hasRecording, Recorder } from '../diagnosis/recorder.js';
@@ -56,6 +57,8 @@ export interface LiveState {
   };
   /** The tenants that use most, where tenants are named. */
   readonly tenants: readonly LiveTenant[];
+  /** What the budgets of the current requests allow, where they have any; the meter with the smallest part left first. */
+  readonly budgets: readonly LiveMeter[];
   readonly gates: readonly LiveGate[];
   readonly diagnosis: Pick<Diagnosis, 'findings'>;
 }
@@ -67,6 +70,14 @@ interface LiveTenant {
   readonly queued: number;
   /** Since the first watcher. */
   readonly runMs: number;
+  /** What its calls spent of budgets since then, by meter. */
+  readonly spent: readonly (readonly [meter: string, amount: number])[];
+}
+
+interface LiveMeter extends MeterFigures {
+  readonly meter: string;
+  /** Calls that did not fit, since the first watcher. */
+  readonly rejected: number;
 }
 
 type SlotState = 'creating' | 'idle' | 'running';
@@ -94,6 +105,7 @@ type LiveGate = Pick<GateStats, 'name' | 'running' | 'backingOff' | 'attempts' |
 };
 
 const SHOWN_TENANTS = 20;
+const SHOWN_METERS = 20;
 
 /** A diagnosis takes a moment to create and changes slowly. */
 const DIAGNOSE_EVERY_MS = 2_000;
@@ -112,6 +124,8 @@ export class StateSource {
   readonly #instances = new Map<number, Omit<Slot, 'ageMs'> & { readonly sinceMs: number }>();
   readonly #totals = { started: 0, waitMs: 0, ok: 0, failed: 0, rejected: 0 };
   #use = new TenantUse(SHOWN_TENANTS);
+  /** Calls that did not fit into budgets, by meter. */
+  readonly #rejected = new Map<string, number>();
   #attachments: readonly Attachment[] = [];
   /** Unless the host records diagnoses itself. */
   #recorder: Recorder | undefined;
@@ -125,7 +139,12 @@ export class StateSource {
   /** Starts listening; a second call is a no-op. */
   attach(): void {
     if (this.#attachments.length > 0) return;
-    this.#attachments = [this.#listenToRequests(), this.#listenToInstances(), this.#listenToTenants()];
+    this.#attachments = [
+      this.#listenToRequests(),
+      this.#listenToInstances(),
+      this.#listenToTenants(),
+      ...this.#listenToGates(),
+    ];
     if (!hasRecording(this.#manager)) this.#recorder = new Recorder(this.#manager, DIAGNOSIS_WINDOW_MS);
   }
 
@@ -175,6 +194,7 @@ export class StateSource {
       },
       pool: { size, live, leased, queued: queuedForLease, slots: this.#slots(atMs) },
       tenants: this.#liveTenants(),
+      budgets: this.#liveBudgets(),
       gates: gateStatsOf(gates).map(liveGate),
       diagnosis: { findings: this.#diagnose(atMs).findings },
     };
@@ -191,9 +211,28 @@ export class StateSource {
 
   #liveTenants(): readonly LiveTenant[] {
     const all: LiveTenant[] = [];
-    for (const [name, { running, queued, runMs }] of this.#use.figures())
-      all.push({ name: escapeControls(name).slice(0, 100), running, queued, runMs: Math.round(runMs) });
+    for (const [name, { running, queued, runMs, spent }] of this.#use.figures())
+      all.push({
+        name: shown(name),
+        running,
+        queued,
+        runMs: Math.round(runMs),
+        spent: [...spent].slice(0, SHOWN_METERS).map(([meter, amount]) => [shown(meter), amount]),
+      });
     return all;
+  }
+
+  #liveBudgets(): readonly LiveMeter[] {
+    const use = budgetUse(this.#manager.requests?.() ?? [], shown);
+    const none: MeterFigures = { limit: 0, spent: 0, reserved: 0, left: 0 };
+    return [...new Set([...use.keys(), ...this.#rejected.keys()])]
+      .map((meter) => ({
+        meter,
+        ...(use.get(meter) ?? none),
+        rejected: this.#rejected.get(meter) ?? 0,
+      }))
+      .sort((a, b) => a.left / a.limit - b.left / b.limit || b.rejected - a.rejected)
+      .slice(0, SHOWN_METERS);
   }
 
   #slots(atMs: number): readonly Slot[] {
@@ -229,11 +268,26 @@ export class StateSource {
   #listenToTenants(): Attachment {
     const { name, hooks } = this.#manager;
     this.#use = new TenantUse(SHOWN_TENANTS);
-    for (const { requestId, tenant, state } of this.#manager.requests?.() ?? [])
-      if (tenant !== undefined) this.#use.add(requestId, tenant, state === 'running');
     const attachment = new Attachment(hooks);
-    this.#use.listen(attachment, name);
+    this.#use.listen(attachment, name, this.#manager.requests?.());
     return attachment;
+  }
+
+  #listenToGates(): readonly Attachment[] {
+    const { gates, hooks } = this.#manager;
+    const names = new Set(gates.map(({ name }) => name));
+    const attachments = [...new Set(gates.map((gate) => gate.hooks ?? hooks))].map(
+      (gateHooks) => new Attachment(gateHooks),
+    );
+    for (const attachment of attachments) {
+      this.#use.listenToCosts(attachment);
+      attachment.on('budget:exceeded', ({ source, meter }) => {
+        const name = shown(meter);
+        if (!names.has(source) || (!this.#rejected.has(name) && this.#rejected.size >= SHOWN_METERS)) return;
+        this.#rejected.set(name, (this.#rejected.get(name) ?? 0) + 1);
+      });
+    }
+    return attachments;
   }
 
   #listenToInstances(): Attachment {
@@ -279,6 +333,8 @@ export class StateSource {
     return place;
   }
 }
+
+const shown = (name: string): string => escapeControls(name).slice(0, 100);
 
 /** An abort by the client is not a failure of the service. */
 const isFailure = (outcome: RequestOutcome): boolean => outcome !== 'ok' && outcome !== 'aborted';

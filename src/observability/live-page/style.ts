@@ -86,10 +86,10 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:v
 .slot.empty{background:none;border:1px dashed var(--line)}
 .slot.empty span{color:var(--faint);font-weight:400}
 .tenants{display:grid;gap:6px}
-.tenant{display:grid;grid-template-columns:minmax(80px,1fr) minmax(60px,2fr) 48px minmax(130px,auto);gap:10px;align-items:center;font-size:14px}
+.tenant{display:grid;grid-template-columns:minmax(80px,2fr) minmax(60px,3fr) 48px minmax(130px,5fr);gap:2px 10px;align-items:center;font-size:14px}
 .tenant b{font-weight:600;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .tenant .bar{margin:0}
-.tenant em{font-style:normal;color:var(--muted);white-space:nowrap}
+.tenant em{font-style:normal;color:var(--muted);overflow-wrap:anywhere}
 .gates{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(256px,1fr))}
 .gate .top{display:flex;gap:10px;align-items:center;justify-content:space-between}
 .gate dl{display:grid;grid-template-columns:minmax(0,1.35fr) minmax(0,1fr) minmax(0,1.1fr) minmax(0,1fr);gap:8px;margin:10px 0 0}
@@ -116,6 +116,7 @@ body.stale main{opacity:.55}
   .card{padding:13px}.tile .value{font-size:25px}
   .slots{grid-template-columns:repeat(auto-fill,minmax(94px,1fr))}
   .gates{grid-template-columns:minmax(0,1fr);gap:10px}
+  .tenant{grid-template-columns:minmax(80px,1fr) minmax(60px,2fr) 48px}.tenant em{grid-column:1/-1}
 }
 @media (prefers-reduced-motion:reduce){.bar i{transition:none}}
 `;

@@ -2,7 +2,7 @@ import type { Attachment } from '../../hooks/attachment.js';
 import { readError } from '../../internal/redaction.js';
 import { TenantUse } from '../tenant-use.js';
 import { BoundedLabels, WAIT_BUCKETS, WORK_BUCKETS } from './prometheus-metrics.js';
-import { fleetFigures, type MetricsSources } from './sources.js';
+import { BUDGET_STATES, budgetFigures, fleetFigures, type MetricsSources } from './sources.js';
 
 /** From 0.01 doubling to 81.92 by the GenAI conventions; beyond that our own, since a tool may run for an hour. In seconds. */
 const GEN_AI_BUCKETS = Array.from({ length: 20 }, (_, i) => 2 ** i / 100);
@@ -49,6 +49,8 @@ const GATE = 'pipeline_pool.gate.name';
 const OUTCOME = 'pipeline_pool.outcome';
 const REASON = 'pipeline_pool.reason';
 const STATE = 'pipeline_pool.instance.state';
+const METER = 'pipeline_pool.meter';
+const BUDGET_STATE = 'pipeline_pool.budget.state';
 
 /**
  * Records lifecycle events as OpenTelemetry metrics. Tool calls and calls of models follow the semantic conventions
@@ -70,6 +72,7 @@ export function recordMetrics(
   recordTools(instruments, attachment);
   recordModels(instruments, attachment);
   recordFleet(instruments, sources);
+  recordBudgets(instruments, sources);
   if (tenants > 0) recordTenants(instruments, attachment, tenants);
   return () => instruments.stop();
 }
@@ -250,7 +253,7 @@ function recordGates(instruments: Instruments, attachment: Attachment): void {
   );
   const gates = new BoundedLabels();
   const meters = new BoundedLabels();
-  const meter = (name: string): Attributes => ({ 'pipeline_pool.meter': meters.name(name) });
+  const meter = (name: string): Attributes => ({ [METER]: meters.name(name) });
   const gate = ({ source }: { readonly source: string }): Attributes => ({ [GATE]: gates.name(source) });
   attachment
     .on('call:finished', (p) => {
@@ -292,6 +295,28 @@ function recordTenants(instruments: Instruments, attachment: Attachment, tenants
   record('started', 'requests', '{request}', 'Requests that began, by tenant');
   record('runMs', 'run_time', 's', 'Run time of requests, by tenant');
   record('waitMs', 'wait_time', 's', 'Wait of requests before the start, by tenant');
+  use.listenToCosts(attachment);
+  const read = (observe: Observe): void => {
+    for (const [tenant, { spent }] of use.figures())
+      for (const [meter, amount] of spent) observe(amount, { [TENANT]: tenant, [METER]: meter });
+  };
+  instruments.level(
+    'tenant.cost',
+    '{unit}',
+    'What calls spent of budgets, by tenant and meter',
+    read,
+    'Counter',
+  );
+}
+
+function recordBudgets(instruments: Instruments, sources: readonly MetricsSources[]): void {
+  if (sources.length === 0) return;
+  const meters = new BoundedLabels();
+  const read = (observe: Observe): void => {
+    for (const [meter, figures] of budgetFigures(sources, (name) => meters.name(name)))
+      for (const state of BUDGET_STATES) observe(figures[state], { [METER]: meter, [BUDGET_STATE]: state });
+  };
+  instruments.level('budget.amount', '{unit}', 'What the budgets of the current requests allow', read);
 }
 
 /** The levels are the same in each process that shares a limit, so they are gauges: sums over processes mean nothing. */

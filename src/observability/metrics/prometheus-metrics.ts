@@ -81,6 +81,12 @@ export const GAUGES = {
   poolQueued: ['pool_queued_requests', 'Requests that wait for an instance', 'pool'],
   gateRunning: ['gate_running_attempts', 'In-flight attempts of the gates in `sources`', 'gate'],
   keys: ['keys', 'API keys by state; without `sources`, only those that met a limit', 'gate', 'state'],
+  budgetAmount: [
+    'budget_amount',
+    'What the budgets of the current requests in `sources` allow: spent, reserved by calls in flight, and left',
+    'meter',
+    'state',
+  ],
   // The same in each process that shares the limit: not to be added up.
   fleetActive: ['fleet_active', 'Weight of the permits that all processes hold', 'limit'],
   fleetQueued: ['fleet_queued', 'Waiters of all processes', 'limit'],

@@ -29,6 +29,8 @@ import {
   WORK_TIMES,
 } from './prometheus-metrics.js';
 import {
+  BUDGET_STATES,
+  budgetFigures,
   fleetFigures,
   type LimiterFigures,
   type MetricsSources,
@@ -64,7 +66,7 @@ export interface MetricsOptions {
    */
   readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
   /**
-   * How many tenants have metrics of their own: those whose requests ran longest lately. All others become `other`. At most
+   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others become `other`. At most
    * ten times as many names are ever used. Their names become label values. From 0 to 1,000.
    * @default 0: nothing is exported by tenant
    */
@@ -301,6 +303,11 @@ class PrometheusCollector {
           gauge.set({ gate, state }, states.filter((other) => other === state).length);
         }
       }
+    },
+    budgetAmount: (gauge) => {
+      gauge.reset();
+      for (const [meter, figures] of budgetFigures(this.#sources, (name) => this.#meters.name(name)))
+        for (const state of BUDGET_STATES) gauge.set({ meter, state }, figures[state]);
     },
     fleetActive: (gauge) => this.#eachFleet('active', gauge),
     fleetQueued: (gauge) => this.#eachFleet('queued', gauge),

@@ -1,4 +1,6 @@
+import type { BudgetFigures } from '../../hooks/events.js';
 import { refusal } from '../../internal/validate.js';
+import { budgetUse, type MeterFigures } from '../budget-use.js';
 import { type FleetFigures, fleetFiguresOf } from '../fleet-figures.js';
 
 export interface PoolFigures {
@@ -19,6 +21,8 @@ export interface MetricsSources {
   readonly pool?: { readonly name: string; stats(): PoolFigures } | undefined;
   readonly limiter?: { readonly name: string; stats(): LimiterFigures } | undefined;
   readonly gates?: readonly { readonly name: string; stats(): unknown }[] | undefined;
+  /** The current requests, for their budgets. */
+  requests?(): readonly { readonly budget?: BudgetFigures }[];
 }
 
 /** Throws unless it is one object or an array of them. */
@@ -40,3 +44,16 @@ export const fleetFigures = (sources: readonly MetricsSources[]): FleetFigures[]
   sources
     .flatMap(({ limiter, gates = [] }) => [limiter ?? [], gates].flat())
     .flatMap((source) => fleetFiguresOf(source.name, source.stats()) ?? []);
+
+/** Of the current requests, by meter. */
+export const budgetFigures = (
+  sources: readonly MetricsSources[],
+  nameOf: (meter: string) => string,
+): Map<string, MeterFigures> =>
+  budgetUse(
+    sources.flatMap((source) => source.requests?.() ?? []),
+    nameOf,
+  );
+
+/** The parts of a budget's caps. */
+export const BUDGET_STATES = ['spent', 'reserved', 'left'] as const;

@@ -44,7 +44,7 @@ export interface TraceOptions {
    */
   readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
   /**
-   * How many tenants have metrics of their own: those whose requests ran longest lately. All others become `other`. At most
+   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others become `other`. At most
    * ten times as many names are ever used. From 0 to 1,000.
    * @default 0: nothing is recorded by tenant
    */

@@ -705,19 +705,26 @@ describe.each([
     });
 
     it('bounds no steady stream as a whole, whatever the timeouts', async () => {
-      server.answers(async (response) => {
+      let write: () => void = () => {};
+      server.answers((response) => {
+        write = () => void response.write('x');
         response.writeHead(200);
-        for (let i = 0; i < 20; i++) {
-          response.write('x');
-          await new Promise((resolve) => setTimeout(resolve, 20));
-        }
-        response.end();
+        write();
       });
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
       const { fetch, expectAllFree } = gated(
         { bodyIdleTimeoutMs: 300 },
         { attemptTimeoutMs: 300, timeoutMs: 350 },
       );
-      expect(await (await fetch(server.url)).text()).toBe('x'.repeat(20));
+      const { body } = await fetch(server.url);
+      const reader = (body as ReadableStream<Uint8Array>).getReader();
+      for (let i = 0; i < 20; i++) {
+        expect(Buffer.from((await reader.read()).value ?? []).toString()).toBe('x');
+        vi.advanceTimersByTime(200);
+        write();
+      }
+      await reader.cancel();
+      vi.useRealTimers();
       await expectAllFree();
     });
 

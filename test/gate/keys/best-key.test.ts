@@ -83,7 +83,7 @@ describe('the choice of the best key', () => {
     const take = (now: number) => ring.take(1, now) as KeyReservation;
     const first = take(0);
     ring.begin(first, 0);
-    ring.report(first, { ...OK, class: 'rate-limited', retryAfterMs: 500 }, 0);
+    ring.report(first, { ...OK, class: 'rate-limited', retryAfterMs: 500 });
     ring.end(first);
     expect([take(1), take(2), take(499)].map(({ key }) => key.index)).toEqual([1, 1, 1]);
     expect([take(500), take(501), take(502)].map(({ key }) => key.index)).toEqual([0, 1, 1]);
@@ -95,7 +95,7 @@ describe('the choice of the best key', () => {
     const start = (): void => {
       const reservation = ring.take(1, ++now) as KeyReservation;
       ring.begin(reservation, now);
-      ring.report(reservation, OK, now);
+      ring.report(reservation, OK);
       ring.end(reservation);
       ring.retryAfterMs(now, 1);
     };

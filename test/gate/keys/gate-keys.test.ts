@@ -961,6 +961,20 @@ describe('the keys of a ServiceGate', () => {
       expect(used).toHaveLength(5);
     });
 
+    it('counts what began before where the limit becomes lower than that', async () => {
+      const { call } = service();
+      const gate = new ServiceGate({ name: 'search', rate: [{ limit: 5, perMs: 1_000 }] });
+      for (let i = 0; i < 5; i++) await gate.run(call);
+      const waiting = [1, 2, 3].map(() => follow(gate.run(call)));
+      gate.setRate({ rate: [{ limit: 2, perMs: 1_000 }] });
+      await vi.advanceTimersByTimeAsync(999);
+      expect(call).toHaveBeenCalledTimes(5);
+      await vi.advanceTimersByTimeAsync(1);
+      expect(call).toHaveBeenCalledTimes(7);
+      await vi.advanceTimersByTimeAsync(1_000);
+      expect(waiting.map(({ now }) => now.is)).toEqual(Array(3).fill('fulfilled'));
+    });
+
     it('starts a window of another length with the entries of the present one', async () => {
       const { call } = service();
       const gate = new ServiceGate({ name: 'search', sharedRate: [{ limit: 5, perMs: 1_000 }] });

@@ -220,6 +220,8 @@ export class SimulatedProcess {
   #lastReceivedMs = 0;
   #lastPushMs = 0;
   isConnected = true;
+  /** Which of its batches breaks the connection, before or after Redis has executed it. */
+  breaksAt: (args: readonly string[]) => 'request' | 'reply' | undefined = () => undefined;
 
   constructor(simulation: Simulation, index: number) {
     this.#simulation = simulation;
@@ -313,6 +315,7 @@ export class SimulatedProcess {
   #run(sha: string, keys: string[], args: string[]): Promise<unknown> {
     const simulation = this.#simulation;
     if (!this.isConnected) return Promise.reject(new Error('Not connected'));
+    const breaks = this.breaksAt(args);
     return new Promise((fulfill, reject) => {
       const call = this.#calls++;
       this.#pending.set(call, reject);
@@ -322,11 +325,19 @@ export class SimulatedProcess {
           simulation.schedule(simulation.frozenUntilMs, undefined, arrive);
           return;
         }
+        if (breaks === 'request') {
+          this.disconnect(100);
+          return;
+        }
         // One that was in flight when its connection broke may be lost.
         if (!this.#pending.has(call) && simulation.random() < 0.5) return;
         let settle: () => void;
         try {
           const reply = await simulation.execute(sha, keys, args);
+          if (breaks === 'reply') {
+            this.disconnect(100);
+            return;
+          }
           settle = () => fulfill(reply);
         } catch (error) {
           settle = () => reject(error);
