@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { LimitsUnavailableError } from '../errors.js';
 import { afterThisTurn, nowMs } from '../internal/clock.js';
 import type { CommandConnection, Script, Subscriber } from './client.js';
+import { LIMIT_KEYS } from './script.js';
 
 /** One operation of a batch (see `script.ts`). */
 export interface Operation {
@@ -173,9 +174,7 @@ export class FleetMember {
     this.#commandTimeoutMs = commandTimeoutMs;
     this.#keepsShare = keepsShare;
     // The braces keep all keys of a limit in one slot of a cluster.
-    this.#limitKeys = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'].map(
-      (part) => `{${keyPrefix}}:${part}`,
-    );
+    this.#limitKeys = LIMIT_KEYS.map((key) => `{${keyPrefix}}:${key}`);
     this.#script = script;
     this.#channel = `{${keyPrefix}}:push`;
   }

@@ -1,5 +1,8 @@
 import { TENANTS_SCRIPT } from './tenants-script.js';
 
+/** The keys of a limit, in the order in which the script receives them: the names behind its prefix. */
+export const LIMIT_KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'] as const;
+
 /**
  * The script that Redis runs for every step of a fleet limit: one script for everything, so that each step is atomic.
  *

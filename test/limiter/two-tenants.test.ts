@@ -1,18 +1,9 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { endOfTurn } from '../support/promises.js';
+import { describe, expect, it } from 'vitest';
+import { inVirtualTime } from '../support/in-virtual-time.js';
 import { type Contest, play } from '../support/two-tenants.js';
-import { VirtualTime } from '../support/virtual-time.js';
 
 describe('A tenant of short calls beside one of long calls', () => {
-  const time = new VirtualTime();
-  beforeAll(async () => {
-    time.install();
-    await endOfTurn();
-  });
-  afterAll(async () => {
-    time.restore();
-    await endOfTurn();
-  });
+  const time = inVirtualTime();
 
   const outcome = async (contest: Contest) => {
     const playing = play(contest);

@@ -5,19 +5,11 @@ import {
   PipelinePool,
   ServiceGate,
 } from 'pipeline-pool';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { endOfTurn, sleep } from '../support/promises.js';
-import { VirtualTime } from '../support/virtual-time.js';
+import { describe, expect, it } from 'vitest';
+import { inVirtualTime } from '../support/in-virtual-time.js';
+import { sleep } from '../support/promises.js';
 
-const time = new VirtualTime();
-beforeAll(async () => {
-  time.install();
-  await endOfTurn();
-});
-afterAll(async () => {
-  time.restore();
-  await endOfTurn();
-});
+const time = inVirtualTime();
 
 interface Request {
   readonly tenant?: string;

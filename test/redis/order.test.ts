@@ -2,7 +2,7 @@ import { createClient } from 'redis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FairQueue, type QueueNode, type QueuePosition } from '../../src/queue/fair-queue.js';
 import type { FairnessOptions } from '../../src/queue/options.js';
-import { SCRIPT } from '../../src/redis/script.js';
+import { LIMIT_KEYS, SCRIPT } from '../../src/redis/script.js';
 import { seeded } from '../support/random-numbers.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
 
@@ -14,7 +14,7 @@ const LEASE_MS = 1_000_000;
 const LIMIT = 3;
 const { MAX_SAFE_INTEGER } = Number;
 const CHANNEL = '{fleet:limit}';
-const KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'].map((part) => `${CHANNEL}:${part}`);
+const KEYS = LIMIT_KEYS.map((key) => `${CHANNEL}:${key}`);
 const [META, QUEUE, , , TENANTS, LANES] = KEYS as [string, string, string, string, string, string];
 
 /** A request, in the model and in the script. */

@@ -1,13 +1,13 @@
 import { createClient } from 'redis';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { SCRIPT } from '../../src/redis/script.js';
+import { LIMIT_KEYS, SCRIPT } from '../../src/redis/script.js';
 import { STARTS_SCRIPT } from '../../src/redis/starts-script.js';
 import { seeded } from '../support/random-numbers.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
 
 const LEASE_MS = 60_000;
 const CHANNEL = '{fleet:limit}';
-const KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'].map((part) => `${CHANNEL}:${part}`);
+const KEYS = LIMIT_KEYS.map((key) => `${CHANNEL}:${key}`);
 const [META, QUEUE, HOLDS, LEASES] = KEYS as [string, string, string, string];
 const WINDOW = `${CHANNEL}:window`;
 const NOT_EXECUTED = { status: 1 };
