@@ -1,23 +1,16 @@
 import { type CreatePipelineManagerOptions, createPipelineManager, type TenantShare } from 'pipeline-pool';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import type { Finding } from '../../src/observability/diagnosis/finding.js';
 import { diagnosisOf } from '../../src/observability/diagnosis/findings.js';
 import { Recorder } from '../../src/observability/diagnosis/recorder.js';
+import { TenantRecorder } from '../../src/observability/diagnosis/tenants.js';
 import { calmMachine } from '../support/diagnosis-scenarios.js';
-import { endOfTurn, sleep } from '../support/promises.js';
+import { inVirtualTime } from '../support/in-virtual-time.js';
+import { sleep } from '../support/promises.js';
 import { seeded } from '../support/random-numbers.js';
 import { sizeOf } from '../support/soak.js';
-import { VirtualTime } from '../support/virtual-time.js';
 
-const time = new VirtualTime();
-beforeAll(async () => {
-  time.install();
-  await endOfTurn();
-});
-afterAll(async () => {
-  time.restore();
-  await endOfTurn();
-});
+const time = inVirtualTime();
 
 /** What one tenant does: it keeps so many requests in the service, or makes one every so often. */
 interface Load {
@@ -190,5 +183,19 @@ describe('The diagnosis of tenants', () => {
       const found = about(await diagnosed(limit, loads, { tenants }, run));
       if (found?.code !== 'tenant-capped') expect(found, `run ${run}`).toBeUndefined();
     }
+  });
+});
+
+describe("A limiter of the host's own", () => {
+  it('has no figures by tenant, even if it has a queue', () => {
+    const recorder = new TenantRecorder({ queue: { size: 3, eligible: 1 } });
+    recorder.noteNewlyCapped();
+    expect(recorder.beyondCaps).toBe(0);
+    expect(recorder.report(1_000, () => 0)).toEqual({
+      all: [],
+      guaranteed: 0,
+      isByTime: true,
+      capped: undefined,
+    });
   });
 });

@@ -1,10 +1,7 @@
 import type { Attachment } from '../../hooks/attachment.js';
 import type { RequestInfo } from '../../manager/request.js';
-import type { FairQueue, QueueNode, Tenant } from '../../queue/fair-queue.js';
+import { FairQueue, type QueueNode, type Tenant } from '../../queue/fair-queue.js';
 import { OTHER_TENANTS, TenantUse } from '../tenant-use.js';
-
-/** The queue of a limiter of this package. */
-type Queue = Pick<FairQueue<QueueNode>, 'tenants' | 'isByTime' | 'size' | 'eligible'>;
 
 /** What the requests of one tenant did in the window. */
 export interface TenantReport {
@@ -44,11 +41,13 @@ const COMPARED = 10;
 /** Follows the tenants of a manager for its diagnosis. */
 export class TenantRecorder {
   readonly #use = new TenantUse(COMPARED);
-  readonly #queue: Queue | undefined;
+  /** Of a limiter of this package. */
+  readonly #queue: FairQueue<QueueNode> | undefined;
   #capped: CappedTenant | undefined;
 
   constructor(limiter: unknown) {
-    this.#queue = (limiter as { readonly queue?: Queue }).queue;
+    const { queue } = limiter as { readonly queue?: unknown };
+    if (queue instanceof FairQueue) this.#queue = queue;
   }
 
   listen(attachment: Attachment, source?: string, current?: readonly RequestInfo[]): void {
