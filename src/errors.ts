@@ -55,10 +55,18 @@ export class PipelinePoolError extends Error {
   readonly source: string;
 
   /** @internal */
-  constructor(code: PipelinePoolErrorCode, source: string, message: string, cause?: unknown) {
+  constructor(
+    code: PipelinePoolErrorCode,
+    source: string,
+    message: string,
+    fields?: Readonly<Record<string, unknown>> | QueueFigures | PoolFigures | ExceededMeter,
+    cause?: unknown,
+  ) {
     super(message, cause === undefined ? undefined : { cause });
     this.code = code;
     this.source = source;
+    // Those of a subclass, which declares them only.
+    Object.assign(this, fields);
     Object.defineProperty(this, 'name', {
       value: new.target.pipelinePoolError,
       configurable: true,
@@ -106,8 +114,7 @@ abstract class QueueRejection extends PipelinePoolError implements QueueFigures 
   /** @internal */
   constructor(code: PipelinePoolErrorCode, message: string, figures: QueueFigures, cause?: unknown) {
     const { source, active, queued, size } = figures;
-    super(code, source, `${message} (${active} of ${size} in use, ${queued} queued)`, cause);
-    Object.assign(this, figures);
+    super(code, source, `${message} (${active} of ${size} in use, ${queued} queued)`, figures, cause);
   }
 }
 
@@ -197,11 +204,12 @@ const LOSSES: Readonly<Record<LimitLossReason, string>> = {
 export class LimitLostError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LimitLostError';
   /** Why the permit was lost. */
-  readonly reason: LimitLossReason;
+  declare readonly reason: LimitLossReason;
   /** @internal */
   constructor(source: string, reason: LimitLossReason) {
-    super('ERR_LIMIT_LOST', source, `A permit of ${source} was lost: ${LOSSES[reason]}`);
-    this.reason = reason;
+    super('ERR_LIMIT_LOST', source, `A permit of ${source} was lost: ${LOSSES[reason]}`, {
+      reason,
+    });
   }
 }
 
@@ -210,7 +218,7 @@ export class LimitsUnavailableError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LimitsUnavailableError';
   /** @internal */
   constructor(source: string, cause?: unknown) {
-    super('ERR_LIMITS_UNAVAILABLE', source, `The shared limit of ${source} is unavailable`, cause);
+    super('ERR_LIMITS_UNAVAILABLE', source, `The shared limit of ${source} is unavailable`, undefined, cause);
   }
 }
 
@@ -237,9 +245,9 @@ export interface LeaseHolder {
 export class DrainTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'DrainTimeoutError';
   /** The leases still held; empty for a limiter, which does not know its holders. */
-  readonly holders: readonly LeaseHolder[];
+  declare readonly holders: readonly LeaseHolder[];
   /** The number of leases, or the weight of the permits, still held. */
-  readonly held: number;
+  declare readonly held: number;
 
   /** @internal */
   constructor(source: string, timeoutMs: number, held: number | readonly LeaseHolder[]) {
@@ -249,9 +257,10 @@ export class DrainTimeoutError extends PipelinePoolError {
         `instance ${instanceId}${taskId === undefined ? '' : ` by task ${taskId}`} for ${Math.round(heldMs)} ms`,
     );
     const what = typeof held === 'number' ? `${held} held` : `held are ${who.join(', ') || 'none'}`;
-    super('ERR_DRAIN_TIMEOUT', source, `${source} is not empty after ${timeoutMs} ms: ${what}`);
-    this.holders = holders;
-    this.held = typeof held === 'number' ? held : held.length;
+    super('ERR_DRAIN_TIMEOUT', source, `${source} is not empty after ${timeoutMs} ms: ${what}`, {
+      holders,
+      held: typeof held === 'number' ? held : held.length,
+    });
   }
 }
 
@@ -284,8 +293,8 @@ abstract class InstanceError<S extends 'create' | 'prepare'>
   /** @internal */
   constructor(code: PipelinePoolErrorCode, stage: S, figures: PoolFigures, cause: unknown) {
     const { source } = figures;
-    super(code, source, `${source} could not ${stage} an instance: ${describeError(cause)}`, cause);
-    Object.assign(this, { stage }, figures);
+    const message = `${source} could not ${stage} an instance: ${describeError(cause)}`;
+    super(code, source, message, { stage, ...figures }, cause);
   }
 }
 
@@ -311,14 +320,13 @@ export class PrepareError extends InstanceError<'prepare'> {
 export class CallbackTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'CallbackTimeoutError';
   /** The callback. */
-  readonly stage: LifecycleStage;
+  declare readonly stage: LifecycleStage;
   /** Its deadline, in milliseconds. */
-  readonly timeoutMs: number;
+  declare readonly timeoutMs: number;
   /** @internal */
   constructor(source: string, stage: LifecycleStage, timeoutMs: number) {
-    super('ERR_CALLBACK_TIMEOUT', source, `\`${stage}\` of ${source} took longer than ${timeoutMs} ms`);
-    this.stage = stage;
-    this.timeoutMs = timeoutMs;
+    const message = `\`${stage}\` of ${source} took longer than ${timeoutMs} ms`;
+    super('ERR_CALLBACK_TIMEOUT', source, message, { stage, timeoutMs });
   }
 }
 
@@ -326,11 +334,11 @@ export class CallbackTimeoutError extends PipelinePoolError {
 export class LeaseReleasedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LeaseReleasedError';
   /** The instance that was leased. */
-  readonly instanceId: number;
+  declare readonly instanceId: number;
   /** @internal */
   constructor(source: string, instanceId: number) {
-    super('ERR_LEASE_RELEASED', source, `The lease on instance ${instanceId} of ${source} has ended`);
-    this.instanceId = instanceId;
+    const message = `The lease on instance ${instanceId} of ${source} has ended`;
+    super('ERR_LEASE_RELEASED', source, message, { instanceId });
   }
 }
 
@@ -344,18 +352,13 @@ export type RevocationReason = 'max-lease' | 'closed' | 'abandoned';
 export class LeaseRevokedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'LeaseRevokedError';
   /** The instance that was leased. */
-  readonly instanceId: number;
+  declare readonly instanceId: number;
   /** Why the lease was revoked. */
-  readonly reason: RevocationReason;
+  declare readonly reason: RevocationReason;
   /** @internal */
   constructor(source: string, instanceId: number, reason: RevocationReason) {
-    super(
-      'ERR_LEASE_REVOKED',
-      source,
-      `The lease on instance ${instanceId} of ${source} was revoked: ${reason}`,
-    );
-    this.instanceId = instanceId;
-    this.reason = reason;
+    const message = `The lease on instance ${instanceId} of ${source} was revoked: ${reason}`;
+    super('ERR_LEASE_REVOKED', source, message, { instanceId, reason });
   }
 }
 
@@ -363,15 +366,11 @@ export class LeaseRevokedError extends PipelinePoolError {
 export class InstanceGoneError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'InstanceGoneError';
   /** The instance that was asked for. */
-  readonly instanceId: number;
+  declare readonly instanceId: number;
   /** @internal */
   constructor(source: string, instanceId: number) {
-    super(
-      'ERR_INSTANCE_GONE',
-      source,
-      `Instance ${instanceId} of ${source} is gone; state that lived in it is lost`,
-    );
-    this.instanceId = instanceId;
+    const message = `Instance ${instanceId} of ${source} is gone; state that lived in it is lost`;
+    super('ERR_INSTANCE_GONE', source, message, { instanceId });
   }
 }
 
@@ -388,18 +387,13 @@ export class ManagerClosedError extends PipelinePoolError {
 export class RequestTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'RequestTimeoutError';
   /** The task of the request. */
-  readonly taskId: string;
+  declare readonly taskId: string;
   /** Milliseconds that the request was allowed. */
-  readonly timeoutMs: number;
+  declare readonly timeoutMs: number;
   /** @internal */
   constructor(source: string, taskId: string, timeoutMs: number) {
-    super(
-      'ERR_REQUEST_TIMEOUT',
-      source,
-      `Task ${taskId} took longer than the ${timeoutMs} ms that ${source} allows it`,
-    );
-    this.taskId = taskId;
-    this.timeoutMs = timeoutMs;
+    const message = `Task ${taskId} took longer than the ${timeoutMs} ms that ${source} allows it`;
+    super('ERR_REQUEST_TIMEOUT', source, message, { taskId, timeoutMs });
   }
 }
 
@@ -413,18 +407,16 @@ export type GateTimeoutScope = 'call' | 'attempt' | 'body';
 export class GateTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'GateTimeoutError';
   /** What timed out: the whole call, a single attempt, or the time in which a body of `gate.fetch` must be read on. */
-  readonly scope: GateTimeoutScope;
+  declare readonly scope: GateTimeoutScope;
   /** Milliseconds that it was allowed. */
-  readonly timeoutMs: number;
+  declare readonly timeoutMs: number;
   /** @internal */
   constructor(source: string, scope: GateTimeoutScope, timeoutMs: number, cause?: unknown) {
     const message =
       scope === 'body'
         ? `The body of a response through ${source} was not read for ${timeoutMs} ms`
         : `${scope === 'call' ? 'A call' : 'An attempt'} through ${source} took longer than ${timeoutMs} ms`;
-    super('ERR_GATE_TIMEOUT', source, message, cause);
-    this.scope = scope;
-    this.timeoutMs = timeoutMs;
+    super('ERR_GATE_TIMEOUT', source, message, { scope, timeoutMs }, cause);
   }
 }
 
@@ -441,15 +433,15 @@ export class GateClosedError extends PipelinePoolError {
 export class KeysExhaustedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'KeysExhaustedError';
   /** Milliseconds until the first key is back; `undefined` if none will be. */
-  readonly retryAfterMs: number | undefined;
+  declare readonly retryAfterMs: number | undefined;
   /** @internal */
   constructor(source: string, retryAfterMs: number | undefined, cause?: unknown) {
     const when =
       retryAfterMs === undefined
         ? 'none will come back by itself'
         : `the first comes back in ${Math.round(retryAfterMs)} ms`;
-    super('ERR_KEYS_EXHAUSTED', source, `No key of ${source} can serve this call; ${when}`, cause);
-    this.retryAfterMs = retryAfterMs;
+    const message = `No key of ${source} can serve this call; ${when}`;
+    super('ERR_KEYS_EXHAUSTED', source, message, { retryAfterMs }, cause);
   }
 }
 
@@ -473,11 +465,11 @@ export interface ExceededMeter {
  */
 export class BudgetExceededError extends PipelinePoolError implements ExceededMeter {
   static override readonly pipelinePoolError = 'BudgetExceededError';
-  readonly meter: string;
-  readonly limit: number;
-  readonly spent: number;
-  readonly reserved: number;
-  readonly wanted: number;
+  declare readonly meter: string;
+  declare readonly limit: number;
+  declare readonly spent: number;
+  declare readonly reserved: number;
+  declare readonly wanted: number;
 
   /** @internal */
   constructor(source: string, figures: ExceededMeter, cause?: unknown) {
@@ -487,12 +479,7 @@ export class BudgetExceededError extends PipelinePoolError implements ExceededMe
       wanted > 0
         ? `The budget has no room for a call of ${source} that may cost ${wanted} ${meter}: ${state}`
         : `A call of ${source} cost more than the budget allows: ${state}`;
-    super('ERR_BUDGET_EXCEEDED', source, message, cause);
-    this.meter = meter;
-    this.limit = limit;
-    this.spent = spent;
-    this.reserved = reserved;
-    this.wanted = wanted;
+    super('ERR_BUDGET_EXCEEDED', source, message, figures, cause);
   }
 }
 
@@ -512,21 +499,15 @@ export type ToolStage = 'connect' | 'call' | 'check' | 'reset' | 'disconnect';
 export class ToolTimeoutError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ToolTimeoutError';
   /** The name of the tool. */
-  readonly tool: string;
+  declare readonly tool: string;
   /** Milliseconds that the call was allowed. */
-  readonly timeoutMs: number;
+  declare readonly timeoutMs: number;
   /** What took too long. */
-  readonly stage: ToolStage;
+  declare readonly stage: ToolStage;
   /** @internal */
   constructor(source: string, tool: string, timeoutMs: number, stage: ToolStage = 'call') {
-    super(
-      'ERR_TOOL_TIMEOUT',
-      source,
-      `Tool ${tool} took longer than ${timeoutMs} ms${stage === 'call' ? '' : ` to ${stage}`}`,
-    );
-    this.tool = tool;
-    this.timeoutMs = timeoutMs;
-    this.stage = stage;
+    const message = `Tool ${tool} took longer than ${timeoutMs} ms${stage === 'call' ? '' : ` to ${stage}`}`;
+    super('ERR_TOOL_TIMEOUT', source, message, { tool, timeoutMs, stage });
   }
 }
 
@@ -534,18 +515,21 @@ export class ToolTimeoutError extends PipelinePoolError {
 export class ToolFailedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ToolFailedError';
   /** The name of the tool. */
-  readonly tool: string;
+  declare readonly tool: string;
   /** What failed: connecting the client, or the call. */
-  readonly stage: ToolStage;
+  declare readonly stage: ToolStage;
   /** @internal */
   constructor(source: string, tool: string, cause: unknown, stage: ToolStage = 'call') {
+    const failed = stage === 'call' ? 'failed' : `could not ${stage}`;
     super(
       'ERR_TOOL_FAILED',
       source,
-      `Tool ${tool} ${stage === 'call' ? 'failed' : `could not ${stage}`}: ${describeError(cause)}`,
+      `Tool ${tool} ${failed}: ${describeError(cause)}`,
+      {
+        tool,
+        stage,
+      },
       cause,
     );
-    this.tool = tool;
-    this.stage = stage;
   }
 }

@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
 import { isSoak } from './support/soak.js';
+import { TRACE_INTERRUPTS, Watchdog } from './support/watchdog.js';
 
 const root = new URL('..', import.meta.url);
 const { paths } = JSON.parse(readFileSync(new URL('tsconfig.json', root), 'utf8')).compilerOptions;
@@ -22,12 +23,14 @@ export default defineConfig({
     exclude: ['test/package/**', 'node_modules/**'],
     // An error that escapes a promise must fail the run, whichever test it belongs to.
     dangerouslyIgnoreUnhandledErrors: false,
-    execArgv: ['--expose-gc'],
+    execArgv: ['--expose-gc', TRACE_INTERRUPTS],
     // One for each core: by default vitest leaves one for itself, which on two cores is half of them.
     maxWorkers: availableParallelism(),
     // No test decides by how long it takes: these end only what hangs, on a machine at ten times its capacity as well.
     testTimeout: isSoak ? 1_200_000 : 120_000,
     hookTimeout: 120_000,
+    // Ends what those timeouts cannot: endless loops, and many tests that each run into them.
+    reporters: ['default', new Watchdog()],
     expect: { poll: { timeout: 60_000 } },
     coverage: { include: ['src/**'], provider: 'v8' },
     projects: [

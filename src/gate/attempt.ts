@@ -11,7 +11,7 @@ import {
 import { settleInTurn } from '../internal/clock.js';
 import { wholeNumber } from '../internal/validate.js';
 import type { AdaptiveCall } from '../limiter/adaptive-limit.js';
-import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
+import { lossSignalOf, releasePermit, returnPermit } from '../limiter/foreign-permit.js';
 import type { Permit } from '../limiter/limiter.js';
 import type { CallBounds } from './call-context.js';
 import type { CallCost } from './call-cost.js';
@@ -211,11 +211,7 @@ export class Attempt implements AbortListener, AbortWatcher {
     gate.attempts++;
     gate.running++;
     this.#isStream = streamed;
-    const { adaptive } = gate.settings;
-    if (adaptive !== undefined)
-      learn(() => {
-        this.#timed = adaptive.begin({ streamed });
-      });
+    this.#timed = gate.settings.adaptive?.begin({ streamed });
     gate.ring.begin(this.#reservation, now);
   }
 
@@ -239,7 +235,7 @@ export class Attempt implements AbortListener, AbortWatcher {
       this.#running++;
       startOf(work).then(
         (value) => {
-          if (this.#finishStep(step)) resolve(value);
+          if (!this.#aborted && this.#finishStep(step)) resolve(value);
           else onLate?.(value);
           this.#workSettled();
         },
@@ -276,7 +272,7 @@ export class Attempt implements AbortListener, AbortWatcher {
 
   /** The first item of a stream has come, and the service has begun to answer: an adaptive limit learns from its time. */
   firstItem(): void {
-    learn(() => this.#timed?.firstItem());
+    this.#timed?.firstItem();
   }
 
   /** Reports the outcome to its key; an adaptive limit learns it at the end. */
@@ -326,8 +322,11 @@ export class Attempt implements AbortListener, AbortWatcher {
     if (hasBegun) {
       this.#gate.running--;
       // Before the permit is released, which admits the next call.
-      const timed = this.#timed;
-      if (timed !== undefined) learn(() => timed.end({ outcome: this.#load, usage: this.#generated() }));
+      try {
+        this.#timed?.end({ outcome: this.#load, usage: this.#generated() });
+      } catch {
+        // A service may report more tokens than a number can say.
+      }
     }
     this.#state = 'ended';
     this.cost?.settle(hasBegun);
@@ -354,7 +353,8 @@ export class Attempt implements AbortListener, AbortWatcher {
     if (this.#graceTimer !== undefined) clearTimeout(this.#graceTimer);
     if (this.#permitSignal !== undefined) unwatchAbort(this.#permitSignal, this);
     this.#gate.ring.end(this.#reservation);
-    releasePermit(this.#permit, this.#load);
+    if (this.#reservation.beganMs === undefined) returnPermit(this.#permit);
+    else releasePermit(this.#permit, this.#load);
     this.#gate.releaseHeld();
   }
 }
@@ -379,13 +379,6 @@ function readTokens(value: unknown, tokens: TokenCounts): void {
   const output = outputTokensOf(value);
   if (input !== undefined) tokens.inputTokens = input;
   if (output !== undefined) tokens.outputTokens = output;
-}
-
-/** A clock of the host that throws costs an adaptive limit what it would have learned, and no call its result. */
-function learn(teach: () => void): void {
-  try {
-    teach();
-  } catch {}
 }
 
 /** With fields of its own, so that host code may copy it. */

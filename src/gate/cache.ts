@@ -1,5 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type AbortListener, boundedCall, ignoreRejection } from '../internal/abort.js';
+import { settleInTurn } from '../internal/clock.js';
 import { MAX_TIMER_MS } from '../internal/validate.js';
 import { CallBounds } from './call-context.js';
 
@@ -81,14 +82,14 @@ interface CacheEntry {
  *
  * Invariants:
  * - It is aborted when its last waiter leaves, not before, and no caller joins it afterwards.
- * - A waiter that leaves is settled in that step; the others are not affected.
+ * - A waiter that leaves is settled in that step, or if many are, in the next turns; the others are not affected.
  */
 export class Flight extends CallBounds {
   readonly #result: Promise<unknown>;
   readonly #onDeserted: (flight: Flight) => void;
   readonly #waiters = new Set<CallBounds>();
   /** Another waiter has joined. */
-  onJoin: () => void = () => {};
+  onJoin: (waiter: CallBounds) => void = () => {};
 
   constructor(start: (flight: Flight) => Promise<unknown>, onDeserted: (flight: Flight) => void) {
     super();
@@ -110,8 +111,13 @@ export class Flight extends CallBounds {
   }
 
   rejectUnmeetable(waitMs: number, reason: () => unknown): void {
-    // The last one that leaves ends the call.
-    for (const waiter of [...this.#waiters]) waiter.rejectUnmeetable(waitMs, reason);
+    // One error, as for all other ends of the call. The last one that leaves ends the call.
+    let error: unknown;
+    for (const waiter of [...this.#waiters])
+      waiter.rejectUnmeetable(waitMs, () => {
+        error ??= reason();
+        return error;
+      });
   }
 
   /** Waits for the result, within the waiter's own bounds. */
@@ -121,7 +127,7 @@ export class Flight extends CallBounds {
     const result = new Promise((resolve, reject) => {
       const listener: AbortListener = {
         handleEvent: () => {
-          reject(waiter.reason);
+          settleInTurn(() => reject(waiter.reason));
           this.#waiters.delete(waiter);
           if (this.#waiters.size > 0) return;
           this.#onDeserted(this);
@@ -136,15 +142,15 @@ export class Flight extends CallBounds {
       this.#result.then(
         (value) => {
           leave();
-          resolve(value);
+          settleInTurn(() => resolve(value));
         },
         (error: unknown) => {
           leave();
-          reject(error);
+          settleInTurn(() => reject(error));
         },
       );
     });
-    this.onJoin();
+    this.onJoin(waiter);
     return result;
   }
 }

@@ -1,7 +1,8 @@
 import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import { boundedCall, ignoreRejection } from '../internal/abort.js';
-import { releasePermit } from '../limiter/foreign-permit.js';
+import { afterThisTurn } from '../internal/clock.js';
+import { releasePermit, returnPermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Permit } from '../limiter/limiter.js';
 import type { Budget } from '../request/budget.js';
 import { Attempt, type AttemptContext, type TokenCounts } from './attempt.js';
@@ -17,7 +18,7 @@ import {
   type OutcomeJudgement,
 } from './classify.js';
 import { type CallEventEmitter, FailureSummary } from './events.js';
-import { type GateState, GRACE_MS, type WaitingCall } from './gate-state.js';
+import { type GateState, GRACE_MS, type OpenCall } from './gate-state.js';
 import type { KeyReservation } from './keys/api-key.js';
 import type { GateCallOptions } from './options.js';
 import {
@@ -56,6 +57,9 @@ export interface Work<T> {
   discard(value: T): unknown;
 }
 
+/** Receives how a call ended. */
+export type CallEnd = (call: GateCall<unknown>, failure: { readonly error: unknown } | undefined) => void;
+
 /** What host code returned or threw. A `Response` has been classified already. */
 type Result<T> =
   | { readonly value: T; readonly classification?: Classification | undefined }
@@ -72,7 +76,7 @@ const losesKey = (classification: Classification): boolean =>
   classification.class === 'unauthorized' || classification.class === 'quota-exhausted';
 
 /**
- * One call through the gate, attempt by attempt. `perform` is the whole flow; below it, in this order: the start of an
+ * One call through the gate, attempt by attempt. `#attempt` is the whole flow; below it, in this order: the start of an
  * attempt (permit, then key), the attempt itself, its classification, and the decision about the next one.
  *
  * Invariants:
@@ -81,16 +85,21 @@ const losesKey = (classification: Classification): boolean =>
  * - A permit that was granted and is not used is released in that step.
  * - The caller receives what the last attempt returned or threw; its outcome is left in the call's bounds.
  */
-export class GateCall<T> implements WaitingCall {
+export class GateCall<T> implements OpenCall {
   readonly options: GateCallOptions;
   readonly events: CallEventEmitter;
   readonly #gate: GateState;
-  readonly #bounds: CallBounds;
+  readonly bounds: CallBounds;
   readonly #work: Work<T>;
   /** When the call began, on the gate's clock. */
   readonly openedMs: number;
+  /** When it began to wait: for a permit and a key, or for the end of a backoff. */
+  #waitsSinceMs: number | undefined;
   #attemptWaitMs = 0;
+  #lostStarts = 0;
   attempts = 0;
+  /** An attempt that only finds its key unusable costs nothing; but keys come back, and each is lost for free only once. */
+  #freeLosses = 0;
   /** Milliseconds spent waiting for permits, starts and backoffs. */
   waitMs = 0;
   /** The last attempt, where the work keeps it: `end` it. */
@@ -99,6 +108,8 @@ export class GateCall<T> implements WaitingCall {
   key: string | undefined;
   /** What the call spends from its budget, if it has one. */
   cost: CallCost | undefined;
+  /** Receives the end of the call, once. */
+  readonly #onEnd: CallEnd | undefined;
   /** What its responses say about tokens, where the gate is that of an LLM. */
   readonly tokens: TokenCounts | undefined;
   /** The last failure of the service that this call met itself, and what was thrown. */
@@ -110,37 +121,35 @@ export class GateCall<T> implements WaitingCall {
     options: GateCallOptions,
     bounds: CallBounds,
     work: Work<T>,
+    onEnd?: CallEnd,
   ) {
     this.#gate = gate;
+    this.#onEnd = onEnd;
     this.openedMs = gate.ring.now();
+    gate.open.add(this);
     this.events = events;
     this.options = options;
-    this.#bounds = bounds;
+    this.bounds = bounds;
     this.#work = work;
     const { provider, hooks } = gate.settings;
     this.tokens = provider !== undefined && hooks.hasListeners('call:finished') ? {} : undefined;
   }
 
-  /** Makes attempts until one is the last, and returns its result. */
-  async perform(): Promise<T> {
-    const bounds = this.#bounds;
-    const { retry, keys } = this.#gate.settings;
-    if (this.options.budget !== undefined) this.#estimateCost(this.options.budget);
-    retry.budget?.noteCall(this.#gate.ring.now());
-    // An attempt that only finds its key unusable costs nothing; but keys come back, and each is lost for free only once.
-    let freeLosses = keys.length;
-    let counted = 0;
-    for (;;) {
-      this.#attemptWaitMs = 0;
-      let attempt = this.#startNow();
-      if (attempt === undefined) {
-        this.cost?.check();
-        const turn = this.#gate.nextTurn();
-        do {
-          attempt?.end();
-          attempt = await this.#startInTurn(turn);
-        } while (attempt.isStale);
-      }
+  /** Makes attempts until one is the last, and settles as it did. */
+  perform(): Promise<T> {
+    try {
+      if (this.options.budget !== undefined) this.#estimateCost(this.options.budget);
+      this.#gate.settings.retry.budget?.noteCall(this.openedMs);
+      return this.#next(this.openedMs);
+    } catch (error) {
+      return Promise.reject(this.#failed(error));
+    }
+  }
+
+  /** Makes an attempt and, if it is not the last, those that follow. */
+  async #attempt(attempt: Attempt): Promise<T> {
+    const bounds = this.bounds;
+    try {
       // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
       if (bounds.aborted) {
         attempt.end();
@@ -149,33 +158,44 @@ export class GateCall<T> implements WaitingCall {
       if (this.cost !== undefined) this.#reserveCost(this.cost, attempt);
       const tried = await this.#try(attempt);
       const { classification } = tried;
-      const isFree = losesKey(classification) && freeLosses-- > 0;
-      if (!isFree) counted++;
-      const retryAfterMs = bounds.aborted ? undefined : this.#retryAfterMs(classification, counted, isFree);
+      const isFree = losesKey(classification) && this.#freeLosses < this.#gate.settings.keys.length;
+      if (isFree) this.#freeLosses++;
+      const retryAfterMs = bounds.aborted ? undefined : this.#retryAfterMs(classification, isFree);
       const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
       if ('value' in tried && retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost) {
         bounds.outcome = classification.class;
         if (this.#work.keepsAttempt) this.attempt = attempt;
         else attempt.end();
+        this.#onEnd?.(this, undefined);
         return tried.value;
       }
       if ('value' in tried) this.#discard(attempt, tried.value);
       attempt.end();
       bounds.throwIfAborted();
-      if (retryAfterMs !== undefined) await this.#backOff(classification, retryAfterMs);
-      else {
+      if (retryAfterMs === undefined) {
         const error = 'error' in tried ? tried.error : undefined;
         bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
         throw isLastKeyLost ? this.#keysExhausted(this.#closedMs()) : error;
       }
+      await this.#backOff(classification, retryAfterMs);
+      // Not awaited: it reports its own failure.
+      return this.#next(this.#gate.ring.now());
+    } catch (error) {
+      throw this.#failed(error);
     }
+  }
+
+  /** Reports the end of the call. Returns the error. */
+  #failed(error: unknown): unknown {
+    this.#onEnd?.(this, { error });
+    return error;
   }
 
   /** A stream failed after its first item: too late for another attempt, but not for its key. */
   async failLater(attempt: Attempt, error: unknown): Promise<void> {
     const { classification } = await this.#classified(attempt, { error });
-    if (!this.#bounds.aborted)
-      this.#bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
+    if (!this.bounds.aborted)
+      this.bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
   }
 
   /** A stream was aborted after its first item. Only an exceeded deadline says anything about the service. */
@@ -184,68 +204,107 @@ export class GateCall<T> implements WaitingCall {
     if (classification === TIMED_OUT) attempt.report(classification);
   }
 
-  /** Keys went into cooldown, or a caller joined that may have less time: can a waiting call still meet its deadline? */
-  recheck(): boolean {
-    if (this.#bounds.aborted || !this.#gate.waiting.has(this)) return false;
+  /** Keys went into cooldown, or a caller joined, whose `bounds` may allow less time: can a waiting call still meet them? */
+  recheck(bounds = this.bounds): boolean {
+    if (this.bounds.aborted || this.#waitsSinceMs === undefined) return false;
     const closedMs = this.#closedMs();
-    if (closedMs > 0) this.#rejectUnmeetable(closedMs);
-    return this.#bounds.aborted;
+    if (closedMs > 0) this.#rejectUnmeetable(closedMs, bounds);
+    return this.bounds.aborted;
   }
 
-  // The start of an attempt: a permit, then a key with capacity in all its windows.
+  // The start of an attempt: a permit, then a key with capacity in all its windows. Plain `then` calls, since most calls of a
+  // busy gate are here: an async function would hold its frame and another promise for each of them.
+
+  /** Starts at once, or waits for its turn. */
+  #next(nowMs: number): Promise<T> {
+    this.#attemptWaitMs = 0;
+    const attempt = this.#startNow(nowMs);
+    if (attempt !== undefined) return this.#attempt(attempt);
+    this.cost?.check();
+    const gate = this.#gate;
+    this.#waitsSinceMs = nowMs;
+    gate.queued++;
+    return this.#waitForPermit(gate.nextTurn(), nowMs);
+  }
 
   /** Starts at once, if no call waits ahead, and a permit and a key are free. */
-  #startNow(): Attempt | undefined {
+  #startNow(nowMs: number): Attempt | undefined {
     const gate = this.#gate;
     const { ownLimiter, ring } = gate;
-    this.#bounds.throwIfAborted();
+    this.bounds.throwIfAborted();
     if (gate.queued > 0 || !gate.startsAtOnce) return undefined;
     const { tenant } = this.options;
     const permit = tenant === undefined ? ownLimiter?.tryAcquire() : ownLimiter?.tryAcquire({ tenant });
     if (ownLimiter !== undefined && permit === undefined) return undefined;
-    const reservation = ring.take(this.#weight(), ring.now());
-    if ('key' in reservation) return new Attempt(gate, this.#bounds, permit, reservation);
-    releasePermit(permit, 'ignored');
+    const reservation = ring.take(this.#weight(), nowMs);
+    if ('key' in reservation) return new Attempt(gate, this.bounds, permit, reservation);
+    returnPermit(permit);
     return undefined;
   }
 
-  /** Waits for a permit and a key, in the order of the calls. A call that is sent back keeps its turn. */
-  async #startInTurn(turn: number): Promise<Attempt> {
-    const gate = this.#gate;
-    const bounds = this.#bounds;
-    const fromMs = gate.ring.now();
-    gate.waiting.add(this);
-    gate.queued++;
+  /** In the order of the calls. A call that is sent back keeps its turn. */
+  #waitForPermit(turn: number, nowMs = this.#gate.ring.now()): Promise<T> {
+    return this.#after(
+      () => this.#permit(turn, nowMs),
+      (permit) =>
+        this.#after(
+          () => this.#key(),
+          (reservation) => this.#start(turn, permit, reservation),
+          permit,
+        ),
+    );
+  }
+
+  /** Goes on with what a wait results in, in the same step where there is none. A failure ends the call. */
+  #after<G>(wait: () => Promise<G> | G, goOn: (result: G) => Promise<T>, permit?: Permit): Promise<T> {
+    let result: Promise<G> | G;
     try {
-      for (;;) {
-        const permit = await this.#permit(turn);
-        try {
-          bounds.throwIfAborted();
-          const reservation = gate.startQueue.tryEnter(this.#weight()) ?? (await this.#enterStartQueue());
-          if (reservation !== undefined) return new Attempt(gate, bounds, permit, reservation);
-        } catch (error) {
-          releasePermit(permit, 'ignored');
-          throw error;
-        }
-        releasePermit(permit, 'ignored');
-      }
-    } finally {
-      gate.queued--;
-      gate.waiting.delete(this);
-      const waitedMs = gate.ring.now() - fromMs;
-      this.waitMs += waitedMs;
-      this.#attemptWaitMs += waitedMs;
+      this.bounds.throwIfAborted();
+      result = wait();
+    } catch (error) {
+      result = Promise.reject(error);
     }
+    if (!(result instanceof Promise)) return goOn(result);
+    return result.then(goOn, (error: unknown) => {
+      returnPermit(permit);
+      this.#endWait('queued');
+      throw this.#failed(error);
+    });
+  }
+
+  /** Starts, unless there is no key now, or what it has was lost meanwhile. */
+  #start(turn: number, permit: Permit | undefined, reservation: KeyReservation | undefined): Promise<T> {
+    if (reservation === undefined) {
+      returnPermit(permit);
+      return this.#waitForPermit(turn);
+    }
+    const attempt = new Attempt(this.#gate, this.bounds, permit, reservation);
+    if (attempt.isStale) {
+      attempt.end();
+      if (this.#lostStarts++ === 0) return this.#waitForPermit(turn);
+      // A limiter that grants only permits which are lost already must not keep the call's deadline from passing.
+      return new Promise(afterThisTurn).then(() => this.#waitForPermit(turn));
+    }
+    this.#endWait('queued');
+    return this.#attempt(attempt);
+  }
+
+  #endWait(count: 'queued' | 'backingOff'): void {
+    const gate = this.#gate;
+    gate[count]--;
+    const waitedMs = gate.ring.now() - (this.#waitsSinceMs as number);
+    this.#waitsSinceMs = undefined;
+    this.waitMs += waitedMs;
+    this.#attemptWaitMs += waitedMs;
   }
 
   /** Waits for the end of a cooldown of all keys, if there is one, and for a permit. */
-  #permit(turn: number): Promise<Permit | undefined> | undefined {
+  #permit(turn: number, nowMs: number): Promise<Permit | undefined> | undefined {
     const { ring, cooldownQueue } = this.#gate;
-    const bounds = this.#bounds;
-    bounds.throwIfAborted();
+    const bounds = this.bounds;
     const { priority = 0 } = this.options;
     const weight = this.#weight();
-    const closedMs = ring.retryAfterMs(ring.now(), weight);
+    const closedMs = ring.retryAfterMs(nowMs, weight);
     if (closedMs > 0) {
       this.#rejectUnmeetable(closedMs);
       bounds.throwIfAborted();
@@ -261,33 +320,30 @@ export class GateCall<T> implements WaitingCall {
 
   #acquire(): Promise<Permit> | undefined {
     const { ownLimiter, foreignLimiter: limiter } = this.#gate;
-    if (limiter === undefined) return ownLimiter?.acquire(this.#acquireOptions(this.#bounds.watchable));
+    if (limiter === undefined) return ownLimiter?.acquire(this.#acquireOptions(this.bounds.watchable));
     // A foreign limiter may ignore the signal, and grant a permit to a call that is over.
     return boundedCall<Permit>((signal) => limiter.acquire(this.#acquireOptions(signal)), {
-      signal: this.#bounds.signal,
+      signal: this.bounds.signal,
       onLate: (late) => releasePermit(late, 'ignored'),
     });
   }
 
   #acquireOptions(signal: AbortSignal): AcquireOptions {
     const { priority, tenant, taskId, requestId } = this.options;
-    return {
-      signal,
-      ...(priority === undefined ? {} : { priority }),
-      ...(tenant === undefined ? {} : { tenant }),
-      ...(taskId === undefined ? {} : { taskId }),
-      ...(requestId === undefined ? {} : { requestId }),
-    };
+    return { signal, priority, tenant, taskId, requestId };
   }
 
-  /** Waits for a key with capacity in all its windows; `undefined` if all keys are in cooldown now. */
-  #enterStartQueue(): Promise<KeyReservation | undefined> {
+  /** A key with capacity in all its windows; `undefined` if all keys are in cooldown now. */
+  #key(): KeyReservation | Promise<KeyReservation | undefined> {
     const { startQueue, settings } = this.#gate;
     const { priority = 0 } = this.options;
+    const weight = this.#weight();
+    const reservation = startQueue.tryEnter(weight);
+    if (reservation !== undefined) return reservation;
     return startQueue.enter({
-      weight: this.#weight(),
+      weight,
       priority,
-      bounds: this.#bounds,
+      bounds: this.bounds,
       onUnmeetable: (closedMs) => this.#rejectUnmeetable(closedMs),
       // Runs in the step of the call that made room: the event belongs in the context of this caller.
       onWait: settings.hooks.hasListeners('call:throttled')
@@ -297,7 +353,7 @@ export class GateCall<T> implements WaitingCall {
   }
 
   #estimateCost(budget: Budget): void {
-    this.#bounds.throwIfAborted();
+    this.bounds.throwIfAborted();
     this.cost = new CallCost(this.#gate, this.events, budget, this.options);
   }
 
@@ -326,7 +382,7 @@ export class GateCall<T> implements WaitingCall {
         ({ value }) => this.#discard(attempt, value),
       );
       // Data, which needs no classifier.
-      if (result.classification === OK && !this.#bounds.aborted) {
+      if (result.classification === OK && !this.bounds.aborted) {
         attempt.report(OK);
         return { value: result.value, classification: OK };
       }
@@ -389,7 +445,7 @@ export class GateCall<T> implements WaitingCall {
   // What the attempt means.
 
   async #classified(attempt: Attempt, result: Result<T>): Promise<Tried<T>> {
-    const bounds = this.#bounds;
+    const bounds = this.bounds;
     let tried: Tried<T>;
     if ('error' in result && this.#gate.settings.pace !== undefined)
       attempt.learnLimits(errorHeadersOf(result.error));
@@ -418,7 +474,7 @@ export class GateCall<T> implements WaitingCall {
     if (classify === undefined) return this.#classify(observed);
     // No body has to be read, so this cannot take long.
     return boundedCall(() => this.#classify(observed), {
-      signal: this.#bounds.signal,
+      signal: this.bounds.signal,
       timeoutMs: GRACE_MS,
       timeoutError: (ms) => new TypeError(`\`classify\` of ${name} took longer than ${ms} ms`),
     });
@@ -456,7 +512,7 @@ export class GateCall<T> implements WaitingCall {
    * reason does not name it, it is the time since this call began, waiting included.
    */
   #classificationOfAbort(attempt: Attempt): Classification {
-    const { reason } = this.#bounds;
+    const { reason } = this.bounds;
     if (!isTimeout(reason)) return FATAL;
     const { timeoutMs } = Object(reason) as { readonly timeoutMs?: unknown };
     const allowedMs = typeof timeoutMs === 'number' ? timeoutMs : this.#gate.ring.now() - this.openedMs;
@@ -467,7 +523,7 @@ export class GateCall<T> implements WaitingCall {
   #note(tried: Tried<T>): void {
     const { classification } = tried;
     const error = 'error' in tried ? tried.error : undefined;
-    if (error !== undefined) this.#bounds.failedWith(error);
+    if (error !== undefined) this.bounds.failedWith(error);
     // A bug of the host, or a page that does not exist, is no reason why a key cannot serve.
     if (classification === LOST || !isOfService(classification)) return;
     const failure = new FailureSummary(classification, error);
@@ -478,12 +534,13 @@ export class GateCall<T> implements WaitingCall {
   // The next attempt.
 
   /** Milliseconds of the call's own backoff, to which a cooldown may be added; `undefined` if this attempt is the last. */
-  #retryAfterMs(classification: Classification, counted: number, isFree: boolean): number | undefined {
+  #retryAfterMs(classification: Classification, isFree: boolean): number | undefined {
     const { retry, keyed } = this.#gate.settings;
+    const counted = this.attempts - this.#freeLosses;
     if (!classification.retry || this.#work.isRepeatable?.() === false) return undefined;
     if (counted >= retry.attempts || (losesKey(classification) && !keyed)) return undefined;
     const ownMs = classification.class === 'retryable' ? backoffMs(retry, counted) : 0;
-    if (Math.max(ownMs, this.#closedMs()) >= this.#bounds.remainingMs) return undefined;
+    if (Math.max(ownMs, this.#closedMs()) >= this.bounds.remainingMs) return undefined;
     return isFree || (retry.budget?.tryTake(this.#gate.ring.now()) ?? true) ? ownMs : undefined;
   }
 
@@ -494,17 +551,14 @@ export class GateCall<T> implements WaitingCall {
     const closedMs = this.#closedMs();
     this.events.retried(this.attempts, this.key, classification, Math.max(retryAfterMs, closedMs));
     if (retryAfterMs === 0) return;
-    const fromMs = this.#gate.ring.now();
     if (closedMs > 0) this.#rejectUnmeetable(closedMs);
     this.events.throttled('backoff', retryAfterMs);
-    gate.waiting.add(this);
+    this.#waitsSinceMs = gate.ring.now();
     gate.backingOff++;
     try {
-      await sleep(retryAfterMs, this.#bounds);
+      await sleep(retryAfterMs, this.bounds);
     } finally {
-      gate.backingOff--;
-      gate.waiting.delete(this);
-      this.waitMs += this.#gate.ring.now() - fromMs;
+      this.#endWait('backingOff');
     }
   }
 
@@ -520,8 +574,8 @@ export class GateCall<T> implements WaitingCall {
   }
 
   /** No key can serve for so long. A call that cannot wait until then is rejected now. */
-  #rejectUnmeetable(closedMs: number): void {
-    this.#bounds.rejectUnmeetable(closedMs, () => this.#keysExhausted(closedMs));
+  #rejectUnmeetable(closedMs: number, bounds = this.bounds): void {
+    bounds.rejectUnmeetable(closedMs, () => this.#keysExhausted(closedMs));
   }
 
   #keysExhausted(closedMs: number): KeysExhaustedError {

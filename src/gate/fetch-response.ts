@@ -1,4 +1,3 @@
-import { isUtf8 } from 'node:buffer';
 import type { CheckedIterator } from '../internal/iteration.js';
 import { fieldOf } from '../internal/redaction.js';
 import type { Attempt } from './attempt.js';
@@ -97,6 +96,7 @@ export function isCachedResponse(value: unknown): value is CachedResponse {
 }
 
 function cachedOf({ headers, ...head }: ResponseHead, body: Uint8Array | null): CachedResponse {
+  const { isUtf8 } = process.getBuiltinModule('node:buffer');
   const encoding = body === null || isUtf8(body) ? 'utf8' : 'base64';
   return {
     ...head,

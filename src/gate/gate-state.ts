@@ -4,7 +4,7 @@ import { PER_TURN } from '../internal/clock.js';
 import { enableRedaction, registerKeys } from '../internal/redaction.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import type { FleetStats, Limiter, LimiterStats } from '../limiter/limiter.js';
-import type { GateOutcome } from './call-context.js';
+import type { CallBounds, GateOutcome } from './call-context.js';
 import type { FailureSummary } from './events.js';
 import { CooldownQueue } from './keys/cooldown-queue.js';
 import { KeyRing, type KeyStats } from './keys/key-ring.js';
@@ -25,6 +25,9 @@ const USAGE_SMOOTHING = 0.2;
 /** A cooldown that becomes longer by less than this changes no decision. */
 const MIN_EXTENSION_MS = 5;
 
+/** How many waiting calls are checked in one turn of the event loop, where a check changes nothing. */
+const CHECKS_PER_TURN = 500;
+
 /** Whether it can be what a call weighs. */
 export const isWeight = (value: unknown): value is number =>
   typeof value === 'number' && Number.isFinite(value) && value >= 0;
@@ -33,6 +36,8 @@ export const isWeight = (value: unknown): value is number =>
 export interface GateStats {
   readonly name: string;
   readonly closed: boolean;
+  /** Whether a `pause` holds back its attempts; never once it is closed. */
+  readonly paused: boolean;
   /** Calls so far, including those answered by the cache. */
   readonly calls: number;
   /** Calls that have ended, by outcome. */
@@ -70,9 +75,10 @@ export interface GateStats {
   };
 }
 
-/** A call that waits for a permit, a start or the end of a backoff. */
-export interface WaitingCall {
-  /** All keys went into cooldown: ends the call if it cannot meet its deadline. Returns whether it did. */
+/** A call that has not ended. */
+export interface OpenCall {
+  readonly bounds: CallBounds;
+  /** All keys went into cooldown: ends the call if it waits and cannot meet its deadline. Returns whether it did. */
   recheck(): boolean;
 }
 
@@ -91,7 +97,8 @@ export class GateState {
   readonly shared: SharedGate | undefined;
   /** A limiter of which no more is known than the interface. */
   readonly foreignLimiter: Limiter | undefined;
-  readonly waiting = new Set<WaitingCall>();
+  /** All that have not ended, in the order in which they began. */
+  readonly open = new Set<OpenCall>();
   /** Calls that wait for a permit or a start. While there is none, the next call starts without a queue. */
   queued = 0;
   /** The last failure of the service, for calls that are rejected because of it. */
@@ -108,7 +115,10 @@ export class GateState {
   emittedUnmetered = false;
   /** The cooldowns for which the waiting calls were checked. */
   #checkedUntilMs: ReadonlyMap<number, number> = new Map();
-  #nextRecheck: NodeJS.Immediate | undefined;
+  /** The calls that are still to be checked. */
+  #unchecked: Iterator<OpenCall> | undefined;
+  /** Whether a cooldown became longer meanwhile. */
+  #checksAgain = false;
   #turns = 0;
   #idleWaiters: (() => void)[] = [];
 
@@ -155,9 +165,10 @@ export class GateState {
       this.cooldownQueue.check();
     };
     this.ring.onCooldown = () => this.#cooldownBegan();
-    if (adaptive !== undefined)
-      this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : adaptive.blockedForMs);
-    else this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : 0);
+    this.ring.onRestored = () => {
+      this.#checkedUntilMs = new Map();
+    };
+    this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : (adaptive?.blockedForMs ?? 0));
     if (this.foreignLimiter !== undefined) {
       const limiter = this.foreignLimiter;
       this.startQueue.isLimiterPaused = () => limiter.stats().paused === true;
@@ -214,20 +225,27 @@ export class GateState {
       if (untilMs > (this.#checkedUntilMs.get(weightClass) ?? 0) + MIN_EXTENSION_MS) isLonger = true;
     if (!isLonger) return;
     this.#checkedUntilMs = until;
-    this.#recheckWaiting();
+    this.#checksAgain = true;
+    if (this.#unchecked === undefined) this.#checkWaiting();
   }
 
-  #recheckWaiting(): void {
-    let ended = 0;
-    for (const call of this.waiting) {
-      if (!call.recheck() || ++ended < PER_TURN) continue;
-      // Each has an error of its own to make: the others in the next turn of the event loop.
-      this.#nextRecheck ??= setImmediate(() => {
-        this.#nextRecheck = undefined;
-        this.#recheckWaiting();
-      });
-      return;
+  /** Checks a batch of the waiting calls, and the others in the next turns of the event loop. */
+  #checkWaiting(): void {
+    if (this.#unchecked === undefined) {
+      this.#unchecked = this.open.values();
+      this.#checksAgain = false;
     }
+    let ended = 0;
+    // Each that ends has an error of its own to make.
+    for (let checked = 0; checked < CHECKS_PER_TURN && ended < PER_TURN; checked++) {
+      const { done, value: call } = this.#unchecked.next();
+      if (done) {
+        this.#unchecked = undefined;
+        break;
+      }
+      if (call.recheck()) ended++;
+    }
+    if (this.#unchecked !== undefined || this.#checksAgain) setImmediate(() => this.#checkWaiting());
   }
 
   /** Whether a call may start without a queue, where none waits. */

@@ -1,4 +1,4 @@
-import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
+import { lossSignalOf, releasePermit, returnPermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Limiter, LimiterStats, Permit } from '../limiter/limiter.js';
 
 /** A local limit below one that is shared: a permit of both, the local one first. */
@@ -33,7 +33,7 @@ export class LayeredLimiter implements Limiter {
     try {
       shared = await this.#shared.acquire(options);
     } catch (error) {
-      releasePermit(local, 'ignored');
+      returnPermit(local);
       throw error;
     }
     const release: Permit['release'] = (outcome) => {

@@ -1,11 +1,12 @@
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { nowMs } from '../internal/clock.js';
+import { guardedClock, nowMs } from '../internal/clock.js';
 import {
   abortSignal,
   type Check,
   type Checks,
   callable,
   checkEach,
+  clock,
   durationMs,
   MAX_TIMER_MS,
   oneOf,
@@ -274,7 +275,7 @@ const GATE_CHECKS: Checks<ServiceGateOptions> = {
   cost: whenRead,
   pace: (option, value) => oneOf(option, value, ['headers']),
   provider: text,
-  now: callable,
+  now: clock,
   hooks: checkHooks,
 };
 
@@ -324,7 +325,7 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     cost: optional('cost', given.cost, checkCost),
     pace: given.pace,
     provider: given.provider,
-    now: given.now ?? nowMs,
+    now: given.now === undefined ? nowMs : guardedClock(given.now),
   };
 }
 

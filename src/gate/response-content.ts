@@ -202,7 +202,7 @@ export function errorBodyOf(
 /** Whether the body of a failed response is a page, whatever its headers say. Its caller can still read it. Never rejects. */
 export async function isPage(response: Response): Promise<boolean> {
   if (isHtmlType(response.headers)) return true;
-  if (isJsonType(response.headers) || response.bodyUsed || response.body?.locked) return false;
+  if (response.bodyUsed || response.body?.locked) return false;
   try {
     return isHtmlText(await boundedTextOf(response.clone(), MAX_BODY_MS));
   } catch {

@@ -8,12 +8,12 @@ import type { AdaptiveLimit } from '../limiter/adaptive-limit.js';
 import { currentScope, inheritedPriority } from '../request/current-request.js';
 import type { AttemptContext } from './attempt.js';
 import { RequestCache, type StoreOperation } from './cache.js';
-import { GateCall, type Work } from './call.js';
+import { type CallEnd, GateCall, type Work } from './call.js';
 import { CALL_CONTEXT, type CallBounds, CallContext, type GateOutcome, isTimeout } from './call-context.js';
 
 import { CallEventEmitter } from './events.js';
 import { type GateFetchOptions, gatedFetch } from './fetch.js';
-import { GateState, type GateStats } from './gate-state.js';
+import { GateState, type GateStats, type OpenCall } from './gate-state.js';
 import { checkWindows, type RateWindow } from './keys/sliding-window.js';
 import { checkCallOptions, type GateCallOptions, gateSettings, type ServiceGateOptions } from './options.js';
 import { discardResponse, isResponse, type Observed } from './response-content.js';
@@ -27,12 +27,9 @@ import {
 
 export type { GateStats } from './gate-state.js';
 
-/** A call that has begun. */
-interface OpenCall<T> {
-  readonly context: CallContext;
-  /** Whether the gate made the context, and ends it. */
-  readonly ownsContext: boolean;
-  readonly startedMs: number;
+/** What answers a call, and how. */
+interface Answer<T> {
+  /** The call itself, or the one of a flight that was started for it. */
   call: GateCall<T>;
   /** Where the outcome of the call is left: its context, or the flight that it waits for. */
   bounds: CallBounds;
@@ -90,7 +87,6 @@ export class ServiceGate<M extends string = string> {
   declare readonly [CALL_CONTEXT]: true;
   readonly #state: GateState;
   readonly #cache: RequestCache;
-  readonly #contexts = new Set<CallContext>();
   readonly #finished = new Map<GateOutcome, number>();
   readonly #cacheCounts = { off: 0, hit: 0, miss: 0, shared: 0 };
   readonly #timeoutError = (ms: number, lastFailure: unknown) =>
@@ -214,7 +210,9 @@ export class ServiceGate<M extends string = string> {
 
   /**
    * Replaces the rate limits of all keys without limits of their own (`rate`), or those of all keys together
-   * (`sharedRate`). What began before counts in the new windows, as far as the present ones remember it.
+   * (`sharedRate`). What began before counts in the new windows, as far as the present ones remember it. A waiting call
+   * whose `weight` is above a new limit rejects with `KeysExhaustedError`: where a limiter lets a request run alone that is
+   * heavier than its lowered limit, a window is never exceeded.
    *
    * @throws {TypeError | RangeError} naming the wrong option
    *
@@ -259,6 +257,7 @@ export class ServiceGate<M extends string = string> {
     return Object.freeze({
       name: this.name,
       closed: this.#closed !== undefined,
+      paused: this.#closed === undefined && this.#state.isPaused,
       calls: this.#calls,
       finished: Object.freeze(Object.fromEntries(this.#finished)),
       attempts,
@@ -297,8 +296,9 @@ export class ServiceGate<M extends string = string> {
   async #close(): Promise<void> {
     const closedError = sharedStack(() => new GateClosedError(this.name));
     // The latest first: what is queued must not start in place of what is running.
-    const aborting = inBatches([...this.#contexts].reverse(), (context) => {
-      if (this.#contexts.has(context)) context.abort(closedError(), 'gate');
+    const { open } = this.#state;
+    const aborting = inBatches([...open].reverse(), (call) => {
+      if (open.has(call) && call.bounds instanceof CallContext) call.bounds.abort(closedError(), 'gate');
     });
     if (aborting !== undefined) await aborting;
     this.#cache.forget();
@@ -311,13 +311,12 @@ export class ServiceGate<M extends string = string> {
     return withRequest(options);
   }
 
-  /** `context` is that of the tool call which makes this call, if there is one. */
-  #open<T>(options: GateCallOptions, work: Work<T>): OpenCall<T> {
+  /** Its context is that of the tool call which makes it, if there is one. */
+  #open<T>(options: GateCallOptions, work: Work<T>, onEnd?: CallEnd): GateCall<T> {
     if (this.#closed !== undefined) throw new GateClosedError(this.name);
     const { settings } = this.#state;
-    const given = options[CALL_CONTEXT];
     const context =
-      given ??
+      options[CALL_CONTEXT] ??
       new CallContext({
         signal: options.signal,
         timeoutMs: options.timeoutMs ?? settings.timeoutMs,
@@ -326,54 +325,46 @@ export class ServiceGate<M extends string = string> {
       });
     context.outcome = undefined;
     const events = new CallEventEmitter(settings, ++this.#calls, options);
-    const call = new GateCall(this.#state, events, options, context, work);
-    this.#contexts.add(context);
-    return {
-      context,
-      ownsContext: given === undefined,
-      startedMs: call.openedMs,
-      call,
-      bounds: context,
-      cache: 'off',
-    };
+    return new GateCall(this.#state, events, options, context, work, onEnd);
   }
 
   /** Begins a call that returns a stream. */
   #begin<T>(options: GateCallOptions, work: Work<OpenedStream<T>>): StreamCall<T> {
-    const open = this.#open(options, work);
-    return { context: open.context, call: open.call, finish: (failure) => this.#finish(open, failure) };
+    const call = this.#open(options, work);
+    return { context: contextOf(call), call, finish: (failure) => this.#ended(call, failure) };
   }
 
   /** Makes a call that returns a complete result. */
   #answer<R>(options: GateCallOptions, work: Work<R>): Promise<R> {
-    const open = this.#open(options, work);
     const { cacheKey } = options;
-    // Not an async function: a queued call would hold a third more for it.
-    return (cacheKey === undefined ? open.call.perform() : this.#share(open, cacheKey, work)).then(
+    if (cacheKey === undefined) return this.#open(options, work, this.#ended).perform();
+    const call = this.#open(options, work);
+    const answer: Answer<R> = { call, bounds: call.bounds, cache: 'off' };
+    return this.#share(call, answer, cacheKey, work).then(
       (value) => {
-        this.#finish(open);
+        this.#ended(call, undefined, answer);
         return value;
       },
       (error: unknown) => {
-        this.#finish(open, { error });
+        this.#ended(call, { error }, answer);
         throw error;
       },
     );
   }
 
   /** Answers from the cache, or from an in-flight call with the same key, or makes one that others can join. */
-  async #share<R>(open: OpenCall<R>, cacheKey: string, work: Work<R>): Promise<R> {
-    const { context, call } = open;
+  async #share<R>(call: GateCall<R>, answer: Answer<R>, cacheKey: string, work: Work<R>): Promise<R> {
+    const context = contextOf(call);
     context.throwIfAborted();
     const cached = this.#cache.result(cacheKey);
     if (cached !== undefined) {
-      open.cache = 'hit';
+      answer.cache = 'hit';
       context.outcome = 'ok';
       this.#emitHit(call, false);
       return cached.value as R;
     }
     const inFlight = this.#cache.flight(cacheKey);
-    open.cache = inFlight === undefined ? 'miss' : 'shared';
+    answer.cache = inFlight === undefined ? 'miss' : 'shared';
     if (inFlight !== undefined) this.#emitHit(call, true);
     else if (!this.#cache.hasStore) this.#emitMiss(call);
     // A listener may have aborted it, and a call that no caller waits for would never end.
@@ -383,29 +374,31 @@ export class ServiceGate<M extends string = string> {
       inFlight ??
       this.#cache.start(cacheKey, {
         onStored: () => {
-          open.cache = 'hit';
+          answer.cache = 'hit';
           this.#emitHit(call, false);
         },
         onMiss: () => this.#emitMiss(call),
         acceptsStored: (value) => work.acceptsStored?.(value) ?? true,
         call: (bounds) => {
-          const made = new GateCall(this.#state, call.events, call.options, bounds, work);
-          open.call = made;
-          bounds.onJoin = () => made.recheck();
+          const made = new GateCall(this.#state, call.events, call.options, bounds, work, (flown) =>
+            this.#state.open.delete(flown),
+          );
+          answer.call = made;
+          bounds.onJoin = (waiter) => made.recheck(waiter);
           return made.perform();
         },
       });
-    open.bounds = flight;
+    answer.bounds = flight;
     try {
       return (await flight.join(context)) as R;
     } catch (error) {
       // The budget of the caller that started it: this one has its own.
       if (!isOwn && error instanceof BudgetExceededError && flight.outcome === undefined)
-        return this.#share(open, cacheKey, work);
+        return this.#share(call, answer, cacheKey, work);
       const stale = this.#cache.result(cacheKey, true);
       if (stale === undefined || !isFailureOfService(flight.outcome, error)) throw error;
-      open.cache = 'hit';
-      open.bounds = context;
+      answer.cache = 'hit';
+      answer.bounds = context;
       context.outcome = 'ok';
       return stale.value as R;
     }
@@ -429,11 +422,15 @@ export class ServiceGate<M extends string = string> {
     });
   }
 
-  /** Counts and emits the end of a call, once. */
-  #finish<T>(open: OpenCall<T>, failure?: { readonly error: unknown }): void {
-    const { context, call, bounds, cache, startedMs } = open;
-    if (!this.#contexts.delete(context)) return;
-    if (open.ownsContext) context.end();
+  /** Counts and emits the end of a call, once. One function for all calls: each that is queued would hold another. */
+  readonly #ended = (
+    opened: GateCall<unknown>,
+    failure: { readonly error: unknown } | undefined,
+    { call, bounds, cache }: Answer<unknown> = { call: opened, bounds: opened.bounds, cache: 'off' },
+  ): void => {
+    if (!this.#state.open.delete(opened)) return;
+    const context = contextOf(opened);
+    if (opened.options[CALL_CONTEXT] === undefined) context.end();
     this.#cacheCounts[cache]++;
     const left = failure !== undefined && context.aborted;
     const outcome = (left ? undefined : bounds.outcome) ?? outcomeOf(failure?.error, left);
@@ -442,7 +439,7 @@ export class ServiceGate<M extends string = string> {
     this.hooks.emit('call:finished', {
       outcome,
       attempts: call.attempts,
-      durationMs: this.#state.ring.now() - startedMs,
+      durationMs: this.#state.ring.now() - opened.openedMs,
       waitMs: call.waitMs,
       cache,
       ...call.events.ids(),
@@ -451,8 +448,11 @@ export class ServiceGate<M extends string = string> {
       ...(call.tokens && { provider: this.#state.settings.provider as string, ...call.tokens }),
       ...(failure === undefined ? {} : { error: call.events.error(failure.error) }),
     });
-  }
+  };
 }
+
+/** Of a call that has a caller, and is no flight's. */
+const contextOf = ({ bounds }: OpenCall): CallContext => bounds as CallContext;
 
 const asResult = <R>(value: R): Observed => ({ kind: 'result', value });
 

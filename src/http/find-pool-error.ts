@@ -109,15 +109,14 @@ export function poolErrorIn(
   const { code, message } = readError(value);
   if (typeof code !== 'string' || !Object.hasOwn(STATUS_OF_CODE, code)) return undefined;
   const source = fieldOf(value, 'source');
-  const rebuilt = new PipelinePoolError(
+  const retryAfterMs = retryAfterMsOf(status ?? 429, headers) ?? fieldOf(value, 'retryAfterMs');
+  return new PipelinePoolError(
     code as PipelinePoolErrorCode,
     typeof source === 'string' && source !== '' ? source : 'unknown',
     message || `The request ended with ${code}`,
+    typeof retryAfterMs === 'number' ? { retryAfterMs } : undefined,
     original,
   );
-  const retryAfterMs = retryAfterMsOf(status ?? 429, headers) ?? fieldOf(value, 'retryAfterMs');
-  if (typeof retryAfterMs === 'number') Object.assign(rebuilt, { retryAfterMs });
-  return rebuilt;
 }
 
 /** The first items of an array of the host's. */

@@ -8,17 +8,24 @@
 /** Milliseconds on the monotonic clock, read now. */
 export const nowMs = (): number => performance.now();
 
-/** A clock of the host. When it throws or returns anything but a finite number, it stands still. */
+/**
+ * A clock of the host. It never goes back: when it is set back, throws or returns anything but a finite number, it stands
+ * still, and goes on from there.
+ */
 export function guardedClock(now: () => number): () => number {
-  let last = 0;
+  let last: number | undefined;
+  let setBackMs = 0;
   return () => {
     try {
       const read = now();
-      if (Number.isFinite(read)) last = read;
+      if (Number.isFinite(read)) {
+        if (last !== undefined && read < last) setBackMs += last - read;
+        last = read;
+      }
     } catch {
       // A failing clock makes waits look shorter; it must not cost a slot or a lease.
     }
-    return last;
+    return (last ?? 0) + setBackMs;
   };
 }
 
@@ -58,7 +65,7 @@ export const wholeTurnMs = (): number => {
  * How many waiters or calls one operation ends or starts in one turn of the event loop. What follows for one of them, in
  * this library and in the host's code, takes up to 0.1 ms before V8 has compiled it.
  */
-export const PER_TURN = 100;
+export const PER_TURN = 50;
 
 /**
  * Calls `act` for each item, a batch per turn of the event loop, so that ending 10,000 waiters does not block other code.
@@ -88,7 +95,13 @@ const settleNext = (): void => {
   settled = Math.min(PER_TURN, due.length);
   unsettled = due.slice(PER_TURN);
   if (due.length > 0) afterThisTurn(settleNext);
-  for (let i = 0; i < settled; i++) (due[i] as () => void)();
+  for (const settle of due.slice(0, PER_TURN)) settle();
+};
+
+const isOfThisTurn = (): boolean => {
+  if (settled === PER_TURN || unsettled.length > 0) return false;
+  if (settled++ === 0) afterThisTurn(settleNext);
+  return true;
 };
 
 /**
@@ -96,10 +109,14 @@ const settleNext = (): void => {
  * loop; so beyond the first of a turn, waiters are settled in the next turns, in order. `settle` must not throw.
  */
 export function settleInTurn(settle: () => void): void {
-  if (settled === PER_TURN || unsettled.length > 0) {
-    unsettled.push(settle);
-    return;
-  }
-  if (settled++ === 0) afterThisTurn(settleNext);
-  settle();
+  if (isOfThisTurn()) settle();
+  else unsettled.push(settle);
+}
+
+/**
+ * For what goes on after a wait. Where work ends without leaving the step, as many as wait go on in it, one after another:
+ * beyond the first of a turn, this fulfills in the next turns, in order. `undefined` for the first.
+ */
+export function continueInTurn(): Promise<void> | undefined {
+  return isOfThisTurn() ? undefined : new Promise((resolve) => unsettled.push(resolve));
 }

@@ -48,6 +48,12 @@ export function callable<F>(option: string, value: F): F {
   return value;
 }
 
+/** A clock: a function that returns a finite number, now at least. */
+export function clock(option: string, value: unknown): void {
+  const read: unknown = callable(option, value as () => number)();
+  finiteNumber(`${option}()`, read, -Number.MAX_VALUE, Number.MAX_VALUE);
+}
+
 /** A string with at least one character. */
 export function text(option: string, value: unknown): string {
   if (typeof value !== 'string' || value === '')

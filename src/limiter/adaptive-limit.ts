@@ -1,7 +1,8 @@
 import type { PermitOutcome } from '../hooks/events.js';
-import { nowMs } from '../internal/clock.js';
+import { guardedClock, nowMs } from '../internal/clock.js';
 import {
   callable,
+  clock,
   durationMs,
   finiteNumber,
   MAX_TIMER_MS,
@@ -171,8 +172,8 @@ export class AdaptiveLimit {
     this.#max = wholeNumber('max', given.max ?? Math.max(200, this.#min), this.#min);
     const initial = given.initial ?? Math.min(Math.max(8, this.#min), this.#max);
     this.#exact = wholeNumber('initial', initial, this.#min, this.#max);
-    this.#now = callable('now', given.now ?? nowMs);
-    finiteNumber('now()', this.#now(), -Number.MAX_VALUE, Number.MAX_VALUE);
+    optional('now', given.now, clock);
+    this.#now = given.now === undefined ? nowMs : guardedClock(given.now);
     this.#random = callable('random', given.random ?? Math.random);
   }
 

@@ -405,7 +405,7 @@ export class Semaphore {
   constructor(limiter: ObservableLimiter, maxConcurrent: number, options: ConcurrencyLimiterOptions) {
     const {
       adaptive,
-      maxQueue = Number.POSITIVE_INFINITY,
+      maxQueue = Infinity,
       acquireTimeoutMs,
       rejectUnmeetable = false,
       detectNested = false,
@@ -420,9 +420,7 @@ export class Semaphore {
     this.#queue = new FairQueue(options, turnMs);
     this.#isPlain = adaptive === undefined && !this.#lends;
     this.#isUnbounded =
-      maxQueue === Number.POSITIVE_INFINITY &&
-      acquireTimeoutMs === undefined &&
-      options.agingMs === undefined;
+      maxQueue === Infinity && acquireTimeoutMs === undefined && options.agingMs === undefined;
     this.#maxConcurrent = maxConcurrent;
     this.#highestLimit = adaptive?.max ?? maxConcurrent;
     if (adaptive === undefined && !detectNested) {
@@ -466,13 +464,14 @@ export class Semaphore {
       queued: this.#queue.size,
       acquired: this.#acquired,
       rejected: this.#rejected,
-      paused: this.#paused,
+      // Once closed, there is nothing that a pause holds back.
+      paused: this.#paused && (this.#isOpen || this.#queue.size > 0),
       closed: !this.#isOpen,
     });
   }
 
   /** Whether a newcomer is next and there is room for it. Without a priority it is next only if the queue is empty. */
-  isFree(weight: number, priority = Number.NEGATIVE_INFINITY, extras?: PermitExtras): boolean {
+  isFree(weight: number, priority = -Infinity, extras?: PermitExtras): boolean {
     return this.#isServing() && this.#fits(weight) && this.#queue.isNext(weight, priority, extras?.holder);
   }
 
@@ -682,11 +681,7 @@ export class Semaphore {
   }
 
   #stamp(permit: LimiterPermit, adaptive: AdaptiveLimit): void {
-    try {
-      permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
-    } catch {
-      // A clock of the host that throws costs the adaptive limit a sample, and no request its permit.
-    }
+    permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
   }
 
   /** Why such a request may not be queued, if there is a reason. */
@@ -720,7 +715,7 @@ export class Semaphore {
   #estimateMs(weight: number, extras: PermitExtras | undefined): number {
     const { size } = this.#queue;
     return this.#estimateBehind(
-      size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.tenant),
+      size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.holder),
       weight,
       size,
     );

@@ -1,4 +1,13 @@
-import { durationMs, finiteNumber, options, refusal, wholeNumber } from '../internal/validate.js';
+import {
+  type Checks,
+  durationMs,
+  finiteNumber,
+  fromZero,
+  options,
+  positiveMs,
+  refusal,
+  wholeNumber,
+} from '../internal/validate.js';
 
 /** The sizes and time limits of a manager. */
 export interface PipelineConfig {
@@ -35,13 +44,13 @@ export const CONFIG_VARIABLES = /* @__PURE__ */ Object.freeze({
 }) satisfies Readonly<Record<keyof PipelineConfig, string>>;
 
 const CHECKS = {
-  poolSize: (name, value) => wholeNumber(name, value),
-  maxConcurrentRequests: (name, value) => wholeNumber(name, value),
-  maxQueue: (name, value) => wholeNumber(name, value, 0),
-  acquireTimeoutMs: (name, value) => durationMs(name, value),
-  requestTimeoutMs: (name, value) => durationMs(name, value, 1),
-  abortGraceMs: (name, value) => durationMs(name, value),
-} satisfies Record<keyof PipelineConfig, (name: string, value: unknown) => number>;
+  poolSize: wholeNumber,
+  maxConcurrentRequests: wholeNumber,
+  maxQueue: fromZero,
+  acquireTimeoutMs: durationMs,
+  requestTimeoutMs: positiveMs,
+  abortGraceMs: durationMs,
+} satisfies Checks<PipelineConfig>;
 
 const SETTINGS = /* @__PURE__ */ Object.keys(CHECKS) as (keyof PipelineConfig)[];
 
@@ -65,26 +74,21 @@ export function completeConfig(
   options('config', given, SETTINGS);
   const config: { -readonly [S in keyof PipelineConfig]: PipelineConfig[S] } = { ...PRESETS.medium };
   for (const setting of SETTINGS) {
-    const value = given[setting];
-    if (value !== undefined) config[setting] = CHECKS[setting](setting, value);
-    else
-      readVariable(CONFIG_VARIABLES[setting], env, (variable, written) => {
-        config[setting] = CHECKS[setting](variable, written);
-      });
+    const variable = CONFIG_VARIABLES[setting];
+    const own = given[setting];
+    const value = own === undefined ? readNumber(variable, env[variable]?.trim() ?? '') : own;
+    if (value === undefined) continue;
+    CHECKS[setting](own === undefined ? variable : setting, value);
+    config[setting] = value;
   }
   return Object.freeze(config);
 }
 
-function readVariable(
-  variable: string,
-  env: Readonly<Record<string, string | undefined>>,
-  use: (variable: string, value: number) => void,
-): void {
-  const written = env[variable]?.trim();
-  if (written === undefined || written === '') return;
+function readNumber(variable: string, written: string): number | undefined {
+  if (written === '') return undefined;
   // Number('') is 0 and Number('0x10') is 16: only a plain decimal number counts.
   if (!/^\d+$/.test(written)) throw new RangeError(refusal(variable, 'a whole number', written));
-  use(variable, Number(written));
+  return Number(written);
 }
 
 /** A setting that is allowed but unwise. */

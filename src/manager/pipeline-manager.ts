@@ -183,6 +183,9 @@ export class PipelineManager<T> implements AsyncDisposable {
   /**
    * Runs `work` on an instance that it alone uses, and returns the instance when it ends, however it ends.
    *
+   * Inside a request of the same manager it waits for a second permit and a second instance, and forever if all of them are
+   * held by requests that wait like this: call a sub-agent as a function instead, or give it a manager of its own.
+   *
    * Settles as `work` does. Rejects in the step of the abort with `signal.reason`, `RequestTimeoutError`,
    * `LeaseRevokedError` or `ManagerClosedError` if the request is ended early, and as the limiter's and the pool's
    * `acquire` do if it never began. The signal that `work` receives also aborts once the request is over.

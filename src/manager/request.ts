@@ -21,7 +21,7 @@ import {
   watchAbort,
   withSignal,
 } from '../internal/abort.js';
-import { nowMs } from '../internal/clock.js';
+import { continueInTurn, nowMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { redactError } from '../internal/redaction.js';
 import { abortSignal, options as checkOptions, durationMs, text, wholeNumber } from '../internal/validate.js';
@@ -305,6 +305,8 @@ export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
       const permitWatch = PermitWatch.of(permit, this);
       let lease: Lease<T>;
       try {
+        const turn = continueInTurn();
+        if (turn !== undefined) await turn;
         lease = await pool.acquire({
           taskId,
           requestId,

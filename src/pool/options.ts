@@ -6,8 +6,8 @@ import {
   type Checks,
   callable,
   checkEach,
+  clock,
   durationMs,
-  finiteNumber,
   fromZero,
   integer,
   oneOf,
@@ -172,7 +172,7 @@ export interface PoolStats {
   /** Requests rejected so far, for any reason. */
   readonly rejected: number;
   readonly state: 'open' | 'draining' | 'closed';
-  /** Between `pause()` and `resume()`. */
+  /** Between `pause()` and `resume()`; never once it drains or is closed. */
   readonly paused: boolean;
 }
 
@@ -238,10 +238,7 @@ const CHECKS: Checks<PipelinePoolOptions<unknown>> = {
   fairBy: fairByOption,
   tenants: callable,
   agingMs: positiveMs,
-  now: (option, value) => {
-    const read: unknown = callable(option, value as () => number)();
-    finiteNumber('now()', read, -Number.MAX_VALUE, Number.MAX_VALUE);
-  },
+  now: clock,
   name: text,
   hooks: checkHooks,
 };

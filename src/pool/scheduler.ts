@@ -80,8 +80,8 @@ export class Scheduler<T> {
       return this.#reject(options, 'closed', new PoolClosedError(this.#settings.name, status));
     }
     const holder = extras?.holder;
-    const isCapped =
-      holder !== undefined && (options?.instanceId === undefined ? holder.isTaken : holder.isFull(1));
+    // Waiters of its tenant that are next, as far as the cap goes, are served first.
+    const isCapped = holder?.isFull(options?.instanceId === undefined ? holder.queued + 1 : 1) === true;
     const instance = options?.instanceId === undefined && !isCapped ? this.#takeFree() : undefined;
     if (instance === undefined) return this.#enqueue(extras, isCapped);
     const request = new LeaseRequest(extras);

@@ -100,6 +100,7 @@ export class Shutdown<T> {
     creator.close();
     housekeeper.close();
     waiters.rejectAll('closed', error);
+    this.#pool.paused = false;
     for (const instance of [...instances]) {
       scheduler.evict(instance, 'closed');
       const { state } = instance;

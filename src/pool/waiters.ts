@@ -10,7 +10,7 @@ import type { LeaseRejection, QueuePlace } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { DrainRate } from '../queue/drain-rate.js';
-import { FairQueue } from '../queue/fair-queue.js';
+import { FairQueue, locate } from '../queue/fair-queue.js';
 import { QUEUE_WATCH } from '../queue/options.js';
 import { servingOrder } from '../queue/serving-order.js';
 import type { CallbackInvocation } from './callbacks.js';
@@ -67,7 +67,7 @@ export class Waiters<T> {
 
   /** Requests that wait for any instance, less those whose tenant is at its cap. */
   get length(): number {
-    return this.#queue.eligible;
+    return this.#queue.size - this.#queue.excess;
   }
 
   /** Requests without a lease yet. */
@@ -145,7 +145,7 @@ export class Waiters<T> {
 
   /** Whether a waiter accepts this instance. */
   wants(instance: Instance<T>): boolean {
-    return this.#queue.eligible > 0 || this.claims(instance);
+    return this.length > 0 || this.claims(instance);
   }
 
   /** Whether a waiter that may be served accepts this instance and no other. */
@@ -165,7 +165,8 @@ export class Waiters<T> {
       return claimant;
     }
     this.#drainRate?.note(1);
-    return this.#queue.shift();
+    if (first !== undefined) this.#queue.take(first);
+    return first;
   }
 
   /** The next of the waiters for this instance and no other whose tenants are not at their caps. */
@@ -218,7 +219,7 @@ export class Waiters<T> {
       if (waiter.extras?.awaited !== undefined) continue;
       if (waiter.extras === undefined) {
         waiter.extras = new LeaseRequestExtras();
-        this.#queue.locate(waiter.extras, waiter);
+        locate(this.#queue, waiter.extras, waiter);
       }
       waiter.extras.awaited = instance;
       return waiter;

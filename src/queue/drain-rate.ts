@@ -37,7 +37,7 @@ export class DrainRate {
   }
 
   /** A permit of this weight was released, and `held` is still held. Does nothing unless the limit was reached. */
-  note(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): void {
+  note(weight: number, held = 0, limit = Infinity): void {
     if (!this.#saturated) return;
     this.#weight += weight;
     this.#releases++;
@@ -80,7 +80,7 @@ export class DrainRate {
    * Milliseconds until this much weight will have been released: the remainder of the present gap, and the remaining
    * weight at the mean rate. What is held beyond the limit is part of the weight, and is released faster.
    */
-  msFor(weight: number, held = 0, limit = Number.POSITIVE_INFINITY): number {
+  msFor(weight: number, held = 0, limit = Infinity): number {
     const silentMs = this.#saturated ? this.#now() - this.#lastMs : 0;
     if (!this.isKnown) return Math.max(UNKNOWN_MS, silentMs);
     const meanWeight = this.#weight / this.#releases;

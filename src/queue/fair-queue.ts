@@ -7,11 +7,12 @@
  * - `Tenant`: its queues, what it received and what it may use; `isNext`: the order of tenants
  * - `PriorityLevel`: what all elements of one priority have in common; `TenantQueue`: those of one tenant and priority
  * - `Aging`: the oldest waiter of each priority, where waiting counts
- * - `IndexedHeap`
  *
- * `serving-order` previews the order, `drain-rate` estimates waiting times, `options` has what limiter and pool pass on.
+ * `ordered-items` and `indexed-heap` keep things in order, `serving-order` previews the order, `drain-rate` estimates waiting times, `options` has what limiter and pool pass on.
  */
+import { type HeapItem, IndexedHeap } from './indexed-heap.js';
 import { checkWeight, type FairnessOptions, tenantLimits, UNLIMITED } from './options.js';
+import { type OrderedItem, OrderedItems } from './ordered-items.js';
 
 /** What an element that may leave before its turn has, and what a grant to a tenant is charged to. Owned by the queue. */
 export interface QueuePosition {
@@ -78,18 +79,19 @@ export class FairQueue<W extends QueueNode> {
   readonly isByTime: boolean;
   readonly #now: () => number;
   /** @internal The tenants that may be served, the next one first. */
-  readonly ready = new IndexedHeap<Tenant>(isNext);
+  readonly ready = new OrderedItems<Tenant>(isNext);
   /** The next tenant, read before every step. */
   #top: Tenant | undefined;
-  /** The elements without a tenant, which is the usual case, count as one tenant. */
-  readonly #none = new Tenant();
+  /** @internal The elements without a tenant, which is the usual case, count as one tenant. */
+  readonly none = new Tenant();
   /** @internal Those that wait or hold something, and others that are remembered. */
   readonly tenants = new Map<string, Tenant>();
   readonly #levels = new Map<number, PriorityLevel>();
   // Most queues use one priority only: its level is kept between elements.
   readonly #defaultLevel = new PriorityLevel(0);
   #size = 0;
-  #excess = 0;
+  /** Elements that wait for room under a cap. Set here only. */
+  excess = 0;
   #turns = 0;
   /** The work that the tenant of the last grant had received. */
   #virtual = 0;
@@ -112,11 +114,6 @@ export class FairQueue<W extends QueueNode> {
   /** Elements in the queue. */
   get size(): number {
     return this.#size;
-  }
-
-  /** Elements in the queue, less those that wait for room under a cap. */
-  get eligible(): number {
-    return this.#size - this.#excess;
   }
 
   /**
@@ -145,11 +142,11 @@ export class FairQueue<W extends QueueNode> {
 
   /** Adds an element that leaves only in its turn, with priority 0 and no tenant. */
   push(node: W): void {
-    this.#append(node, this.#none.plain ?? this.#queueOf(this.#none, 0));
+    this.#append(node, this.none.plain ?? this.#queueOf(this.none, 0));
   }
 
   /** Adds an element behind those of its priority and tenant. It must not be queued already; `position` is its own. */
-  pushAt(position: QueuePosition, node: W, priority = 0, tenant: Tenant = this.#none): void {
+  pushAt(position: QueuePosition, node: W, priority = 0, tenant: Tenant = this.none): void {
     const queue = this.#queueOf(tenant, priority);
     position.queue = queue;
     position.previous = queue.tail;
@@ -159,28 +156,9 @@ export class FairQueue<W extends QueueNode> {
     if (tenant.hasCap) this.#update(tenant);
   }
 
-  /** Finds the position of an element that was queued without one, so that it may leave before its turn. O(n). */
-  locate(position: QueuePosition, node: W): void {
-    const queue = this.#none.plain;
-    let previous: QueueNode | undefined;
-    for (let at = queue?.head; at !== node; at = at.next) {
-      if (at === undefined) return;
-      previous = at;
-    }
-    position.queue = queue;
-    position.previous = previous;
-  }
-
   /** The next element; it stays in the queue. `undefined` also if every tenant with elements is at its cap. */
   peek(): W | undefined {
     return this.#aging === undefined ? (this.#top?.top?.head as W | undefined) : this.#peekAged(this.#aging);
-  }
-
-  /** Takes the next element. */
-  shift(): W | undefined {
-    const next = this.peek();
-    if (next !== undefined) this.take(next);
-    return next;
   }
 
   /** Takes the element that `peek` has just returned, and charges its tenant. */
@@ -190,6 +168,7 @@ export class FairQueue<W extends QueueNode> {
     this.#unlink(node, undefined, queue);
     if (node.position !== undefined) node.position.queue = undefined;
     if (this.isShared) this.#grant(node.position, weightOf(node), queue.tenant, queue.level);
+    else if (queue.head === undefined) this.#update(queue.tenant);
   }
 
   /** Removes an element from anywhere; `position` is its own. Returns false for one that is not queued. */
@@ -199,14 +178,14 @@ export class FairQueue<W extends QueueNode> {
     position.queue = undefined;
     position.previous = undefined;
     this.#unlink(node, previous, queue);
-    if (queue.tenant.hasCap) this.#update(queue.tenant);
+    if (queue.head === undefined || queue.tenant.hasCap) this.#update(queue.tenant);
     return true;
   }
 
   /** Whether a newcomer would be next. Without a priority it is next only if there is no other. */
-  isNext(weight: number, priority: number, tenant: Tenant = this.#none): boolean {
+  isNext(weight: number, priority: number, tenant: Tenant = this.none): boolean {
     // Behind its own waiters, which a cap holds back.
-    if (tenant.isFull(weight) || (tenant.top !== undefined && tenant.heapIndex < 0)) return false;
+    if (tenant.isFull(weight) || (tenant.top !== undefined && tenant.index === -1)) return false;
     const top = this.#top;
     if (top === undefined) return true;
     if (tenant.isUrgent !== top.isUrgent) return tenant.isUrgent;
@@ -215,7 +194,7 @@ export class FairQueue<W extends QueueNode> {
   }
 
   /** Charges a tenant for a grant to a request that did not wait. */
-  charge(position: QueuePosition, weight: number, tenant: Tenant = this.#none): void {
+  charge(position: QueuePosition, weight: number, tenant: Tenant = this.none): void {
     if (tenant.top === undefined) tenant.received = Math.max(tenant.received, this.#virtual);
     this.#grant(position, weight, tenant, undefined);
   }
@@ -227,7 +206,7 @@ export class FairQueue<W extends QueueNode> {
     position.holder = undefined;
     tenant.held -= weight;
     if (this.isByTime) {
-      const { charged = 0, grantedAtMs = 0 } = position;
+      const { charged, grantedAtMs } = position as Required<QueuePosition>;
       const ms = this.#now() - grantedAtMs;
       tenant.received += (weight * ms) / tenant.limits.weight - charged;
       // Exactly 0 without grants: sums of fractions would drift.
@@ -236,13 +215,13 @@ export class FairQueue<W extends QueueNode> {
       tenant.meanMs = smoothed(tenant.meanMs, ms);
       this.#meanMs = smoothed(this.#meanMs, ms);
     }
-    this.#update(tenant);
+    if (tenant.top !== undefined) this.#update(tenant);
   }
 
-  /** Lets every waiter be next, whatever the caps. */
+  /** Lets every waiter be next, whatever the caps: for a queue that grants nothing any more. */
   liftCaps(): void {
     for (const tenant of this.tenants.values()) {
-      tenant.limits = { ...tenant.limits, maxConcurrent: Number.POSITIVE_INFINITY };
+      tenant.limits = UNLIMITED;
       this.#update(tenant);
     }
   }
@@ -252,10 +231,9 @@ export class FairQueue<W extends QueueNode> {
    * and for the first request of one. Else an upper bound by turns: all ahead of it in its own queue, and with each of
    * those one of every other tenant, as far as there are so many. O(1) for few priorities.
    */
-  aheadOf(priority = 0, name?: string): number {
-    const level = this.#levels.get(priority);
-    const tenant = name === undefined ? this.#none : this.tenants.get(name);
-    const own = (level && tenant && this.#find(tenant, level)?.size) ?? 0;
+  aheadOf(priority = 0, tenant: Tenant = this.none): number {
+    const queue = priority === 0 ? tenant.plain : this.#levels.get(priority)?.queues.get(tenant);
+    const own = queue?.size ?? 0;
     return this.#ahead(priority, own, own > 0, tenant, 0);
   }
 
@@ -267,7 +245,7 @@ export class FairQueue<W extends QueueNode> {
   }
 
   /** `self`: how many of its level are the element itself. */
-  #ahead(priority: number, own: number, isQueued: boolean, tenant: Tenant | undefined, self: 0 | 1): number {
+  #ahead(priority: number, own: number, isQueued: boolean, tenant: Tenant, self: 0 | 1): number {
     if (this.#levels.size > SEARCHED_LEVELS) return this.#size - self;
     let ahead = 0;
     for (const level of this.#levels.values()) {
@@ -284,10 +262,8 @@ export class FairQueue<W extends QueueNode> {
 
   /** The work that a grant is charged, by the tenant's share: an estimate, where it depends on time. */
   costOf(tenant: Tenant, weight: number): number {
-    const { fairBy } = this.#options;
-    if (fairBy === 'requests') return 1 / tenant.limits.weight;
-    const ms = fairBy === 'weight' ? 1 : (tenant.meanMs ?? this.#meanMs ?? 0);
-    return (weight * ms) / tenant.limits.weight;
+    const ms = this.isByTime ? (tenant.meanMs ?? this.#meanMs ?? 0) : 1;
+    return ((this.#options.fairBy === 'requests' ? 1 : weight) * ms) / tenant.limits.weight;
   }
 
   #receivedBy(tenant: Tenant): number {
@@ -327,10 +303,10 @@ export class FairQueue<W extends QueueNode> {
   }
 
   /** Whether a tenant that begins to wait has received less than any other with waiters of this priority. */
-  #resumesFirst(tenant: Tenant | undefined, level: PriorityLevel): boolean {
+  #resumesFirst(tenant: Tenant, level: PriorityLevel): boolean {
     const top = this.#top;
     if (top?.top?.level !== level) return false;
-    return Math.max(tenant?.received ?? 0, level.virtual) < top.received;
+    return Math.max(tenant.received, level.virtual) < top.received;
   }
 
   #queueOf(tenant: Tenant, priority: number): TenantQueue {
@@ -351,10 +327,6 @@ export class FairQueue<W extends QueueNode> {
       level.queues.set(tenant, queue);
     }
     return queue;
-  }
-
-  #find(tenant: Tenant, level: PriorityLevel): TenantQueue | undefined {
-    return level === this.#defaultLevel ? tenant.plain : level.queues.get(tenant);
   }
 
   #append(node: W, queue: TenantQueue): void {
@@ -382,7 +354,7 @@ export class FairQueue<W extends QueueNode> {
     this.#update(tenant);
   }
 
-  /** Takes an element out of the list; `previous` precedes it. */
+  /** Takes an element out of the list; `previous` precedes it. Its tenant's place is yet to be updated. */
   #unlink(node: QueueNode, previous: QueueNode | undefined, queue: TenantQueue): void {
     const { next } = node;
     if (previous === undefined) queue.head = next;
@@ -402,22 +374,20 @@ export class FairQueue<W extends QueueNode> {
     if (last !== undefined) return;
     const { level, tenant } = queue;
     if (level !== this.#defaultLevel) level.queues.delete(tenant);
-    else if (tenant === this.#none) tenant.plain = undefined;
+    else if (tenant === this.none) tenant.plain = undefined;
     tenant.close(queue);
     if (--level.tenants === 0 && level !== this.#defaultLevel) this.#levels.delete(level.priority);
-    this.#update(tenant);
   }
 
   /** A tenant's place, after anything has changed that it depends on. */
   #update(tenant: Tenant): void {
     const head = tenant.top?.head;
-    if (head === undefined || tenant.isFull(weightOf(head))) this.ready.remove(tenant);
-    else this.ready.place(tenant);
-    this.#top = this.ready.top;
+    this.ready.update(tenant, head !== undefined && !tenant.isFull(weightOf(head)));
+    this.#top = this.ready.next;
     if (this.#aging !== undefined) for (const queue of tenant.queues) this.#aging.place(queue);
     if (!tenant.hasCap && tenant.excess === 0) return;
     const excess = Math.max(0, tenant.queued - Math.max(0, tenant.limits.maxConcurrent - tenant.held));
-    this.#excess += excess - tenant.excess;
+    this.excess += excess - tenant.excess;
     tenant.excess = excess;
   }
 
@@ -435,10 +405,20 @@ export class FairQueue<W extends QueueNode> {
   }
 }
 
+/** Finds the position of an element that was queued without one, so that it may leave before its turn. O(n). */
+export function locate<W extends QueueNode>({ none }: FairQueue<W>, position: QueuePosition, node: W): void {
+  position.queue = none.plain;
+  for (let at = none.plain?.head; at !== node && at !== undefined; at = at.next) position.previous = at;
+}
+
 /** A tenant of one queue: what it holds, what it has received, and its waiters. */
-export class Tenant implements HeapItem {
+export class Tenant implements OrderedItem<Tenant> {
   /** @internal Position among those that may be served. */
-  heapIndex = -1;
+  index = -1;
+  /** @internal */
+  previous: Tenant | undefined;
+  /** @internal */
+  next: Tenant | undefined;
   /** Its waiters of the highest priority. */
   top: TenantQueue | undefined;
   /** Theirs. Kept here for the heap: with 10,000 tenants each further object costs a cache miss. */
@@ -484,12 +464,7 @@ export class Tenant implements HeapItem {
   }
 
   get hasCap(): boolean {
-    return this.limits.maxConcurrent !== Number.POSITIVE_INFINITY;
-  }
-
-  /** Whether it has a cap, and its waiters will take all that is left of it. */
-  get isTaken(): boolean {
-    return this.hasCap && this.held + this.queued >= this.limits.maxConcurrent;
+    return this.limits.maxConcurrent !== Infinity;
   }
 
   /** A queue of it has its first waiter. */
@@ -549,6 +524,14 @@ export function isNext(a: Readonly<Orderable>, b: Readonly<Orderable>): boolean 
   return a.received === b.received ? a.turn < b.turn : a.received < b.received;
 }
 
+/**
+ * Takes back the charge of a grant that was not used, before it is settled. By time there is none: `settle` charges what was
+ * received.
+ */
+export function refund({ holder, charged = 0, grantedAtMs }: QueuePosition): void {
+  if (holder !== undefined && grantedAtMs === undefined) holder.received -= charged;
+}
+
 /** @internal The elements of one tenant and priority: a FIFO list. */
 export class TenantQueue implements HeapItem {
   head: QueueNode | undefined;
@@ -556,7 +539,7 @@ export class TenantQueue implements HeapItem {
   size = 0;
   /** Elements that left from the head, in their turn. */
   taken = 0;
-  heapIndex = -1;
+  index = -1;
   /** With `agingMs`. */
   aged: AgedQueue | undefined;
 
@@ -576,7 +559,7 @@ export class PriorityLevel implements HeapItem {
   virtual = 0;
   /** The queues of its tenants; those of priority 0 are known to their tenants. */
   readonly queues = new Map<Tenant, TenantQueue>();
-  heapIndex = -1;
+  index = -1;
   /** With `agingMs`: its queues, the one with the oldest element first. */
   aged: IndexedHeap<AgedQueue> | undefined;
 
@@ -612,9 +595,9 @@ export class Aging {
   /** The first of a queue has changed, or whether its tenant's cap has room for it. */
   place(queue: TenantQueue): void {
     const { level, tenant } = queue;
-    queue.aged ??= { queue, heapIndex: -1 };
+    queue.aged ??= { queue, index: -1 };
     level.aged ??= new IndexedHeap<AgedQueue>((a, b) => queuedAtMs(a.queue) < queuedAtMs(b.queue));
-    if (queue.head === undefined || tenant.heapIndex < 0 || tenant.isFull(weightOf(queue.head)))
+    if (queue.head === undefined || tenant.index === -1 || tenant.isFull(weightOf(queue.head)))
       level.aged.remove(queue.aged);
     else level.aged.place(queue.aged);
     if (level.aged.top === undefined) this.#levels.remove(level);
@@ -637,82 +620,6 @@ export class Aging {
 
   #levelDueMs({ priority, aged }: PriorityLevel): number {
     const oldest = aged?.top?.queue;
-    return oldest === undefined ? Number.POSITIVE_INFINITY : this.dueMs(priority, queuedAtMs(oldest));
-  }
-}
-
-/** An item that knows its place, so that it can move or leave from anywhere. */
-export interface HeapItem {
-  /** @internal Owned by the heap; -1 outside of it. */
-  heapIndex: number;
-}
-
-/**
- * A binary heap whose items can move when their order changes, and leave from anywhere. O(log n) for each.
- *
- * Invariants:
- * - An item knows its index.
- * - No item precedes its parent, `items[(index - 1) >> 1]`.
- */
-export class IndexedHeap<T extends HeapItem> {
-  readonly items: T[] = [];
-  readonly #precedes: (a: T, b: T) => boolean;
-
-  constructor(precedes: (a: T, b: T) => boolean) {
-    this.#precedes = precedes;
-  }
-
-  /** The item that precedes all others. */
-  get top(): T | undefined {
-    return this.items[0];
-  }
-
-  /** Adds an item, or moves one whose order has changed. */
-  place(item: T): void {
-    const { items } = this;
-    const precedes = this.#precedes;
-    let index = item.heapIndex < 0 ? items.length : item.heapIndex;
-    while (index > 0) {
-      const above = (index - 1) >> 1;
-      const parent = items[above] as T;
-      if (!precedes(item, parent)) break;
-      items[index] = parent;
-      parent.heapIndex = index;
-      index = above;
-    }
-    for (;;) {
-      let below = 2 * index + 1;
-      const right = items[below + 1];
-      if (right !== undefined && precedes(right, items[below] as T)) below++;
-      const child = items[below];
-      if (child === undefined || !precedes(child, item)) break;
-      items[index] = child;
-      child.heapIndex = index;
-      index = below;
-    }
-    items[index] = item;
-    item.heapIndex = index;
-  }
-
-  /** Removes an item, if it is inside. */
-  remove(item: T): void {
-    const { heapIndex } = item;
-    if (heapIndex < 0) return;
-    item.heapIndex = -1;
-    const last = this.items.pop() as T;
-    if (last === item) return;
-    // The last fills the gap, which first moves to the bottom: most belong there, and it costs one comparison a level.
-    const { items } = this;
-    let gap = heapIndex;
-    for (let below = 2 * gap + 1; below < items.length; below = 2 * gap + 1) {
-      const right = items[below + 1];
-      if (right !== undefined && this.#precedes(right, items[below] as T)) below++;
-      const child = items[below] as T;
-      items[gap] = child;
-      child.heapIndex = gap;
-      gap = below;
-    }
-    last.heapIndex = gap;
-    this.place(last);
+    return oldest === undefined ? Infinity : this.dueMs(priority, queuedAtMs(oldest));
   }
 }

@@ -53,14 +53,14 @@ export const UNLIMITED: TenantLimits = { weight: 1, maxConcurrent: Infinity, gua
 
 const SHARE_CHECKS: Checks<TenantShare> = {
   weight: (option, value) => finiteNumber(option, value, 0.001, 1_000),
-  maxConcurrent: (option, value) => value === Number.POSITIVE_INFINITY || wholeNumber(option, value),
+  maxConcurrent: (option, value) => value === Infinity || wholeNumber(option, value),
   guaranteed: fromZero,
 };
 
 /** What `tenants` has returned for a tenant. Throws for anything invalid. */
 export function tenantLimits(given: TenantShare): TenantLimits {
   checkEach('tenants()', synchronous('tenants', given), SHARE_CHECKS);
-  const { weight = 1, maxConcurrent = Number.POSITIVE_INFINITY, guaranteed = 0 } = given;
+  const { weight = 1, maxConcurrent = Infinity, guaranteed = 0 } = given;
   wholeNumber('guaranteed', guaranteed, 0, Math.min(maxConcurrent, Number.MAX_SAFE_INTEGER));
   return { weight, maxConcurrent, guaranteed };
 }

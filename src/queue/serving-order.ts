@@ -1,13 +1,12 @@
 import {
   type FairQueue,
-  type HeapItem,
-  IndexedHeap,
   isNext,
   type Orderable,
   type QueueNode,
   type Tenant,
   type TenantQueue,
 } from './fair-queue.js';
+import { type HeapItem, IndexedHeap } from './indexed-heap.js';
 
 /** A tenant as it will stand once some of its elements have been taken. */
 interface Preview extends Orderable, HeapItem {
@@ -22,14 +21,16 @@ interface Preview extends Orderable, HeapItem {
 export function* servingOrder<W extends QueueNode>(queue: FairQueue<W>): Generator<W, void, undefined> {
   const previews = new IndexedHeap<Preview>(isNext);
   let turns = 0;
-  for (const tenant of queue.ready.items) {
+  const preview = (tenant: Tenant): void => {
     const queues = [...tenant.queues].sort((a, b) => b.level.priority - a.level.priority);
     const [top] = queues as [TenantQueue];
     const { isUrgent, priority, received, turn, held } = tenant;
     turns = Math.max(turns, turn);
     const head = top.head as QueueNode;
-    previews.place({ tenant, queues, priority, at: 0, head, isUrgent, received, turn, held, heapIndex: -1 });
-  }
+    previews.place({ tenant, queues, priority, at: 0, head, isUrgent, received, turn, held, index: -1 });
+  };
+  queue.ready.items.forEach(preview);
+  for (let at = queue.ready.head; at !== undefined; at = at.next) preview(at);
   for (let next = previews.top; next !== undefined; next = previews.top) {
     const { head, tenant } = next;
     const weight = head.weight ?? 1;

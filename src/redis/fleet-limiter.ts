@@ -214,14 +214,14 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     }
     if (this.hooks.hasListeners('permit:queued')) permit.extras = { ...extras, context: new AsyncContext() };
     const answer = new Promise<FleetPermit>((resolve) => {
-      permit.settle = resolve;
+      permit.resolve = resolve;
     });
     if (timeoutMs !== undefined && timeoutMs > 0) {
       permit.timer = setTimeout(() => this.abandon(permit, 'timeout', undefined), timeoutMs);
     }
     if (signal !== undefined) watchAbort(signal, permit);
     this.#waiting.set(permit.id, permit);
-    this.#member.send(permit.acquireOperation);
+    this.#member.send(permit);
     this.#share?.add(permit);
     this.#grantShare();
     return this.#observed(permit, answer);
@@ -385,7 +385,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   /** @internal */
   waiters(): Operation[] {
-    return [...this.#waiting.values()].map((permit) => permit.acquireOperation);
+    return [...this.#waiting.values()];
   }
 
   /** @internal */
@@ -562,8 +562,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     this.#held.set(permit.id, permit);
     this.#active += permit.weight;
     this.#acquired++;
-    permit.settle?.(permit);
-    permit.settle = undefined;
+    permit.resolve?.(permit);
+    permit.resolve = undefined;
   }
 
   /** Ends a wait without a permit, here and in Redis. */
@@ -573,8 +573,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     permit.state = reason;
     this.#rejected++;
     if (permit.isSent) this.#member.send(permit.cancelOperation);
-    permit.settle?.(Promise.reject(error));
-    permit.settle = undefined;
+    permit.resolve?.(Promise.reject(error));
+    permit.resolve = undefined;
     this.#idle.check();
   }
 

@@ -35,7 +35,7 @@ interface Sharing {
  *        │                   └────► lost
  *        └──► aborted, timeout, queue-full, closed, unavailable
  */
-export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaiter {
+export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaiter, Operation {
   readonly id: string;
   readonly weight: number;
   readonly priority: number;
@@ -59,7 +59,7 @@ export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaite
   /** Whose it is, as Redis knows it. */
   readonly tenant: string | undefined;
   readonly sharing: Sharing;
-  settle: ((answer: this | Promise<never>) => void) | undefined;
+  resolve: ((answer: this | Promise<never>) => void) | undefined;
   readonly #owner: PermitOwner;
   #controller: AbortController | undefined;
   #loss: LimitLostError | undefined;
@@ -121,51 +121,54 @@ export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaite
     this.#owner.abandon(this, 'aborted', reason);
   }
 
-  /** Asks Redis for it. */
-  readonly acquireOperation: Operation = {
-    encode: (args) => {
-      if (this.state !== 'waiting') return false;
-      this.isSent = true;
-      const number = this.#owner.places.matters(this) ? `${this.number}?` : this.number;
-      args.push(this.tenant === undefined ? 'A' : 'F', this.id, this.score, String(this.weight), number);
-      if (this.tenant !== undefined) {
-        const { by, limits } = this.sharing;
-        const cap = Number.isFinite(limits.maxConcurrent) ? limits.maxConcurrent : 0;
-        args.push(this.tenant, by, String(limits.weight), String(cap), String(limits.guaranteed));
-      }
-      return true;
-    },
-    settle: (result) => {
-      const [number = '', ahead] = String(result).split(' ');
-      if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
-      this.#owner.onAnswer(this, number);
-    },
-  };
+  /** As an operation, it asks Redis for a permit. */
+  encode(args: string[]): boolean {
+    if (this.state !== 'waiting') return false;
+    this.isSent = true;
+    const number = this.#owner.places.matters(this) ? `${this.number}?` : this.number;
+    args.push(this.tenant === undefined ? 'A' : 'F', this.id, this.score, String(this.weight), number);
+    if (this.tenant !== undefined) {
+      const { by, limits } = this.sharing;
+      const cap = Number.isFinite(limits.maxConcurrent) ? limits.maxConcurrent : 0;
+      args.push(this.tenant, by, String(limits.weight), String(cap), String(limits.guaranteed));
+    }
+    return true;
+  }
+
+  settle(result: unknown): void {
+    const [number = '', ahead] = String(result).split(' ');
+    if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
+    this.#owner.onAnswer(this, number);
+  }
 
   /** Asks Redis again where it stands. */
-  readonly placeOperation: Operation = {
-    encode: (args) => {
-      if (this.state !== 'waiting' || this.number === '') return false;
-      args.push('P', this.id, this.score, this.#queuedWeight, this.number);
-      return true;
-    },
-    settle: (result) => {
-      const [, ahead] = String(result).split(' ');
-      if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
-    },
-  };
+  get placeOperation(): Operation {
+    return {
+      encode: (args) => {
+        if (this.state !== 'waiting' || this.number === '') return false;
+        args.push('P', this.id, this.score, this.#queuedWeight, this.number);
+        return true;
+      },
+      settle: (result) => {
+        const [, ahead] = String(result).split(' ');
+        if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
+      },
+    };
+  }
 
   /** Takes it out of the queue, or releases it if it was granted meanwhile. */
-  readonly cancelOperation: Operation = {
-    encode: (args) => {
-      if (!this.isSent) return false;
-      // Without a number it was never queued.
-      if (this.number === '') args.push('R', this.id);
-      else args.push('X', this.id, this.score, this.#queuedWeight, this.number);
-      return true;
-    },
-    settle: () => {},
-  };
+  get cancelOperation(): Operation {
+    return {
+      encode: (args) => {
+        if (!this.isSent) return false;
+        // Without a number it was never queued.
+        if (this.number === '') args.push('R', this.id);
+        else args.push('X', this.id, this.score, this.#queuedWeight, this.number);
+        return true;
+      },
+      settle: () => {},
+    };
+  }
 }
 
 /** Releases a permit by its id. */

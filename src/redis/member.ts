@@ -134,7 +134,8 @@ export class FleetMember {
   /** The call in flight; a reply to any other is too late. */
   #call = 0;
   #isCalling = false;
-  #callTimer: NodeJS.Timeout | undefined;
+  /** When the call in flight has had its time. */
+  #callEndMs = 0;
 
   /** The reading of the clock with which the lease was checked last. */
   checkedMs = 0;
@@ -327,7 +328,7 @@ export class FleetMember {
     if (this.#state !== 'joined' || this.#isCalling) return;
     // A stalled process: what follows would be sent on behalf of a lease that has ended.
     if (!this.checkLease()) return;
-    const now = nowMs();
+    const now = this.checkedMs;
     const isDue = now >= this.#renewedMs + this.#leaseMs / 3 || this.#mustCheck;
     const isWoken = now >= this.#wakeMs && this.#owner.hasWaiters;
     if (this.#operations.length === 0 && !isDue && !isWoken) return;
@@ -360,11 +361,7 @@ export class FleetMember {
     const sentMs = nowMs();
     if (renews) this.#renewedMs = sentMs;
     this.#isCalling = true;
-    this.#callTimer = setTimeout(() => {
-      if (this.#call === call) {
-        this.#fail(new Error(`No reply within ${this.#commandTimeoutMs} ms`));
-      }
-    }, this.#commandTimeoutMs);
+    this.#callEndMs = sentMs + this.#commandTimeoutMs;
     let reply: Promise<unknown>;
     try {
       reply = Promise.resolve(this.#run(args));
@@ -374,7 +371,7 @@ export class FleetMember {
     reply.then(
       (value) => {
         if (this.#call !== call) return;
-        this.#endCall();
+        this.#isCalling = false;
         try {
           this.#onReply(value as unknown[], sent, renews ? sentMs : undefined);
         } catch (error) {
@@ -385,6 +382,7 @@ export class FleetMember {
         if (this.#call === call) this.#fail(error);
       },
     );
+    this.#arm();
   }
 
   readonly #limitOperation: Operation = {
@@ -400,15 +398,10 @@ export class FleetMember {
     },
   };
 
-  #endCall(): void {
-    clearTimeout(this.#callTimer);
-    this.#isCalling = false;
-  }
-
   /** Forgets the call in flight, and what was to follow. */
   #abandon(): void {
     this.#call++;
-    this.#endCall();
+    this.#isCalling = false;
     this.#operations = [];
     this.#state = 'out';
   }
@@ -456,7 +449,7 @@ export class FleetMember {
       frozen: Number(frozen) === 1,
       served: Number(served),
     };
-    this.#wakeMs = nowMs() + Math.max(1, Number(wakeMs)) + 1;
+    this.#wakeMs = this.checkedMs + Math.max(1, Number(wakeMs)) + 1;
     this.#owner.onFigures?.(this.#figures);
     this.#owner.onExtra?.(extra, isNewEpoch && !isFirst);
     if (this.#newLimit === undefined) this.#owner.onLimit(Number(limit));
@@ -565,6 +558,8 @@ export class FleetMember {
   #arm(): void {
     let due = Number.POSITIVE_INFINITY;
     if (this.#leaseEndMs !== 0) due = this.#leaseEndMs;
+    // One timer for all that is due: a timer of its own for each call would be set and cleared with each of them.
+    if (this.#isCalling) due = Math.min(due, this.#callEndMs);
     if (this.#state === 'joined') {
       due = Math.min(due, this.#renewedMs + this.#leaseMs / 3);
       if (this.#owner.hasWaiters) due = Math.min(due, this.#wakeMs);
@@ -581,6 +576,9 @@ export class FleetMember {
     this.#timerMs = Number.POSITIVE_INFINITY;
     if (this.#state === 'left') return;
     if (this.#leaseEndMs !== 0) this.checkLease();
+    if (this.#isCalling && nowMs() >= this.#callEndMs) {
+      this.#fail(new Error(`No reply within ${this.#commandTimeoutMs} ms`));
+    }
     if (this.#state === 'joined') this.#flush();
     else if (this.#state === 'out' && nowMs() >= this.#retryMs) {
       if (this.#connection.isReady) this.#join();

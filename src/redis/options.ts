@@ -1,4 +1,5 @@
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { wellFormed } from '../internal/redaction.js';
 import {
   type Checks,
   callable,
@@ -24,7 +25,7 @@ export interface RedisLimitsOptions {
    * duplicate of it, which is.
    */
   readonly client: RedisClient;
-  /** Members with the same prefix and the same name of a limit share that limit. @default 'pipeline-pool' */
+  /** Members with the same prefix and the same name of a limit share that limit; well-formed Unicode. @default 'pipeline-pool' */
   readonly prefix?: string | undefined;
   /**
    * Milliseconds after which a member that Redis has not heard of loses its permits; from 100. Renewed every third of it.
@@ -49,7 +50,7 @@ export interface RedisLimitsOptions {
 
 /** Options of a fleet limiter. */
 export interface FleetLimiterOptions {
-  /** What members share the limit by, and the `source` in events and errors. */
+  /** What members share the limit by, and the `source` in events and errors; well-formed Unicode. */
   readonly name: string;
   /**
    * Weight that all members together may hold at once; a whole number from 1. Where the limit exists already, its value
@@ -92,8 +93,15 @@ export interface FleetOptions {
   readonly hooks: LifecycleHooks;
 }
 
+/** A name that becomes part of a key: a lone surrogate has no UTF-8, and two names with one would share a key. */
+export function keyText(option: string, value: unknown): string {
+  const name = text(option, value);
+  if (wellFormed(name) !== name) throw new RangeError(refusal(option, 'well-formed Unicode', name));
+  return name;
+}
+
 const LIMITER_CHECKS: Checks<FleetLimiterOptions> = {
-  name: text,
+  name: keyText,
   maxConcurrent: wholeNumber,
   maxQueue: fromZero,
   acquireTimeoutMs: durationMs,
@@ -112,7 +120,7 @@ export function checkRedisLimitsOptions(
 ): FleetOptions & { readonly name?: string | undefined } {
   const options = checkEach('RedisLimits', given, {
     client: () => {},
-    prefix: text,
+    prefix: keyText,
     leaseMs: (option, value) => durationMs(option, value, 100),
     commandTimeoutMs: positiveMs,
     whenUnavailable: (option, value) => oneOf(option, value, ['wait', 'fail', 'local']),
@@ -131,7 +139,7 @@ export function checkRedisLimitsOptions(
 /** Throws for a wrong option of one limiter. */
 export function checkLimiterOptions(given: FleetLimiterOptions): FleetLimiterOptions {
   const options = { ...checkEach('limiter', given, LIMITER_CHECKS) };
-  text('name', options.name);
+  keyText('name', options.name);
   wholeNumber('maxConcurrent', options.maxConcurrent);
   return options;
 }

@@ -12,6 +12,7 @@ import {
   checkRedisLimitsOptions,
   type FleetLimiterOptions,
   type FleetOptions,
+  keyText,
   LIMITER_OPTIONS,
   type RedisLimitsOptions,
 } from './options.js';
@@ -101,7 +102,8 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
   /** @internal What a gate of this name shares with those of other processes. */
   gate(config: SharedGateConfig): SharedGate {
     if (this.#closing !== undefined) throw new LimiterClosedError(this.name);
-    const { name, maxConcurrent, fairness } = config;
+    const { maxConcurrent, fairness } = config;
+    const name = keyText('name', config.name);
     const hooks = this.#gateHooks.get(name) ?? new GateLimiterHooks(config.hooks);
     this.#gateHooks.set(name, hooks);
     const limiter =

@@ -72,7 +72,9 @@ local clock = time[1] * 1000 + floor(time[2] / 1000)
 local info = redis.pcall('INFO', 'server')
 local run, uptime, clustered = '', 0, false
 if type(info) == 'string' then
-  run = match(info, 'run_id:(%x+)') or ''
+  -- A pattern would be tried at every character of the text: a sixth of the time of the whole script.
+  local from = string.find(info, 'run_id:', 1, true)
+  run = from and match(info, '^%x+', from + 7) or ''
 end
 
 local f = call('HMGET', META, 'e', 'r', 'l', 'v', 's', 'u', 'nh', 'nq', 'nb', 'f', 'o', 't', 'n', 'g:' .. self, 'ts', 'sv')

@@ -39,13 +39,13 @@ local W, K = spec.w, spec.k
 local metaTtl = math.max(ttl, spec.t)
 keeps = true
 local BLOCK = 16
-local sum, reserved, cards, first, dirty, keyAt = {}, {}, {}, {}, {}, {}
+local sum, reserved, cards, firstSlice, dirty, keyAt = {}, {}, {}, {}, {}, {}
 -- Blocks that were read (false: not there), those to be written, and windows to which slices were added.
 local blocks, changed, grown = {}, {}, {}
 local starting, more, cancelling, chosen, isTrial, startWait = nil, 0, false, nil, false, nil
 for i, w in ipairs(W) do
   local v = call('HMGET', META, 'ws:' .. w[1], 'wr:' .. w[1], 'wn:' .. w[1], 'wf:' .. w[1])
-  sum[i], reserved[i], cards[i], first[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0, tonumber(v[4]) or 0
+  sum[i], reserved[i], cards[i], firstSlice[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0, tonumber(v[4]) or 0
   blocks[i], changed[i] = {}, {}
 end
 for k, key in ipairs(K) do keyAt[key[1]] = k end
@@ -72,13 +72,13 @@ local function write(i)
 end
 
 -- Enters a start into a window; a negative amount corrects it.
-local function add(i, startedMs, amount)
+local function addStart(i, startedMs, amount)
   local w = W[i]
   local slice = math.ceil((startedMs + 1) / w[4])
   if amount == 0 or slice * w[4] + w[3] <= now then return end
   local n = floor(slice / BLOCK)
   local at, block = slice - n * BLOCK + 1, blockOf(i, n)
-  if cards[i] == 0 then first[i] = slice end
+  if cards[i] == 0 then firstSlice[i] = slice end
   if not block then
     block = {}
     blocks[i][n] = block
@@ -86,7 +86,7 @@ local function add(i, startedMs, amount)
   end
   if not block[at] then grown[i] = true end
   block[at] = (block[at] or 0) + amount
-  first[i] = math.min(first[i], slice)
+  firstSlice[i] = math.min(firstSlice[i], slice)
   sum[i] = sum[i] + amount
   changed[i][n], dirty[i] = true, true
 end
@@ -94,10 +94,10 @@ end
 local function readAll(i)
   write(i)
   local all = call('HGETALL', KEYS[6 + i])
-  sum[i], cards[i], first[i] = 0, #all / 2, math.huge
+  sum[i], cards[i], firstSlice[i] = 0, #all / 2, math.huge
   for at = 1, #all, 2 do
     local n, block = tonumber(all[at]), cmsgpack.unpack(all[at + 1])
-    blocks[i][n], first[i] = block, math.min(first[i], n * BLOCK)
+    blocks[i][n], firstSlice[i] = block, math.min(firstSlice[i], n * BLOCK)
     for _, amount in pairs(block) do sum[i] = sum[i] + amount end
   end
 end
@@ -106,8 +106,8 @@ end
 local function removeEnded(i)
   local w = W[i]
   local oldest = floor((now - w[3]) / w[4])
-  while cards[i] > 0 and first[i] <= oldest do
-    local n = floor(first[i] / BLOCK)
+  while cards[i] > 0 and firstSlice[i] <= oldest do
+    local n = floor(firstSlice[i] / BLOCK)
     local block, left = blockOf(i, n), nil
     for at, amount in pairs(block) do
       local slice = n * BLOCK + at - 1
@@ -127,7 +127,7 @@ local function removeEnded(i)
       left = math.huge
       for _, other in ipairs(call('HKEYS', KEYS[6 + i])) do left = math.min(left, other * BLOCK) end
     end
-    first[i] = left
+    firstSlice[i] = left
   end
 end
 
@@ -145,7 +145,7 @@ local function windowWait(i, weight)
   local excess = sum[i] + reserved[i] + amount - w[2]
   if excess <= 0 then return 0 end
   local seen = 0
-  for n = floor(first[i] / BLOCK), floor((now + ttl) / w[4] / BLOCK) do
+  for n = floor(firstSlice[i] / BLOCK), floor((now + ttl) / w[4] / BLOCK) do
     if seen == cards[i] then break end
     local block = blockOf(i, n)
     for at = 1, block and BLOCK or 0 do
@@ -226,7 +226,7 @@ end
     if cards[i] == 0 or cards[i] < before then call('HSET', META, 'wl:' .. w[1], 1) end
     reserved[i], dirty[i] = 0, true
     -- What was reserved may begin until the leases end.
-    add(i, now + lease, lost)
+    addStart(i, now + lease, lost)
   end
 `,
   save: `
@@ -238,7 +238,7 @@ end
   for i in pairs(dirty) do
     local id = W[i][1]
     write(i)
-    call('HSET', META, 'ws:' .. id, sum[i], 'wr:' .. id, reserved[i], 'wn:' .. id, cards[i], 'wf:' .. id, cards[i] > 0 and first[i] or 0)
+    call('HSET', META, 'ws:' .. id, sum[i], 'wr:' .. id, reserved[i], 'wn:' .. id, cards[i], 'wf:' .. id, cards[i] > 0 and firstSlice[i] or 0)
   end
   dirty = {}
 `,
@@ -252,7 +252,7 @@ if epoch and last and clock + offset - last > ttl then
   nHolds, nQueue, nLeases, used, nextEnd, current = 0, 0, 0, 0, 0, nil
   now = clock + offset
   for i in ipairs(W) do
-    if reserved[i] > 0 then add(i, now, reserved[i]) end
+    if reserved[i] > 0 then addStart(i, now, reserved[i]) end
     reserved[i], dirty[i] = 0, true
     write(i)
   end
@@ -291,7 +291,7 @@ end
     local amount = amountOf(i, tonumber(weight))
     reserved[i] = math.max(0, reserved[i] - amount)
     dirty[i] = true
-    if not cancelling then add(i, starting or now, amount + (W[i][5] == 0 and more or 0)) end
+    if not cancelling then addStart(i, starting or now, amount + (W[i][5] == 0 and more or 0)) end
   end
   if cancelling and string.sub(tag, -2) == '/t' then call('HINCRBY', META, 'kt:' .. key, -1) end
 `,
@@ -331,17 +331,17 @@ end
     return removed, 5
   end,
   S = function(i)
-    local began = now - tonumber(ARGV[i + 2])
-    starting, more = began, tonumber(ARGV[i + 3])
+    local startedMs = now - tonumber(ARGV[i + 2])
+    starting, more = startedMs, tonumber(ARGV[i + 3])
     local done = unhold(self, ARGV[i + 1])
     starting, more = nil, 0
-    return done * began, 4
+    return done * startedMs, 4
   end,
   V = function(i)
-    local at = tonumber(ARGV[i + 3])
-    if at == 0 then at = now - tonumber(ARGV[i + 2]) end
+    local startedMs = tonumber(ARGV[i + 3])
+    if startedMs == 0 then startedMs = now - tonumber(ARGV[i + 2]) end
     for _, window in ipairs(windowsOf(keyAt[ARGV[i + 1]])) do
-      if W[window][5] == 0 then add(window, at, tonumber(ARGV[i + 4])) end
+      if W[window][5] == 0 then addStart(window, startedMs, tonumber(ARGV[i + 4])) end
     end
     return 1, 5
   end,
@@ -352,7 +352,7 @@ end
     if isNew then call('HSET', META, field, ARGV[i + 2]) end
     for window, w in ipairs(W) do
       if isNew and w[1] == id then
-        for at = i + 4, i + 2 + 2 * n, 2 do add(window, now - tonumber(ARGV[at]), tonumber(ARGV[at + 1])) end
+        for entry = i + 4, i + 2 + 2 * n, 2 do addStart(window, now - tonumber(ARGV[entry]), tonumber(ARGV[entry + 1])) end
       end
     end
     return 1, 4 + 2 * n

@@ -222,10 +222,10 @@ local function useTenants()
     advance(t)
     t.held = t.held - weight
     if charged ~= '' then
-      local time = (now - tonumber(grantedMs)) * 1000
-      t.received = math.max(0, t.received + time * weight / t.share - tonumber(charged))
-      t.pending, t.running = t.pending - tonumber(charged), t.running - time * weight
-      t.mean, sharing.mean = smoothed(t.mean, time), smoothed(sharing.mean, time)
+      local heldUs = (now - tonumber(grantedMs)) * 1000
+      t.received = math.max(0, t.received + heldUs * weight / t.share - tonumber(charged))
+      t.pending, t.running = t.pending - tonumber(charged), t.running - heldUs * weight
+      t.mean, sharing.mean = smoothed(t.mean, heldUs), smoothed(sharing.mean, heldUs)
     end
     if t.held == 0 then t.pending, t.running = 0, 0 end
     if t.waiting > 0 then unshown[name] = t end

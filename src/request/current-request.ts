@@ -1,5 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import type { Budget } from './budget.js';
+import { callable, refusal } from '../internal/validate.js';
+import { type Budget, isBudget } from './budget.js';
 
 /**
  * The request that the running code works for.
@@ -69,11 +70,14 @@ export function runInRequest<T, R>(context: RequestContext<T>, work: (context: R
  * it has one: a `child` of that one, or any other, which is spent from as well. Works outside of a request, too.
  *
  * @returns what `work` returns
+ * @throws {TypeError} if `budget` is not a Budget, or `work` not a function
  *
  * @example
  * const answer = await withBudget(budget.child({ usd: 0.1 }), () => subAgent.run(question));
  */
 export function withBudget<R>(budget: Budget, work: () => R): R {
+  if (!isBudget(budget)) throw new TypeError(refusal('budget', 'a Budget', budget));
+  callable('work', work);
   const current = currentScope();
   const request = currentRequest();
   const joined = budget.within(current?.budget);

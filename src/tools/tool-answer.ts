@@ -1,4 +1,4 @@
-import { inspect } from 'node:util';
+import type { InspectOptions } from 'node:util';
 import { type ErrorSummary, wellFormed } from '../internal/redaction.js';
 
 /** The answer of a call without a result. */
@@ -23,22 +23,49 @@ export function readInput(given: unknown): unknown {
 
 /** How many values of a result are written as JSON: that takes some 20 ms. */
 const MAX_VALUES = 100_000;
+/** How many objects of a result with more values are shown, and how many fields or items of each. */
+const MAX_OBJECTS = 1_000;
+const MAX_FIELDS = 100;
+
+/** Loaded when it is first used. */
+const inspect = (value: unknown, options?: InspectOptions): string =>
+  process.getBuiltinModule('node:util').inspect(value, options);
 
 /** A result as text: text as it is, anything else as JSON, or, where that is not possible, in part. */
 export function resultText(result: unknown): string {
   if (typeof result === 'string') return result === '' ? NOTHING : result;
   if (result === undefined) return NOTHING;
   let values = 0;
+  let shown: unknown = result;
+  // The first values, copied as they are read. V8 has to list all fields of an object before it gives the first: that of a
+  // million takes 0.4 s, and is done once.
+  const copies = new Map<unknown, { readonly copy: Record<string, unknown>; left: number }>();
   try {
     return (
-      JSON.stringify(result, function (this: unknown, field, value) {
+      JSON.stringify(result, function (this: Record<string, unknown>, field, value) {
+        const json = jsonValue(this[field], value);
+        const parent = copies.get(this);
+        copies.delete(json);
+        if (parent === undefined ? values === 0 : copies.size < MAX_OBJECTS && parent.left-- > 0) {
+          const copy = typeof json !== 'object' || json === null ? json : Array.isArray(json) ? [] : {};
+          if (copy !== json) copies.set(json, { copy: copy as Record<string, unknown>, left: MAX_FIELDS });
+          if (parent !== undefined) parent.copy[field] = copy;
+          else shown = copy;
+        }
         if (++values > MAX_VALUES) throw new RangeError();
-        return jsonValue((this as Record<string, unknown>)[field], value);
+        return json;
       }) ?? inspect(result)
     );
   } catch {
     // A cycle, a `toJSON` that throws, or too many values.
-    return inspect(result, { depth: 4, maxArrayLength: 100, maxStringLength: 10_000, customInspect: false });
+    const isPart = values > MAX_VALUES;
+    const text = inspect(isPart ? shown : result, {
+      depth: 4,
+      maxArrayLength: MAX_FIELDS,
+      maxStringLength: 10_000,
+      customInspect: false,
+    });
+    return isPart ? `${text}\n[part of more than ${MAX_VALUES} values]` : text;
   }
 }
 

@@ -11,6 +11,8 @@ type Call = (i: number) => unknown;
 interface Effort {
   readonly ops: number;
   readonly samples: number;
+  /** Samples before the first that counts. @default 2 */
+  readonly warmUps?: number;
 }
 
 const BIG = 1_000_000;
@@ -210,7 +212,7 @@ async function flat(what: string, size: number): Promise<Call> {
 }
 
 const [name = '', kind = 'sequence', effortText = '{}'] = process.argv.slice(2);
-const { ops, samples } = JSON.parse(effortText) as Effort;
+const { ops, samples, warmUps = 2 } = JSON.parse(effortText) as Effort;
 const [what, size] = name.split('=');
 
 async function answer(): Promise<unknown> {
@@ -249,9 +251,9 @@ async function answer(): Promise<unknown> {
     else await burst();
   };
   const times: number[] = [];
-  for (let i = 0; i < samples + 2; i++) {
+  for (let i = 0; i < samples + warmUps; i++) {
     const { ns, bareNs } = await besideBare(count, work);
-    if (i >= 2) times.push(ns / bareNs);
+    if (i >= warmUps) times.push(ns / bareNs);
   }
   return median(times);
 }

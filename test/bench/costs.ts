@@ -32,6 +32,8 @@ const SLOW_EFFORT = JSON.stringify({ ops: 250, samples: 3 });
 /** Most samples fit into so large a young generation without a collection, and the first ones fill it. */
 const WITHOUT_GC = ['--min-semi-space-size=256', '--max-semi-space-size=256'];
 const WITHOUT_GC_EFFORT = JSON.stringify({ ops: 10_000, samples: args.quick ? 21 : 41 });
+/** Few queued calls cost so little that V8 compiles the gate while they are measured, unless that is over before. */
+const GROWTH_EFFORT = JSON.stringify({ ops: 10_000, samples: args.quick ? 3 : 7, warmUps: 8 });
 /** The last sizes of `flat` fill a window with a million calls, or queue 100,000 several times. */
 const TIMEOUT_MS = isFlat ? 60_000 : 40_000;
 
@@ -43,6 +45,8 @@ interface Row {
   readonly goal?: number;
   /** Measured without garbage collection, as far as the young generation can hold all of a sample. */
   readonly gcAside?: boolean;
+  /** Compared with rows of other loads, so that none may contain the compilation of the code. */
+  readonly warm?: boolean;
 }
 
 const GATE: readonly Row[] = [
@@ -118,7 +122,13 @@ const MANAGER: readonly Row[] = [
 const MANAGER_PEERS = ['p-queue + generic-pool', '… + AbortController + uuid'];
 /** So many calls behind one that runs. */
 const queuedCalls = (counts: readonly number[], gcAside: boolean): readonly Row[] =>
-  counts.map((n) => ({ title: `${n}`, name: 'gate, one at a time', load: `${n + 1}`, gcAside }));
+  counts.map((n) => ({
+    title: `${n}`,
+    name: 'gate, one at a time',
+    load: `${n + 1}`,
+    gcAside,
+    warm: n <= 10_000,
+  }));
 const FLAT: Readonly<Record<string, readonly Row[]>> = {
   'queued calls': queuedCalls([10, 100, 1_000, 10_000, 100_000], false),
   'queued calls, garbage collection aside': queuedCalls([10, 100, 1_000, 10_000], true),
@@ -147,7 +157,8 @@ async function measure(rows: readonly Row[]): Promise<Map<Row, Figure | string>>
       if (failed.has(row)) continue;
       process.stderr.write(`${round + 1}/${PROCESSES} ${row.name} ${row.load}\n`);
       const nodeFlags = row.load === 'bytes' ? ['--expose-gc'] : row.gcAside ? WITHOUT_GC : [];
-      const effort = row.name === SLOW ? SLOW_EFFORT : row.gcAside ? WITHOUT_GC_EFFORT : EFFORT;
+      const warmth = row.warm ? GROWTH_EFFORT : EFFORT;
+      const effort = row.name === SLOW ? SLOW_EFFORT : row.gcAside ? WITHOUT_GC_EFFORT : warmth;
       const outcome = await runWorker<number>(worker, [row.name, row.load, effort], {
         nodeFlags,
         timeoutMs: TIMEOUT_MS,

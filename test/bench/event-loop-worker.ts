@@ -176,6 +176,13 @@ const SCENARIOS: readonly Scenario[] = [
     },
   },
   {
+    name: 'pool: one instance serves all, one at a time',
+    prepare: async () => {
+      const { pool, lease } = await heldPool();
+      return { settled: each(() => pool.use(noWork)), trigger: () => void lease.release() };
+    },
+  },
+  {
     name: 'pool: resize to 100',
     prepare: async () => {
       const { pool, lease } = await heldPool();
@@ -187,6 +194,15 @@ const SCENARIOS: readonly Scenario[] = [
           void lease.release();
         },
       };
+    },
+  },
+  {
+    name: 'gate: all run, one at a time',
+    prepare: async () => {
+      const gate = new ServiceGate({ name: 'bench', maxConcurrent: 1 });
+      let end: () => void = noWork;
+      gate.run(() => new Promise<void>((resolve) => (end = resolve))).catch(() => {});
+      return { settled: each(() => gate.run(noWork)), trigger: () => end() };
     },
   },
   {
@@ -288,6 +304,25 @@ const SCENARIOS: readonly Scenario[] = [
       const gate = new ServiceGate({ name: 'bench' });
       gate.pause();
       return { settled: each(() => gate.run(noWork)), trigger: () => gate.resume() };
+    },
+  },
+  {
+    name: 'gate: abort of one signal, all share a call',
+    prepare: () => {
+      const gate = new ServiceGate({ name: 'bench', cache: { max: 1, ttlMs: 60_000 } });
+      return aborted((signal) => gate.run(untilAborted, { signal, cacheKey: 'shared' }));
+    },
+  },
+  {
+    name: 'manager: all run, one at a time',
+    prepare: async () => {
+      const manager = createPipelineManager({
+        config: { poolSize: 1, maxConcurrentRequests: 1, maxQueue: WAITERS, acquireTimeoutMs: 600_000 },
+        create: () => ({}),
+      });
+      let end: () => void = noWork;
+      manager.run('holder', () => new Promise<void>((resolve) => (end = resolve))).catch(() => {});
+      return { settled: each((i) => manager.run(`task-${i}`, noWork)), trigger: () => end() };
     },
   },
   {

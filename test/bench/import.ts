@@ -1,5 +1,6 @@
 /**
- * CPU time to import each entry point of dist (run `npm run build` first), beside its dependencies alone.
+ * CPU time to import each entry point of dist (run `npm run build` first), next to its dependencies alone, as packages: dist
+ * contains those of the main entry, in one file.
  *
  *     tsx test/bench/import.ts [--rounds 15]
  *

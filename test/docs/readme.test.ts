@@ -31,6 +31,13 @@ function exported(): Map<string, string[]> {
 }
 
 describe('The README', () => {
+  it('resets what its first example reuses, and says so', () => {
+    const [, text = '', example = ''] =
+      /## Getting started\n([\s\S]*?)```ts\n([\s\S]*?)```/.exec(readme) ?? [];
+    expect(text).toContain('exclusive while it runs, then reset and reused');
+    expect(example).toMatch(/^ {2}reset: \(pipeline\) => /m);
+  });
+
   it('lists every entry point of the package', () => {
     const expected = Object.keys(exports)
       .filter((entry) => entry !== './package.json')

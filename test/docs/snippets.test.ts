@@ -3,6 +3,7 @@ import { join, resolve } from 'node:path';
 import { format } from 'node:util';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { runInThread } from '../support/in-a-thread.js';
 
 // Inside the package, where imports find it and its packages; a hidden folder, which other tools leave out.
 const FOLDER = resolve('test/docs/.snippets');
@@ -38,7 +39,16 @@ describe('The snippets of the README and the guides', () => {
   });
   afterAll(() => rmSync(FOLDER, { recursive: true }));
 
-  it.each(snippets)('$title runs, and logs what it says', async ({ path, code }) => {
+  // Sinon's timers replace `process.nextTick`.
+  const [inThread, here] = [true, false].map((isSinon) =>
+    snippets.filter(({ code }) => code.includes('@sinonjs/fake-timers') === isSinon),
+  ) as [Snippet[], Snippet[]];
+
+  it.each(inThread)('$title runs, and logs what it says', async ({ path, code }) => {
+    expect((await runInThread(path)).trim().split('\n')).toEqual(promised(code));
+  });
+
+  it.each(here)('$title runs, and logs what it says', async ({ path, code }) => {
     const logged: string[] = [];
     vi.spyOn(console, 'info').mockReturnValue();
     vi.spyOn(console, 'log').mockImplementation((...values) => {

@@ -11,6 +11,7 @@ import {
   withBudget,
 } from 'pipeline-pool';
 import { describe, expect, it, vi } from 'vitest';
+import { useFakeTimers } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
 import { deferred, endOfTurn } from '../support/promises.js';
@@ -177,7 +178,7 @@ describe('a gate under a budget', () => {
   });
 
   it('does not take the late result of an attempt that was given up for that of the next', async () => {
-    vi.useFakeTimers();
+    useFakeTimers();
     try {
       const { gate } = gateOf({ attemptTimeoutMs: 100 });
       const budget = new Budget({ usd: 0.5 });

@@ -253,6 +253,9 @@ describe('a page in place of a response, without a preset', () => {
     // The caller can still read it.
     await expect(response.text()).resolves.toContain('Access denied');
     await gate.run(() => new Response('denied', { status, headers: { 'content-type': 'text/html' } }));
+    await gate.run(
+      () => new Response('<html>denied', { status, headers: { 'content-type': 'application/json' } }),
+    );
     expect(gate.stats().keys.map(({ state }) => state)).toEqual(['ready', 'ready']);
   });
 

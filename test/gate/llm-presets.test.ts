@@ -10,6 +10,7 @@ import {
   openAiPreset,
 } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import { useFakeTimers } from '../support/fake-timers.js';
 
 const response = (status: number, body: unknown, headers = {}): Observed => ({
   kind: 'result',
@@ -105,7 +106,7 @@ describe('classifyAnthropic', () => {
   });
 
   it('reads the time from the reset of the limit that is used up', async () => {
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.UTC(2026, 0) });
+    useFakeTimers({ toFake: ['Date'], now: Date.UTC(2026, 0) });
     const headers = {
       'anthropic-ratelimit-requests-remaining': '3',
       'anthropic-ratelimit-requests-reset': new Date(Date.now() + 50_000).toISOString(),

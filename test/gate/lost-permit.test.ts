@@ -4,7 +4,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { recorder } from '../support/hooks.js';
 import { LosableLimiter } from '../support/losable-limiter.js';
-import { deferred, follow } from '../support/promises.js';
+import { deferred, endOfTurn, follow } from '../support/promises.js';
 
 function build(attempts = 2) {
   const limiter = new LosableLimiter(2);
@@ -120,5 +120,28 @@ describe('when the permit of an attempt is lost', () => {
     work.resolve();
     await call;
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
+  });
+
+  it('a limiter that grants only permits that are lost already costs one call, and blocks no other code', async () => {
+    let granted = 0;
+    const limiter = new LosableLimiter(1);
+    const acquire = limiter.acquire.bind(limiter);
+    vi.spyOn(limiter, 'acquire').mockImplementation(async (options) => {
+      // Else this test would never end where the event loop is blocked.
+      if (++granted > 1_000) throw new Error('asked too often');
+      const permit = await acquire(options);
+      limiter.lose();
+      return permit;
+    });
+    const gate = new ServiceGate({ name: 'llm', limiter, timeoutMs: 1_000 });
+    const work = vi.fn();
+    const call = follow(gate.run(work));
+    for (let turn = 0; turn < 10; turn++) await endOfTurn();
+    expect(granted).toBeGreaterThan(1);
+    await vi.advanceTimersByTimeAsync(1_000);
+    await endOfTurn();
+    expect(call.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_TIMEOUT' } });
+    expect(work).not.toHaveBeenCalled();
+    expect(limiter.activeCount).toBe(0);
   });
 });

@@ -12,6 +12,7 @@ describe('the options of a ServiceGate', () => {
     [{ maxConcurrent: 0 }, RangeError, '`maxConcurrent`'],
     [{ limiter: {} }, TypeError, '`limiter`'],
     [{ hooks: {} }, TypeError, '`hooks`'],
+    [{ now: () => Number.NaN }, RangeError, '`now()`'],
     [{ adaptive: { maximum: 3 } }, TypeError, 'Unknown option `maximum`'],
     [{ rate: { limit: 1, perMs: 1 } }, TypeError, '`rate` to be an array'],
     [{ sharedRate: [{ limit: 1.5, perMs: 1 }] }, RangeError, '`sharedRate[0].limit`'],

@@ -12,6 +12,7 @@ import {
   serperPreset,
 } from '../../src/gate/presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import { useFakeTimers } from '../support/fake-timers.js';
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -172,7 +173,7 @@ describe('the body of a response', () => {
   });
 
   it('of a failure is awaited for up to five seconds', async () => {
-    vi.useFakeTimers();
+    useFakeTimers();
     const body = new ReadableStream({ pull: () => new Promise(() => {}) });
     const headers = { 'content-type': 'application/json' };
     const judged = classifyOpenAi({ kind: 'result', value: new Response(body, { status: 503, headers }) });
@@ -182,7 +183,7 @@ describe('the body of a response', () => {
   });
 
   it('that stalls does not delay the cooldown', async () => {
-    vi.useFakeTimers();
+    useFakeTimers();
     const gate = new ServiceGate({ name: 'llm', ...openAiPreset(), retry: { attempts: 1 } });
     const stalled = () =>
       new Response(new ReadableStream({ pull: () => new Promise(() => {}) }), {
@@ -431,7 +432,7 @@ describe('classifyJina', () => {
     ).resolves.toMatchObject({
       retryAfterMs: 9_000,
     });
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.UTC(2026, 0) });
+    useFakeTimers({ toFake: ['Date'], now: Date.UTC(2026, 0) });
     const date = new Date(Date.now() + 60_000).toISOString();
     const judged = await classifyJina(response(429, body(429, { retryAfterDate: date })));
     vi.useRealTimers();

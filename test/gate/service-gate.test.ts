@@ -1,10 +1,12 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { GateClosedError, GateTimeoutError, QueueFullError } from '../../src/errors.js';
+import { BudgetExceededError, GateClosedError, GateTimeoutError, QueueFullError } from '../../src/errors.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Limiter } from '../../src/limiter/limiter.js';
+import { FairQueue } from '../../src/queue/fair-queue.js';
+import { Budget } from '../../src/request/budget.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
@@ -105,6 +107,57 @@ describe('ServiceGate', () => {
       first.resolve();
       await Promise.all(calls);
       expect(order).toEqual(['urgent', 'a1', 'b1', 'a2', 'a3']);
+    });
+
+    it.each(['requests', 'weight'] as const)(
+      'share by %s without those of calls that were sent back to wait for the end of a cooldown',
+      async (fairBy) => {
+        const rateOf = (limit: number) => ({ rate: [{ limit, perMs: 1, unit: 'weight' as const }] });
+        const keys = [
+          { key: 'large', ...rateOf(100) },
+          { key: 'small', ...rateOf(10) },
+        ];
+        const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, fairBy, keys, retry: { attempts: 1 } });
+        const order: string[] = [];
+        const call = (name: string, tenant: string, weight: number) =>
+          gate.run(async () => void order.push(name), { tenant, weight });
+        const first = deferred();
+        const limited = gate.run(() => first.promise, { weight: 50 });
+        // Only the key that is about to cool down has room for these.
+        const heavy = ['A1', 'A2', 'A3'].map((name) => call(name, 'a', 50));
+        const calls = ['b1', 'b2', 'b3', 'b4'].map((name) => call(name, 'b', 1));
+        calls.push(...['a1', 'a2', 'a3'].map((name) => call(name, 'a', 1)));
+        await settled();
+        first.reject(httpError(429, { 'retry-after': '5' }));
+        await expect(limited).rejects.toThrow('429');
+        await vi.advanceTimersByTimeAsync(100);
+        await Promise.all(calls);
+        expect(order).toEqual(['b1', 'a1', 'b2', 'a2', 'b3', 'a3', 'b4']);
+        await vi.advanceTimersByTimeAsync(10_000);
+        await Promise.all(heavy);
+      },
+    );
+
+    it('charges a call once that gets a permit at once, and a key later', async () => {
+      const tenants = vi.spyOn(FairQueue.prototype, 'tenant');
+      const gate = new ServiceGate({
+        name: 'llm',
+        maxConcurrent: 2,
+        fairBy: 'requests',
+        rate: [{ limit: 1, perMs: 100 }],
+      });
+      const calls = [1, 2, 3].map(() => gate.run(() => {}, { tenant: 'a' }));
+      await vi.advanceTimersByTimeAsync(200);
+      await Promise.all(calls);
+      expect(tenants).toHaveReturnedWith(expect.objectContaining({ received: 3 }));
+    });
+
+    it('charges no tenant for a call that gets a permit, and never starts', async () => {
+      const tenants = vi.spyOn(FairQueue.prototype, 'tenant');
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2, fairBy: 'requests' });
+      const rejected = gate.run(() => {}, { tenant: 'a', budget: new Budget({ calls: 0 }) });
+      await expect(rejected).rejects.toThrow(BudgetExceededError);
+      expect(tenants).toHaveReturnedWith(expect.objectContaining({ received: 0 }));
     });
 
     it('holds no permit in a back-off', async () => {
@@ -933,6 +986,18 @@ describe('ServiceGate', () => {
         { ...ids, outcome: 'ok', attempts: 2, key, durationMs: 250, waitMs: 250, cache: 'off' },
       ]);
       expect(of('permit:acquired')).toEqual([]);
+    });
+
+    it('say how long a call waited that ended in its queue', async () => {
+      const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1 });
+      const waited: number[] = [];
+      gate.hooks.on('call:finished', ({ waitMs }) => waited.push(waitMs));
+      const running = follow(gate.run(() => new Promise(() => {})));
+      const queued = follow(gate.run(() => 2, { timeoutMs: 500 }));
+      await vi.advanceTimersByTimeAsync(500);
+      expect(queued.now.is).toBe('rejected');
+      expect(waited).toEqual([500]);
+      expect(running.now.is).toBe('pending');
     });
 
     it('report the outcome of the call', async () => {

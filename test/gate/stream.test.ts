@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import { PER_TURN } from '../../src/internal/clock.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
@@ -217,6 +218,25 @@ describe('ServiceGate.stream', () => {
       });
       expectAllFree();
       expect(of('call:finished').map((event) => event.outcome)).toEqual(['retryable', 'retryable']);
+    });
+
+    it('ends after attemptTimeoutMs for each of many, with no item that comes in the turn in which they end', async () => {
+      const gate = new ServiceGate({ name: 'llm', attemptTimeoutMs: 100, retry: { attempts: 1 } });
+      const items: unknown[] = [];
+      const streams = Array.from({ length: 2 * PER_TURN }, async () => {
+        const stream = gate.stream(async function* () {
+          await new Promise((resolve) => setTimeout(resolve, 100));
+          yield 'too late';
+        });
+        for await (const item of stream) items.push(item);
+      });
+      await settled();
+      // All timers in one step: only the first of these attempts are rejected in it.
+      vi.advanceTimersByTime(100);
+      const ends = await Promise.allSettled(streams);
+      expect(new Set(ends.map((end) => end.status))).toEqual(new Set(['rejected']));
+      expect(items).toEqual([]);
+      expect(gate.stats()).toMatchObject({ running: 0 });
     });
 
     it('ends after attemptTimeoutMs, and is retried', async () => {

@@ -1,5 +1,6 @@
 import { describe, expect, it, vi } from 'vitest';
-import { inBatches, nowMs, PER_TURN, turnMs } from '../../src/internal/clock.js';
+import { guardedClock, inBatches, nowMs, PER_TURN, settleInTurn, turnMs } from '../../src/internal/clock.js';
+import { useFakeTimers } from '../support/fake-timers.js';
 import { endOfTurn } from '../support/promises.js';
 
 /** Replaces the clock by one that goes on by a millisecond each time it is read. */
@@ -26,6 +27,15 @@ describe('nowMs', () => {
   });
 });
 
+describe('a clock of the host', () => {
+  it('stands still when it is set back or fails, and goes on from there', () => {
+    const reads: unknown[] = [5, 7, 2, 3, Number.NaN, '9', 4, -10, -8, 100];
+    const left = [...reads];
+    const clock = guardedClock(() => left.shift() as number);
+    expect(reads.map(() => clock())).toEqual([5, 7, 7, 8, 8, 8, 9, 9, 11, 119]);
+  });
+});
+
 describe('turnMs', () => {
   it('reads the clock once in a turn of the event loop, its microtasks included', async () => {
     await withCountingClock(async (reads) => {
@@ -48,7 +58,7 @@ describe('turnMs', () => {
   });
 
   it('goes on under fake timers, which do not touch the turns', async () => {
-    vi.useFakeTimers();
+    useFakeTimers();
     await endOfTurn();
     try {
       const before = turnMs();
@@ -85,5 +95,25 @@ describe('inBatches', () => {
     await batches;
     expect(turns).toBeGreaterThan(1);
     expect(done).toEqual(items);
+  });
+});
+
+describe('settleInTurn', () => {
+  it('settles what another settles, also where that one was put off to a later turn', async () => {
+    const uncaught = vi.spyOn(process, 'emit');
+    await endOfTurn();
+    const settled: string[] = [];
+    for (let i = 0; i < PER_TURN; i++) settleInTurn(() => {});
+    settleInTurn(() => {
+      settleInTurn(() => settled.push('inner'));
+      settled.push('outer');
+    });
+    expect(settled).toEqual([]);
+    await endOfTurn();
+    await endOfTurn();
+    expect(settled).toEqual(['inner', 'outer']);
+    // An error here would be that of an immediate, and end the process.
+    expect(uncaught).not.toHaveBeenCalledWith('uncaughtException', expect.anything(), expect.anything());
+    uncaught.mockRestore();
   });
 });

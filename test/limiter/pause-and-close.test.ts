@@ -129,6 +129,16 @@ describe('close', () => {
     await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
   });
 
+  it('is not paused once it is closed', async () => {
+    const limiter = limiterOf(1);
+    limiter.pause();
+    expect(limiter.stats().paused).toBe(true);
+    await limiter.close();
+    expect(limiter.stats()).toMatchObject({ paused: false, closed: true });
+    limiter.pause();
+    expect(limiter.stats().paused).toBe(false);
+  });
+
   it('serves the waiters first, with drain', async () => {
     const limiter = limiterOf(1);
     const { promise, resolve } = deferred();

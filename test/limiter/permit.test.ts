@@ -1,6 +1,7 @@
 import { describe, expect, it, vi } from 'vitest';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { Permit, RunContext } from '../../src/limiter/limiter.js';
+import { useFakeTimers } from '../support/fake-timers.js';
 import { deferred, endOfTurn } from '../support/promises.js';
 
 const limiterOf = (maxConcurrent: number) => new ConcurrencyLimiter({ maxConcurrent });
@@ -66,7 +67,7 @@ describe('A permit', () => {
   });
 
   it('has the milliseconds of its wait in waitMs', async () => {
-    vi.useFakeTimers();
+    useFakeTimers();
     await endOfTurn();
     try {
       const limiter = limiterOf(1);

@@ -16,7 +16,9 @@ import {
   type TaskContext,
 } from 'pipeline-pool';
 import { describe, expect, it, vi } from 'vitest';
+import { PER_TURN } from '../../src/internal/clock.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
+import { endOfTurn } from '../support/promises.js';
 
 interface Pipeline {
   readonly instanceId: number;
@@ -206,6 +208,30 @@ describe('PipelineManager.run', () => {
       ),
     );
     expect(mixed).toEqual([]);
+  });
+});
+
+describe('PipelineManager.run with many queued requests', () => {
+  it('lets the event loop turn where each ends within the step, and keeps their order', async () => {
+    const setup = build({ size: 1, maxConcurrent: 1 });
+    let end = (): void => {};
+    const holder = setup.manager.run('holder', () => new Promise<void>((resolve) => (end = resolve)));
+    const order: number[] = [];
+    const requests = Array.from({ length: 1_000 }, (_, i) =>
+      setup.manager.run(`task-${i}`, () => void order.push(i)),
+    );
+    await settled();
+    end();
+    const perTurn: number[] = [];
+    for (let turn = 0; order.length < 1_000 && turn < 1_000; turn++) {
+      const before = order.length;
+      await endOfTurn();
+      perTurn.push(order.length - before);
+    }
+    await Promise.all([holder, ...requests]);
+    expect(Math.max(...perTurn)).toBeLessThanOrEqual(2 * PER_TURN);
+    expect(order).toEqual(Array.from({ length: 1_000 }, (_, i) => i));
+    expect(usage(setup)).toEqual(IDLE);
   });
 });
 

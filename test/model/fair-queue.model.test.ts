@@ -193,7 +193,7 @@ describe('Fair queueing, in random schedules', () => {
           const queued = [...permits.waiting].filter((one) => one.tenant === name).length;
           excess += Math.max(0, queued - Math.max(0, shareOf(name).maxConcurrent - permits.heldBy(name)));
         }
-        ensure(permits.queue.eligible === permits.waiting.size - excess, permits.queue.eligible);
+        ensure(permits.queue.excess === excess, permits.queue.excess);
       }
     });
     fc.assert(property, { numRuns: RUNS });

@@ -4,7 +4,7 @@
  * ends up as an unhandled rejection.
  */
 import fc from 'fast-check';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, chai, describe, expect, it } from 'vitest';
 import {
   ConcurrencyLimiter,
   createPipelineManager,
@@ -17,6 +17,7 @@ import {
   pipelineFactory,
   ServiceGate,
 } from '../../src/index.js';
+import { describeError } from '../../src/internal/redaction.js';
 
 const fail = (): never => {
   throw new Error('looked at');
@@ -259,10 +260,15 @@ const note = (error: unknown): void => void unhandled.push(error);
 beforeEach(() => process.on('unhandledRejection', note));
 afterEach(() => void process.off('unhandledRejection', note));
 
+/** What fails is described in words: printed whole, some of these values would fill a log of hundreds of megabytes. */
 async function played(name: string, callbacks: Play, listeners: Play): Promise<void> {
-  await SCENARIOS[name]?.(callbacks, listeners);
+  try {
+    await SCENARIOS[name]?.(callbacks, listeners);
+  } catch (error) {
+    throw error instanceof chai.AssertionError ? error : new Error(`Rejected with ${describeError(error)}`);
+  }
   await new Promise((resolve) => setImmediate(resolve));
-  expect(unhandled.splice(0)).toEqual([]);
+  expect(unhandled.splice(0).map((error) => describeError(error))).toEqual([]);
 }
 
 describe('A value that throws when it is looked at', () => {

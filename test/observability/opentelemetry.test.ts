@@ -27,6 +27,7 @@ import { type TraceOptions, traceTo } from 'pipeline-pool/opentelemetry';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type ErrorSummary, redactError } from '../../src/internal/redaction.js';
 import { EXAMPLES } from '../support/event-payloads.js';
+import { useFakeTimers } from '../support/fake-timers.js';
 import { fleetStats } from '../support/fleet-stats.js';
 import { admission, pool } from '../support/stories.js';
 
@@ -291,7 +292,7 @@ describe('the spans of a request', () => {
   });
 
   it('start at the beginning of a wait even if that was not observed', () => {
-    vi.useFakeTimers({ now: 1_000_000 });
+    useFakeTimers({ now: 1_000_000 });
     try {
       const { hooks, span } = setUp();
       hooks.emit('lease:acquired', { ...pool, taskId: 'a', instanceId: 1, waitMs: 400 });

@@ -20,8 +20,8 @@ const docs = (name: string) => fileURLToPath(new URL(`../../docs/${name}`, impor
 
 const installed = (() => {
   try {
-    execFileSync('prometheus', ['--version'], { stdio: 'ignore' });
-    execFileSync('promtool', ['--version'], { stdio: 'ignore' });
+    for (const program of ['prometheus', 'promtool'])
+      execFileSync(program, ['--version'], { stdio: 'ignore', timeout: 60_000 });
     return true;
   } catch {
     console.warn('Prometheus is not installed (Debian: apt-get install prometheus): its tests are skipped');

@@ -8,7 +8,7 @@ const KB = 1024;
 
 // Each step up has its reason in docs/decisions/0007.
 const BUDGETS = [
-  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63 * KB },
+  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63.5 * KB },
   {
     host: 'ConcurrencyLimiter',
     code: "export { ConcurrencyLimiter } from 'pipeline-pool'",
@@ -28,7 +28,7 @@ const MAX_FILES = 3;
 const dependenciesAreExternal = (dependencies) => ({
   name: 'dependencies-are-external',
   setup({ onResolve }) {
-    onResolve({ filter: /^([^./]|\.\/generic-pool\.js$)/ }, ({ path }) =>
+    onResolve({ filter: /^([^./]|\.\/dependencies\.js$)/ }, ({ path }) =>
       dependencies.includes(path) || path.startsWith('.')
         ? { path, external: true, sideEffects: false }
         : undefined,

@@ -95,6 +95,18 @@ describe('a paused pool', () => {
     expect(pool.stats()).toMatchObject({ paused: false, state: 'draining' });
   });
 
+  it('is not paused once it is closed', async () => {
+    const { pool } = poolOf({ size: 1 });
+    await (await pool.acquire()).release();
+    pool.pause();
+    const rejected = expect(pool.acquire()).rejects.toBeInstanceOf(PoolClosedError);
+    await pool.close();
+    await rejected;
+    expect(pool.stats()).toMatchObject({ paused: false, state: 'closed', acquired: 1 });
+    pool.pause();
+    expect(pool.stats().paused).toBe(false);
+  });
+
   it('validates and prepares what it grants when it resumes', async () => {
     const stages: string[] = [];
     const { pool } = poolOf({

@@ -2,11 +2,14 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
   FairQueue,
-  IndexedHeap,
+  locate,
   type QueueNode,
   type QueuePosition,
+  Tenant,
   type TenantQueue,
 } from '../../src/queue/fair-queue.js';
+import { IndexedHeap } from '../../src/queue/indexed-heap.js';
+import { OrderedItems } from '../../src/queue/ordered-items.js';
 import { servingOrder } from '../../src/queue/serving-order.js';
 import { FairOrder } from '../support/fair-order.js';
 import { endOfTurn } from '../support/promises.js';
@@ -39,9 +42,9 @@ function push(queue: FairQueue<Waiter>, waiter: Waiter): void {
 }
 
 /** Gives a queued waiter a position, so that it may leave before its turn. */
-function locate(queue: FairQueue<Waiter>, waiter: Waiter): void {
+function addPosition(queue: FairQueue<Waiter>, waiter: Waiter): void {
   waiter.position = {};
-  queue.locate(waiter.position, waiter);
+  locate(queue, waiter.position, waiter);
 }
 
 const remove = (queue: FairQueue<Waiter>, waiter: Waiter): boolean => queue.remove(waiter.position!, waiter);
@@ -52,16 +55,23 @@ function queueOf(...waiters: Waiter[]): FairQueue<Waiter> {
   return queue;
 }
 
+/** Takes the next element. */
+function shift(queue: FairQueue<Waiter>): Waiter | undefined {
+  const next = queue.peek();
+  if (next !== undefined) queue.take(next);
+  return next;
+}
+
 function drain(queue: FairQueue<Waiter>): string[] {
   const names: string[] = [];
-  for (let next = queue.shift(); next !== undefined; next = queue.shift()) names.push(next.name);
+  for (let next = shift(queue); next !== undefined; next = shift(queue)) names.push(next.name);
   return names;
 }
 
 describe('FairQueue', () => {
   it('is empty at first, and again when all waiters have left', () => {
     const queue = queueOf();
-    expect([queue.size, queue.peek(), queue.shift(), [...servingOrder(queue)]]).toEqual([
+    expect([queue.size, queue.peek(), shift(queue), [...servingOrder(queue)]]).toEqual([
       0,
       undefined,
       undefined,
@@ -69,8 +79,8 @@ describe('FairQueue', () => {
     ]);
     const waiter = new Waiter('a', 3, 't');
     push(queue, waiter);
-    queue.shift();
-    expect([queue.size, queue.peek(), queue.shift(), [...servingOrder(queue)]]).toEqual([
+    shift(queue);
+    expect([queue.size, queue.peek(), shift(queue), [...servingOrder(queue)]]).toEqual([
       0,
       undefined,
       undefined,
@@ -86,7 +96,7 @@ describe('FairQueue', () => {
 
   it('gives a tenant that leaves and returns its turn after the others', () => {
     const queue = queueOf(new Waiter('a1', 0, 'a'), new Waiter('b1', 0, 'b'), new Waiter('b2', 0, 'b'));
-    expect(queue.shift()?.name).toBe('a1');
+    expect(shift(queue)?.name).toBe('a1');
     push(queue, new Waiter('a2', 0, 'a'));
     expect(drain(queue)).toEqual(['b1', 'a2', 'b2']);
   });
@@ -120,12 +130,12 @@ describe('FairQueue', () => {
     const waiters = ['a', 'b', 'c', 'd'].map((name) => new Waiter(name, 0, undefined, true));
     const [first, second, third, fourth] = waiters as [Waiter, Waiter, Waiter, Waiter];
     const queue = queueOf(...waiters);
-    for (const waiter of [third, fourth, second]) locate(queue, waiter);
+    for (const waiter of [third, fourth, second]) addPosition(queue, waiter);
     expect([remove(queue, third), remove(queue, fourth), remove(queue, third)]).toEqual([true, true, false]);
-    expect(queue.shift()).toBe(first);
+    expect(shift(queue)).toBe(first);
     expect(remove(queue, second)).toBe(true);
     expect(queue.size).toBe(0);
-    locate(queue, first);
+    addPosition(queue, first);
     expect(remove(queue, first)).toBe(false);
   });
 
@@ -180,7 +190,7 @@ describe('FairQueue', () => {
         else tenantQueues.push(new WeakRef(waiter.queue));
       }
     }
-    for (let next = queue.shift(); next !== undefined; next = queue.shift()) queue.settle(next.position!, 1);
+    for (let next = shift(queue); next !== undefined; next = shift(queue)) queue.settle(next.position!, 1);
     for (let i = 1; i <= 1_000; i++) queue.tenant(`other ${i}`);
     await endOfTurn();
     globalThis.gc?.();
@@ -195,7 +205,7 @@ describe('FairQueue', () => {
     push(queue, new Waiter('first', 0, 'first'));
     for (let i = 0; i < 20_000; i++) {
       push(queue, new Waiter('next', 0, `t${i}`));
-      queue.settle(queue.shift()!.position!, 1);
+      queue.settle(shift(queue)!.position!, 1);
     }
     expect(queue.size).toBe(1);
     expect(queue.tenants.size).toBeLessThan(8_100);
@@ -282,7 +292,7 @@ describe('FairQueue with many priorities and tenants', () => {
       } else if (one.do === 'locate') {
         const plain = reference.waiters.filter(({ position }) => position === undefined);
         const waiter = plain[one.index % Math.max(1, plain.length)];
-        if (waiter !== undefined) locate(queue, waiter);
+        if (waiter !== undefined) addPosition(queue, waiter);
       } else if (one.do === 'remove') {
         const positioned = reference.waiters.filter(({ position }) => position !== undefined);
         const waiter = positioned[one.index % Math.max(1, positioned.length)];
@@ -292,7 +302,7 @@ describe('FairQueue with many priorities and tenants', () => {
       } else {
         const next = queue.peek();
         expect(next).toBe(reference.shift());
-        if (one.do === 'shift') expect(queue.shift()).toBe(next);
+        if (one.do === 'shift') expect(shift(queue)).toBe(next);
         else if (next !== undefined) queue.take(next);
       }
       after(queue, reference);
@@ -303,7 +313,10 @@ describe('FairQueue with many priorities and tenants', () => {
   /** How many waiters are expected to be taken before a newcomer, and how many are. */
   function aheadOf(given: readonly Step[], priority: number, tenant: string | undefined) {
     const { queue, reference } = takeThrough(given, () => {});
-    const expected = queue.aheadOf(priority, tenant);
+    const expected = queue.aheadOf(
+      priority,
+      tenant === undefined ? undefined : (queue.tenants.get(tenant) ?? new Tenant()),
+    );
     const newcomer = new Waiter('newcomer', priority, tenant);
     reference.push(newcomer);
     const queues = new Set(
@@ -323,7 +336,7 @@ describe('FairQueue with many priorities and tenants', () => {
       const order: unknown[] = [];
       while (reference.waiters.length > 0) order.push(reference.shift());
       expect([...servingOrder(queue)]).toEqual(order);
-      expect(order.map(() => queue.shift())).toEqual(order);
+      expect(order.map(() => shift(queue))).toEqual(order);
       expect([queue.size, queue.peek()]).toEqual([0, undefined]);
     });
     fc.assert(property, { numRuns: 150 });
@@ -360,7 +373,7 @@ const heapStep = fc.oneof(
 
 interface Item {
   rank: number;
-  heapIndex: number;
+  index: number;
 }
 
 describe('IndexedHeap', () => {
@@ -370,12 +383,12 @@ describe('IndexedHeap', () => {
       compared++;
       return a.rank < b.rank;
     });
-    for (const rank of ranks) heap.place({ rank, heapIndex: -1 });
+    for (const rank of ranks) heap.place({ rank, index: -1 });
     return heap;
   };
   /** Items with a wrong index or a wrong order. */
   const faults = ({ items }: IndexedHeap<Item>) =>
-    items.filter(({ heapIndex, rank }, i) => heapIndex !== i || (i > 0 && rank < items[(i - 1) >> 1]!.rank));
+    items.filter(({ index, rank }, i) => index !== i || (i > 0 && rank < items[(i - 1) >> 1]!.rank));
 
   it('keeps the index of each item, and none before one that precedes it, after every step', () => {
     const property = fc.property(fc.array(heapStep, { maxLength: 150, size: 'max' }), (steps) => {
@@ -383,7 +396,7 @@ describe('IndexedHeap', () => {
       let inside: Item[] = [];
       for (const one of steps) {
         if ('add' in one) {
-          const item = { rank: one.add, heapIndex: -1 };
+          const item = { rank: one.add, index: -1 };
           inside.push(item);
           heap.place(item);
         } else {
@@ -397,7 +410,7 @@ describe('IndexedHeap', () => {
             inside = inside.filter((other) => other !== item);
             heap.remove(item);
             heap.remove(item);
-            expect(item.heapIndex).toBe(-1);
+            expect(item.index).toBe(-1);
           }
         }
         expect(faults(heap)).toEqual([]);
@@ -426,5 +439,62 @@ describe('IndexedHeap', () => {
     compared = 0;
     for (let { top } = heap; top !== undefined; top = heap.top) heap.remove(top);
     expect(compared / many).toBeLessThan(1.5 * doublings);
+  });
+});
+
+describe('OrderedItems', () => {
+  interface Ordered extends Item {
+    previous: Ordered | undefined;
+    next: Ordered | undefined;
+  }
+  const itemOf = (rank: number): Ordered => ({ rank, index: -1, previous: undefined, next: undefined });
+
+  it('has the item next that precedes all others, wherever they are placed, moved and removed', () => {
+    const property = fc.property(fc.array(heapStep, { maxLength: 60, size: 'max' }), (steps) => {
+      const ordered = new OrderedItems<Ordered>((a, b) => a.rank < b.rank);
+      let inside: Ordered[] = [];
+      for (const one of steps) {
+        if ('add' in one) {
+          const item = itemOf(one.add);
+          inside.push(item);
+          ordered.update(item, true);
+        } else {
+          const index = 'move' in one ? one.move : one.remove;
+          const item = index === 'top' ? ordered.next : inside[index % Math.max(1, inside.length)];
+          if (item === undefined) continue;
+          if ('move' in one) {
+            item.rank = one.to;
+            ordered.update(item, true);
+          } else {
+            inside = inside.filter((other) => other !== item);
+            for (let i = 0; i < 2; i++) ordered.update(item, false);
+            expect(item).toEqual(itemOf(item.rank));
+          }
+        }
+        const listed: Ordered[] = [];
+        for (let at = ordered.head; at !== undefined; at = at.next) {
+          expect(at.previous).toBe(listed.at(-1));
+          listed.push(at);
+        }
+        const ranks = listed.map(({ rank }) => rank);
+        expect(ranks).toEqual(ranks.toSorted((a, b) => a - b));
+        expect(new Set([...ordered.items, ...listed])).toEqual(new Set(inside));
+        expect(ordered.next?.rank).toBe(
+          inside.length === 0 ? undefined : Math.min(...inside.map(({ rank }) => rank)),
+        );
+      }
+    });
+    fc.assert(property, { numRuns: 150 });
+  });
+
+  it('makes one comparison for each item that comes in order, and none to remove it', () => {
+    let compared = 0;
+    const ordered = new OrderedItems<Ordered>((a, b) => {
+      compared++;
+      return a.rank < b.rank;
+    });
+    for (let rank = 0; rank < 1_000; rank++) ordered.update(itemOf(rank), true);
+    for (let { next } = ordered; next !== undefined; next = ordered.next) ordered.update(next, false);
+    expect(compared).toBe(999);
   });
 });

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ConcurrencyLimiter, LifecycleHooks } from 'pipeline-pool';
+import { ConcurrencyLimiter, LifecycleHooks, ServiceGate } from 'pipeline-pool';
 import { type FleetLimiterOptions, RedisLimits, type RedisLimitsOptions } from 'pipeline-pool/redis';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { until } from '../support/promises.js';
@@ -145,6 +145,17 @@ describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
       expect(() => limits.limiter({ ...options, maxConcurrent: 0 })).toThrow(RangeError);
       // @ts-expect-error an unknown option
       expect(() => limits.limiter({ ...options, maxQueues: 1 })).toThrow(TypeError);
+    });
+
+    it('names the option and the value where a name cannot become part of a key', async () => {
+      const limits = await member();
+      const name = 'lone \ud800';
+      const refused = (option: string) =>
+        new RangeError(`Expected \`${option}\` to be well-formed Unicode, got "${name}" (string)`);
+      await expect(member({ prefix: name })).rejects.toThrow(refused('prefix'));
+      expect(() => limits.limiter(limit({ name }))).toThrow(refused('name'));
+      expect(() => new ServiceGate({ name, limits })).toThrow(refused('name'));
+      expect(() => new ServiceGate({ name, limits, maxConcurrent: 1 })).toThrow(refused('name'));
     });
 
     it('keeps the limit of the fleet, and reports that a member was configured with another', async () => {

@@ -1,10 +1,9 @@
-import { createClient } from 'redis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FairQueue, type QueueNode, type QueuePosition } from '../../src/queue/fair-queue.js';
 import type { FairnessOptions } from '../../src/queue/options.js';
 import { LIMIT_KEYS, SCRIPT } from '../../src/redis/script.js';
 import { seeded } from '../support/random-numbers.js';
-import { hasRedis, RedisServer } from './support/redis-server.js';
+import { type ConnectedServer, hasRedis, startConnected } from './support/redis-server.js';
 
 /** Random schedules for each set of options; `SEEDS=100` and `SEED=1` (the first) look for more. */
 const SEEDS = Number(process.env.SEEDS ?? 2);
@@ -68,8 +67,9 @@ class Model {
   #admit(): Request[] {
     const granted: Request[] = [];
     while (this.held.size < LIMIT) {
-      const next = this.queue.shift();
+      const next = this.queue.peek();
       if (next === undefined) break;
+      this.queue.take(next);
       this.waiting.delete(next);
       this.held.add(next);
       granted.push(next);
@@ -91,17 +91,15 @@ const tenants = (name: string) =>
         : {};
 
 describe.skipIf(!hasRedis)('the order of a fleet limit is that of a local limiter', () => {
-  let server: RedisServer;
-  let client: ReturnType<typeof createClient>;
+  let redis: ConnectedServer;
+  let client: ConnectedServer['client'];
   let sha: string;
   let nowMs: number;
   let epoch: string;
 
   beforeAll(async () => {
-    server = await RedisServer.start();
-    client = createClient({ url: server.url });
-    client.on('error', () => {});
-    await client.connect();
+    redis = await startConnected();
+    client = redis.client;
     sha = await client.scriptLoad(
       SCRIPT.replace("call('TIME')", "call('HMGET', 'clock', 's', 'us')").replace(
         "redis.pcall('INFO', 'server')",
@@ -109,10 +107,7 @@ describe.skipIf(!hasRedis)('the order of a fleet limit is that of a local limite
       ),
     );
   });
-  afterAll(async () => {
-    client.destroy();
-    await server[Symbol.asyncDispose]();
-  });
+  afterAll(() => redis[Symbol.asyncDispose]());
 
   async function send(member: string, mode: string, ...operations: (string | number)[]) {
     const args = [mode, CHANNEL, member, 1, epoch, LEASE_MS, mode === 'join' ? 1 : 0, 0, LIMIT, 0, 0];

@@ -1,9 +1,8 @@
-import { createClient } from 'redis';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { LIMIT_KEYS, SCRIPT } from '../../src/redis/script.js';
 import { STARTS_SCRIPT } from '../../src/redis/starts-script.js';
 import { seeded } from '../support/random-numbers.js';
-import { hasRedis, RedisServer } from './support/redis-server.js';
+import { type ConnectedServer, hasRedis, startConnected } from './support/redis-server.js';
 
 const LEASE_MS = 60_000;
 const CHANNEL = '{fleet:limit}';
@@ -22,8 +21,8 @@ interface Header {
 
 /** Batches that members may send in any state, to the script itself, under a clock and a server's identity of the test's own. */
 describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
-  let server: RedisServer;
-  let client: ReturnType<typeof createClient>;
+  let redis: ConnectedServer;
+  let client: ConnectedServer['client'];
   let nowMs: number;
   /** What the clock of the server is behind. */
   let lateMs: number;
@@ -32,15 +31,10 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
   let epoch: string;
 
   beforeAll(async () => {
-    server = await RedisServer.start();
-    client = createClient({ url: server.url });
-    client.on('error', () => {});
-    await client.connect();
+    redis = await startConnected();
+    client = redis.client;
   });
-  afterAll(async () => {
-    client.destroy();
-    await server[Symbol.asyncDispose]();
-  });
+  afterAll(() => redis[Symbol.asyncDispose]());
   beforeEach(async () => {
     await client.flushAll();
     nowMs = 1_700_000_000_000;

@@ -281,6 +281,12 @@ describe('withBudget', () => {
     );
   });
 
+  it('rejects by name what is no Budget, and no function', () => {
+    for (const wrong of [{}, { usd: 1 }, 5, null, undefined])
+      expect(() => withBudget(wrong as never, () => 1)).toThrow('Expected `budget` to be a Budget, got');
+    expect(() => withBudget(new Budget({ usd: 1 }), 5 as never)).toThrow('Expected `work` to be a function');
+  });
+
   it('works outside of a request', async () => {
     const budget = new Budget({ usd: 0.5 });
     await withBudget(budget, async () => {

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, vi } from 'vitest';
+import { afterEach, beforeEach, onTestFinished, vi } from 'vitest';
 import { endOfTurn } from './promises.js';
 
 /** Runs each test of a file, or of the `describe` that calls it, on Vitest's fake timers. */
@@ -12,6 +12,15 @@ export function onFakeTimers(options: Parameters<typeof vi.useFakeTimers>[0] = {
     vi.useRealTimers();
     await endOfTurn();
   });
+}
+
+/**
+ * Vitest's fake timers from here to `vi.useRealTimers()`, or to the end of this test in whatever way it ends: a test that
+ * fails or hangs must not leave them to those that follow, each of which would then run into its timeout.
+ */
+export function useFakeTimers(options: Parameters<typeof vi.useFakeTimers>[0] = {}): void {
+  vi.useFakeTimers(options);
+  onTestFinished(() => void vi.useRealTimers());
 }
 
 /** `onFakeTimers`, with `setImmediate` and the wall clock left real. */

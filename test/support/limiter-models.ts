@@ -62,7 +62,7 @@ export class LimiterModel {
       queued: this.waiting.length,
       acquired: this.acquired,
       rejected: this.rejected,
-      paused: this.paused,
+      paused: this.paused && (this.isOpen || this.waiting.length > 0),
       closed: !this.isOpen,
     };
   }

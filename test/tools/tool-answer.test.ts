@@ -43,15 +43,50 @@ describe('resultText', () => {
   });
 });
 
-it('shows a result of more than 100,000 values in part', () => {
-  let read = 0;
-  const row = {
-    get value() {
-      return ++read;
-    },
-  };
-  expect(resultText({ rows: new Array(1_000_000).fill(row) })).toContain('999900 more items');
-  expect(read).toBeLessThan(100_000);
+describe('a result of more than 100,000 values', () => {
+  it('is read and shown in part', () => {
+    let read = 0;
+    const row = {
+      get value() {
+        return ++read;
+      },
+    };
+    const text = resultText({ id: 7, rows: new Array(1_000_000).fill(row), later: 1 });
+    expect(text).toMatch(
+      /^\{\s+id: 7,\s+rows: \[(\s*\{ value: \d+ \},?){100}\s*\]\s*\}\n\[part of more than/,
+    );
+    expect(read).toBeLessThan(100_000);
+  });
+
+  it('is listed once where it has an object with as many fields', () => {
+    const target = Object.fromEntries(Array.from({ length: 101_000 }, (_, i) => [`field${i}`, i]));
+    const done = { lists: 0, reads: 0 };
+    const value = new Proxy(target, {
+      ownKeys: () => {
+        done.lists++;
+        return Reflect.ownKeys(target);
+      },
+      get: (_, name) => {
+        done.reads++;
+        return Reflect.get(target, name);
+      },
+    });
+    const text = resultText({ data: [value] });
+    expect(text).toContain('field99: 99');
+    expect(text).not.toContain('field100');
+    expect(text.length).toBeLessThan(5_000);
+    expect(done.lists).toBe(1);
+    // JSON.stringify reads each value, and we read it without its `toJSON`.
+    expect(done.reads).toBeLessThan(201_000);
+  });
+
+  it('is shown in part however deep and wide it is', () => {
+    const wide = (depth: number): unknown =>
+      depth === 0 ? 'leaf' : Array.from({ length: 20 }, () => wide(depth - 1));
+    const text = resultText({ tree: wide(4) });
+    expect(text.length).toBeLessThan(300_000);
+    expect(text).toContain('leaf');
+  });
 });
 
 describe('failureText', () => {

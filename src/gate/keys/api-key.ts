@@ -1,7 +1,7 @@
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedStart } from '../shared-limits.js';
-import { LearnedWindows, type StartEntries } from './learned-windows.js';
-import type { RateWindow } from './sliding-window.js';
+import { LearnedWindows } from './learned-windows.js';
+import type { RateWindow, WindowEntry } from './sliding-window.js';
 import { maxWeightOf, SlidingWindow, windowsOf } from './sliding-window.js';
 
 /**
@@ -27,7 +27,8 @@ type KeyState =
 /** One attempt's reservation of a key, from the choice of the key to the end of the attempt. */
 export interface KeyReservation {
   readonly key: ApiKey;
-  readonly entries: StartEntries;
+  /** What it takes of each window. */
+  readonly entries: readonly WindowEntry[];
   /** What it counts in windows of that unit. */
   weight: number;
   /** When the attempt began; until then its capacity is only reserved. */

@@ -3,14 +3,8 @@ import type { Classification } from '../classify.js';
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
 import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
-import {
-  maxWeightOf,
-  type RateWindow,
-  SlidingWindow,
-  smallestFree,
-  type WindowEntry,
-  windowsOf,
-} from './sliding-window.js';
+import { BestKey, goesBefore } from './best-key.js';
+import { maxWeightOf, type RateWindow, SlidingWindow, smallestFree, windowsOf } from './sliding-window.js';
 
 /** One key and its own windows. */
 export interface KeySpec {
@@ -92,6 +86,8 @@ export class KeyRing {
   onCapacity: () => void = () => {};
   /** A key is in cooldown. */
   onCooldown: () => void = () => {};
+  /** A key is back in use: its next cooldown may end earlier than the last would have. */
+  onRestored: () => void = () => {};
 
   constructor({ name, hooks, keys, sharedRate, cooldown, keyed, now, limits }: KeyRingOptions) {
     this.now = now;
@@ -124,7 +120,10 @@ export class KeyRing {
     return this.#maxWeight;
   }
 
-  /** Replaces the windows of keys that have none of their own, or the shared ones. */
+  /**
+   * Replaces the windows of keys that have none of their own, or the shared ones. A waiting call that becomes too heavy for
+   * them is sent back, and rejected, unless its weight was only estimated.
+   */
   setRate(rate: readonly RateWindow[] | undefined, sharedRate: readonly RateWindow[] | undefined): void {
     if (rate !== undefined) for (const key of this.#keys) if (!key.hasOwnRate) key.setRate(rate);
     if (sharedRate !== undefined) {
@@ -184,7 +183,7 @@ export class KeyRing {
   /** The attempt begins. */
   begin(reservation: KeyReservation, nowMs: number): void {
     reservation.beganMs = nowMs;
-    for (const [window, entry] of reservation.entries) window.begin(entry, nowMs);
+    for (const entry of reservation.entries) entry.window.begin(entry, nowMs);
     this.#best.touch(reservation.key);
   }
 
@@ -193,7 +192,7 @@ export class KeyRing {
     reservation.shared?.correct(weight - reservation.weight);
     reservation.weight = weight;
     if (!this.#countsWeight) return;
-    for (const [window, entry] of reservation.entries) window.correct(entry, weight);
+    for (const entry of reservation.entries) entry.window.correct(entry, weight);
     this.#best.touch(reservation.key);
     this.onCapacity();
   }
@@ -250,9 +249,9 @@ export class KeyRing {
   end(reservation: KeyReservation): void {
     const { key, entries, shared } = reservation;
     const hasBegun = reservation.beganMs !== undefined;
-    for (const [window, entry] of entries) {
-      if (hasBegun) window.finish(entry);
-      else window.cancel(entry);
+    for (const entry of entries) {
+      if (hasBegun) entry.window.finish(entry);
+      else entry.window.cancel(entry);
     }
     if (hasBegun) shared?.end();
     else shared?.cancel();
@@ -269,7 +268,7 @@ export class KeyRing {
   retryAfterMs(nowMs: number, weight = 0): number {
     let soonest = Number.POSITIVE_INFINITY;
     for (const key of this.#keys) {
-      if (weight > key.maxWeight) continue;
+      if (weight > this.#maxWeightOf(key)) continue;
       soonest = Math.min(soonest, key.cooldownMs(nowMs));
       if (soonest === 0) break;
     }
@@ -279,14 +278,19 @@ export class KeyRing {
   /** Calls of the same class can be served by the same keys: it is the weight of the heaviest of them. */
   weightClassOf(weight: number): number {
     let heaviest = Number.POSITIVE_INFINITY;
-    for (const { maxWeight } of this.#keys) if (weight <= maxWeight) heaviest = Math.min(heaviest, maxWeight);
+    for (const key of this.#keys) {
+      const maxWeight = this.#maxWeightOf(key);
+      if (weight <= maxWeight) heaviest = Math.min(heaviest, maxWeight);
+    }
     return heaviest;
   }
 
   /** The times until which the keys of each weight class are in cooldown; 0 where one is not. */
   closedUntilMs(nowMs: number): ReadonlyMap<number, number> {
     const until = new Map<number, number>();
-    for (const { maxWeight } of this.#keys) {
+    for (const key of this.#keys) {
+      const maxWeight = this.#maxWeightOf(key);
+      if (until.has(maxWeight)) continue;
       const closedMs = this.retryAfterMs(nowMs, maxWeight);
       until.set(maxWeight, closedMs === 0 ? 0 : nowMs + closedMs);
     }
@@ -304,11 +308,12 @@ export class KeyRing {
   /** Puts a key back into use. Returns whether there is such a key. */
   restore(key: string): boolean {
     const found = this.#keys.find((candidate) => candidate.key === key);
-    if (found !== undefined) this.#best.touch(found);
-    found?.restore();
-    if (found !== undefined) this.shared?.restore(hashOf(key));
+    if (found === undefined) return false;
+    this.#best.touch(found);
+    found.restore();
+    this.shared?.restore(hashOf(key));
     this.onCapacity();
-    return found !== undefined;
+    return true;
   }
 
   stats(nowMs: number): readonly KeyStats[] {
@@ -328,9 +333,7 @@ export class KeyRing {
   }
 
   #reserve(key: ApiKey, weight: number): KeyReservation {
-    const entries: [SlidingWindow, WindowEntry][] = [];
-    for (const window of key.windows) entries.push([window, window.reserve(weight)]);
-    for (const window of this.#shared) entries.push([window, window.reserve(weight)]);
+    const entries = key.windows.concat(this.#shared).map((window) => window.reserve(weight));
     const reservation: KeyReservation = { key, entries, weight, beganMs: undefined };
     key.reserve(reservation);
     key.lastUsed = this.#used++;
@@ -339,7 +342,12 @@ export class KeyRing {
   }
 
   #heaviest(): number {
-    return Math.min(this.#sharedMaxWeight, Math.max(...this.#keys.map((key) => key.maxWeight)));
+    return Math.max(...this.#keys.map((key) => this.#maxWeightOf(key)));
+  }
+
+  /** The heaviest call that a key can serve, within the windows of all keys. */
+  #maxWeightOf({ maxWeight }: ApiKey): number {
+    return Math.min(maxWeight, this.#sharedMaxWeight);
   }
 
   #hasWeightWindow(): boolean {
@@ -409,79 +417,9 @@ export class KeyRing {
   }
 
   #emitRestored(key: ApiKey): void {
+    this.onRestored();
     if (this.#hooks.hasListeners('key:restored'))
       this.#hooks.emit('key:restored', { source: this.#source, key: key.label });
-  }
-}
-
-/** Whether a key goes before another: with a larger free part, of equals less in use, and of those less recently used. */
-const goesBefore = (key: ApiKey, free: number, other: ApiKey, otherFree: number): boolean =>
-  free !== otherFree ? free > otherFree : (key.inUse - other.inUse || key.lastUsed - other.lastUsed) < 0;
-
-/** What is known of a key has changed already. */
-const NOW = -1 / 0;
-
-/**
- * The best key of those whose state allows a start: a tournament in a binary tree, with a leaf for each key. A node knows the
- * best key below it, and when the first of the keys below it changes by itself.
- *
- * Invariants:
- * - `best` visits the keys that have changed since the last time, and no others: it costs O(log keys) for each.
- * - Where a node has to be visited now, so have those above it.
- */
-class BestKey {
-  readonly #keys: readonly ApiKey[];
-  /** The children of node i are 2i and 2i + 1; the leaf of key i is node `#keys.length` + i, and node 1 the root. */
-  readonly #best: (ApiKey | undefined)[];
-  readonly #changesAtMs: Float64Array;
-  readonly #free: Float64Array;
-
-  constructor(keys: readonly ApiKey[]) {
-    this.#keys = keys;
-    this.#best = new Array<ApiKey | undefined>(2 * keys.length).fill(undefined);
-    this.#changesAtMs = new Float64Array(2 * keys.length).fill(NOW);
-    this.#free = new Float64Array(keys.length);
-  }
-
-  /** The key, its windows, or what is reserved of them have changed. */
-  touch({ index }: ApiKey): void {
-    for (let node = this.#keys.length + index; node > 0; node >>= 1) {
-      if (this.#changesAtMs[node] === NOW) return;
-      this.#changesAtMs[node] = NOW;
-    }
-  }
-
-  /** The best key, whose windows may be too full; `undefined` if the state of none allows a start. */
-  best(nowMs: number): ApiKey | undefined {
-    this.#visit(1, nowMs);
-    return this.#best[1];
-  }
-
-  #visit(node: number, nowMs: number): void {
-    if ((this.#changesAtMs[node] as number) > nowMs) return;
-    const index = node - this.#keys.length;
-    if (index >= 0) {
-      const key = this.#keys[index] as ApiKey;
-      // It may emit an event, whose listener comes back here: nothing is read before it.
-      const isOpen = key.waitMs(nowMs) <= 0;
-      this.#free[index] = smallestFree(key.windows, nowMs);
-      this.#best[node] = isOpen ? key : undefined;
-      this.#changesAtMs[node] = key.changesAtMs;
-      return;
-    }
-    this.#visit(2 * node, nowMs);
-    this.#visit(2 * node + 1, nowMs);
-    const [left, right] = [this.#best[2 * node], this.#best[2 * node + 1]];
-    this.#best[node] =
-      right === undefined || (left !== undefined && this.#isBetter(left, right)) ? left : right;
-    this.#changesAtMs[node] = Math.min(
-      this.#changesAtMs[2 * node] as number,
-      this.#changesAtMs[2 * node + 1] as number,
-    );
-  }
-
-  #isBetter(key: ApiKey, other: ApiKey): boolean {
-    return goesBefore(key, this.#free[key.index] as number, other, this.#free[other.index] as number);
   }
 }
 

@@ -1,9 +1,6 @@
 import type { ReportedLimit } from '../retry-after.js';
 import { SlidingWindow, type WindowEntry } from './sliding-window.js';
 
-/** What a start took of each window. */
-export type StartEntries = readonly (readonly [SlidingWindow, WindowEntry])[];
-
 /** The lengths of windows that services use. */
 const USUAL_MS = [1_000, 60_000, 3_600_000, 86_400_000];
 /** A reported length this close to a usual one, as a share of it, is that one: it is rounded, or the window not yet full. */
@@ -34,7 +31,7 @@ export class LearnedWindows {
   }
 
   /** Takes what the response to a start reports. Returns whether there is a new window. */
-  learn(reported: readonly ReportedLimit[], start: StartEntries, nowMs: number): boolean {
+  learn(reported: readonly ReportedLimit[], start: readonly WindowEntry[], nowMs: number): boolean {
     let isNew = false;
     for (const { name, unit, limit, remaining, resetMs, perMs } of reported) {
       const lengthMs = lengthOf(perMs ?? resetMs);
@@ -48,7 +45,7 @@ export class LearnedWindows {
       window.perMs = Math.max(window.perMs, lengthMs);
       // The report is from soon after the start: what was counted then may have left the window since, and what began since
       // may have arrived before it.
-      const countedThen = start.find(([other]) => other === window)?.[1].countedThen ?? 0;
+      const countedThen = start.find((entry) => entry.window === window)?.countedThen ?? 0;
       const unknown = limit - remaining - Math.max(countedThen, window.used(nowMs));
       if (unknown > 0) window.add(unknown, nowMs);
     }

@@ -15,6 +15,7 @@ export interface RateWindow {
 
 /** What one start takes of one window. Made by `reserve`, and known to its window alone. */
 export interface WindowEntry {
+  readonly window: SlidingWindow;
   amount: number;
   /** When it began; until then it is reserved, and counts without end. */
   beganMs: number | undefined;
@@ -120,7 +121,7 @@ export class SlidingWindow {
   /** Counts what began elsewhere, as if it began now. */
   add(amount: number, nowMs: number): void {
     const block = this.#lastBlock();
-    const entry = { amount, beganMs: nowMs, countedThen: 0, block, over: false, final: true };
+    const entry = { window: this, amount, beganMs: nowMs, countedThen: 0, block, over: false, final: true };
     block.entries.push(entry);
     this.#count(entry, amount);
   }
@@ -129,6 +130,7 @@ export class SlidingWindow {
     const amount = this.#amountOf(weight);
     this.#reserved += amount;
     return {
+      window: this,
       amount,
       beganMs: undefined,
       countedThen: 0,

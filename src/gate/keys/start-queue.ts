@@ -119,9 +119,11 @@ export class StartQueue implements Starts {
 
   /** A start at once, where no call waits and a key has capacity. */
   tryEnter(weight: number): KeyReservation | undefined {
-    if (this.#queued > 0 || this.isLimiterPaused()) return undefined;
+    if (this.#queued > 0 || this.#granted >= PER_TURN || this.isLimiterPaused()) return undefined;
     const taken = this.#ring.take(weight, this.#ring.now());
-    return 'key' in taken ? taken : undefined;
+    if (!('key' in taken)) return undefined;
+    this.#count();
+    return taken;
   }
 
   /** Waits for a start; `undefined` if all keys are in cooldown now. Rejects with the call's reason. */
@@ -221,12 +223,7 @@ export class StartQueue implements Starts {
       return false;
     }
     if ('key' in taken) {
-      if (this.#granted++ === 0)
-        afterThisTurn(() => {
-          const isFull = this.#granted >= PER_TURN;
-          this.#granted = 0;
-          if (isFull) this.check();
-        });
+      this.#count();
       request.settle(taken);
       this.#remove(request);
       return true;
@@ -244,6 +241,15 @@ export class StartQueue implements Starts {
       onWait?.(taken);
     }
     return false;
+  }
+
+  #count(): void {
+    if (this.#granted++ > 0) return;
+    afterThisTurn(() => {
+      const isFull = this.#granted >= PER_TURN;
+      this.#granted = 0;
+      if (isFull) this.check();
+    });
   }
 
   /** A timer that fires early checks again, so one that is set is kept unless the time became shorter. */

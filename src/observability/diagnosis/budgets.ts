@@ -44,8 +44,8 @@ export class BudgetRecorder {
     if (this.#gates.has(source)) this.#unmetered.set(source, meters);
   }
 
-  /** A request with this budget has ended. Returns whether that is nearly spent. */
-  noteEnd(budget: BudgetFigures): boolean {
+  /** Keeps the state of a budget that is nearly spent. Returns whether it is. */
+  noteIfNearlySpent(budget: BudgetFigures): boolean {
     const state = tightest(budget);
     if (state === undefined || state.spent < NEARLY * state.limit) return false;
     this.#last = state;
@@ -57,7 +57,7 @@ export class BudgetRecorder {
     current: readonly RequestInfo[] = [],
   ): BudgetReport {
     const running = current.flatMap(({ budget }) => budget ?? []);
-    const nearly = running.filter((budget) => this.noteEnd(budget)).length;
+    const nearly = running.filter((budget) => this.noteIfNearlySpent(budget)).length;
     return {
       requests: count('budgets') + running.length,
       nearlySpent: count('nearly-spent') + nearly,

@@ -171,7 +171,7 @@ export class Recorder {
         onActivity();
         if (budget === undefined || source !== (this.#manager.name ?? source)) return;
         this.#history.add('budgets', 1);
-        if (this.#budgets.noteEnd(budget)) this.#history.add('nearly-spent', 1);
+        if (this.#budgets.noteIfNearlySpent(budget)) this.#history.add('nearly-spent', 1);
       })
       .on('request:rejected', onActivity);
     this.#tenants.listen(requests, this.#manager.name, this.#manager.requests?.());

@@ -56,7 +56,7 @@ export class TenantRecorder {
 
   /** Waiters that only the caps of their tenants hold back. */
   get beyondCaps(): number {
-    return this.#queue === undefined ? 0 : this.#queue.size - this.#queue.eligible;
+    return this.#queue?.excess ?? 0;
   }
 
   /** Passes on all running totals, and notes whose cap is in the way. */

@@ -6,6 +6,7 @@ import { GateTimeoutError } from '../../../src/errors.js';
 import { bearer, type GateFetchOptions } from '../../../src/gate/fetch.js';
 import type { ServiceGateOptions } from '../../../src/gate/options.js';
 import { ServiceGate } from '../../../src/gate/service-gate.js';
+import { useFakeTimers } from '../../support/fake-timers.js';
 import { recorder } from '../../support/hooks.js';
 import { until } from '../../support/promises.js';
 import { seeded } from '../../support/random-numbers.js';
@@ -711,7 +712,7 @@ describe.each([
         response.writeHead(200);
         write();
       });
-      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+      useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
       const { fetch, expectAllFree } = gated(
         { bodyIdleTimeoutMs: 300 },
         { attemptTimeoutMs: 300, timeoutMs: 350 },

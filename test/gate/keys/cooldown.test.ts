@@ -216,6 +216,23 @@ describe('a cooldown of all keys', () => {
     expect(waiting.now.is).toBe('fulfilled');
   });
 
+  it('rejects at once who cannot wait for its end, though one that restoreKey ended had been longer', async () => {
+    const gate = new ServiceGate({
+      name: 'llm',
+      keys: ['a-key'],
+      retry: { attempts: 2, baseMs: 5_000, maxMs: 5_000 },
+    });
+    for (const seconds of [600, 300]) {
+      const inBackoff = follow(gate.run(() => Promise.reject(httpError(500)), { timeoutMs: 60_000 }));
+      await settled();
+      expect(gate.stats()).toMatchObject({ backingOff: 1 });
+      await gate.run(() => refused(seconds), { timeoutMs: 60_000 }).catch(() => {});
+      await settled();
+      expect(inBackoff.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_KEYS_EXHAUSTED' } });
+      gate.restoreKey('a-key');
+    }
+  });
+
   it('is left by a call in the step of its abort, without a leak', async () => {
     const gate = new ServiceGate({ name: 'search', maxConcurrent: 1, retry: { attempts: 1 } });
     await gate.run(() => refused(3)).catch(() => {});
@@ -447,10 +464,12 @@ describe('a gate that starts nothing for now', () => {
   it('closes at once while it is paused, and starts nothing that waits', async () => {
     const gate = new ServiceGate({ name: 'llm', maxConcurrent: 2 });
     gate.pause();
+    expect(gate.stats()).toMatchObject({ paused: true, closed: false });
     const fn = vi.fn();
     const waiting = follow(gate.run(fn));
     await settled();
     await gate.close();
+    expect(gate.stats()).toMatchObject({ paused: false, closed: true });
     gate.resume();
     expect(waiting.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_CLOSED' } });
     expect(fn).not.toHaveBeenCalled();
@@ -464,5 +483,22 @@ describe('a gate that starts nothing for now', () => {
     expect(gate.stats().keys[0]!.free).toBe(0);
     nowMs = 1_000;
     expect(gate.stats().keys[0]!.free).toBe(1);
+  });
+
+  it('waits no longer for a window or a cooldown when its `now` is set back', async () => {
+    let aheadMs = 1e9;
+    const now = () => performance.now() + aheadMs;
+    const gate = new ServiceGate({
+      name: 'llm',
+      now,
+      rate: [{ limit: 2, perMs: 1_000 }],
+      retry: { attempts: 1 },
+    });
+    await gate.run(() => {});
+    await gate.run(() => refused(1)).catch(() => {});
+    const waiting = [1, 2, 3].map(() => follow(gate.run(() => {})));
+    aheadMs = 0;
+    await vi.advanceTimersByTimeAsync(3_000);
+    expect(waiting.map((call) => call.now.is)).toEqual(Array(3).fill('fulfilled'));
   });
 });

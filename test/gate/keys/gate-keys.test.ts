@@ -987,6 +987,24 @@ describe('the keys of a ServiceGate', () => {
       expect(call).toHaveBeenCalledTimes(6);
     });
 
+    it.each(['rate', 'sharedRate'])(
+      'rejects a waiting call that becomes heavier than `%s` allows, and lowers a weight that was only estimated',
+      async (which) => {
+        const rateOf = (limit: number) => ({ [which]: [{ limit, perMs: 1_000, unit: 'weight' as const }] });
+        const gate = new ServiceGate({ name: 'llm', ...rateOf(1_000), usage: () => undefined });
+        await gate.run(() => {}, { weight: 900 });
+        const heavy = gate.run(() => {}, { weight: 300 });
+        const light = gate.run(() => 'light', { weight: 1 });
+        const estimated = gate.run(() => 'estimated');
+        await settled();
+        gate.setRate(rateOf(200));
+        await expect(heavy).rejects.toMatchObject({ code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: undefined });
+        await vi.advanceTimersByTimeAsync(2_000);
+        await expect(light).resolves.toBe('light');
+        await expect(estimated).resolves.toBe('estimated');
+      },
+    );
+
     it('changes the heaviest weight that a call may have', async () => {
       const { call } = service();
       const gate = new ServiceGate({ name: 'llm', rate: [{ limit: 10, perMs: 1_000, unit: 'weight' }] });

@@ -8,6 +8,6 @@ it('a report that comes late counts as known what has left the window since its 
   const window = learned.all[0]!;
   const entries = Array.from({ length: 10 }, () => window.reserve(1));
   for (const entry of entries) window.begin(entry, 0);
-  learned.learn([{ ...report, remaining: 0 }], [[window, entries[9]!]], 61_000);
+  learned.learn([{ ...report, remaining: 0 }], [entries[9]!], 61_000);
   expect(window.used(61_000)).toBe(0);
 });

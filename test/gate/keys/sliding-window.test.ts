@@ -226,3 +226,47 @@ describe('checkWindows', () => {
     expect(() => checkWindows('rate', given as never)).toThrow(message);
   });
 });
+
+describe('the cost of a SlidingWindow that counts weight', () => {
+  /** Reads of entries by each operation on a window that holds so many. */
+  function readsWith(count: number): Record<string, number> {
+    let reads = 0;
+    const window = new SlidingWindow({ limit: 2 * count, perMs: 60_000, unit: 'weight' });
+    const begin = (weight: number, nowMs: number) => {
+      const entry = new Proxy(window.reserve(weight), {
+        get: (target, field) => {
+          reads++;
+          return Reflect.get(target, field);
+        },
+      });
+      window.begin(entry, nowMs);
+      return entry;
+    };
+    const entries = Array.from({ length: count }, (_, i) => begin(2, i / count));
+    const costs: Record<string, number> = {};
+    const measure = (operation: string, run: () => unknown): void => {
+      reads = 0;
+      run();
+      costs[operation] = reads;
+    };
+    const at = (i: number) => entries[i] as (typeof entries)[number];
+    const [first, middle, last] = [at(0), at(count / 2), at(count - 1)] as const;
+    measure('the end of the first', () => window.finish(first));
+    measure('the end of one in the middle', () => window.finish(middle));
+    measure('the end of the last', () => window.finish(last));
+    measure('a correction', () => window.correct(middle, 1));
+    measure('a start', () => begin(1, 1));
+    measure('the wait behind a full window', () => expect(window.waitMs(1, 2)).toBeGreaterThan(0));
+    measure('the wait that is certain', () => window.waitMs(1, 2, true));
+    measure('the free part', () => window.free(2));
+    measure('what is used', () => window.used(2));
+    measure('one that never begins', () => window.cancel(window.reserve(1)));
+    return costs;
+  }
+
+  it('does not grow with the entries: no operation reads more than a few of them', () => {
+    const costs = readsWith(100_000);
+    expect(costs).toEqual(readsWith(1_000));
+    for (const reads of Object.values(costs)) expect(reads).toBeLessThan(20);
+  });
+});

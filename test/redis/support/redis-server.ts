@@ -152,3 +152,21 @@ export class RedisServer implements AsyncDisposable {
     rmSync(this.#folder, { recursive: true, force: true });
   }
 }
+
+/** A server, and a client of it. */
+export async function startConnected() {
+  const server = await RedisServer.start();
+  const client = createClient({ url: server.url });
+  client.on('error', () => {});
+  await client.connect();
+  return {
+    server,
+    client,
+    async [Symbol.asyncDispose]() {
+      client.destroy();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+export type ConnectedServer = Awaited<ReturnType<typeof startConnected>>;

@@ -1,0 +1,73 @@
+import type { ApiKey } from './api-key.js';
+import { smallestFree } from './sliding-window.js';
+
+/** Whether a key goes before another: with a larger free part, of equals less in use, and of those less recently used. */
+export const goesBefore = (key: ApiKey, free: number, other: ApiKey, otherFree: number): boolean =>
+  free !== otherFree ? free > otherFree : (key.inUse - other.inUse || key.lastUsed - other.lastUsed) < 0;
+
+/** What is known of a key has changed already. */
+const NOW = -1 / 0;
+
+/**
+ * The best key of those whose state allows a start: a tournament in a binary tree, with a leaf for each key. A node knows the
+ * best key below it, and when the first of the keys below it changes by itself.
+ *
+ * Invariants:
+ * - `best` visits the keys that have changed since the last time, and no others: it costs O(log keys) for each.
+ * - Where a node has to be visited now, so have those above it.
+ */
+export class BestKey {
+  readonly #keys: readonly ApiKey[];
+  /** The children of node i are 2i and 2i + 1; the leaf of key i is node `#keys.length` + i, and node 1 the root. */
+  readonly #best: (ApiKey | undefined)[];
+  readonly #changesAtMs: Float64Array;
+  readonly #free: Float64Array;
+
+  constructor(keys: readonly ApiKey[]) {
+    this.#keys = keys;
+    this.#best = new Array<ApiKey | undefined>(2 * keys.length).fill(undefined);
+    this.#changesAtMs = new Float64Array(2 * keys.length).fill(NOW);
+    this.#free = new Float64Array(keys.length);
+  }
+
+  /** The key, its windows, or what is reserved of them have changed. */
+  touch({ index }: ApiKey): void {
+    for (let node = this.#keys.length + index; node > 0; node >>= 1) {
+      if (this.#changesAtMs[node] === NOW) return;
+      this.#changesAtMs[node] = NOW;
+    }
+  }
+
+  /** The best key, whose windows may be too full; `undefined` if the state of none allows a start. */
+  best(nowMs: number): ApiKey | undefined {
+    this.#visit(1, nowMs);
+    return this.#best[1];
+  }
+
+  #visit(node: number, nowMs: number): void {
+    if ((this.#changesAtMs[node] as number) > nowMs) return;
+    const index = node - this.#keys.length;
+    if (index >= 0) {
+      const key = this.#keys[index] as ApiKey;
+      // It may emit an event, whose listener comes back here: nothing is read before it.
+      const isOpen = key.waitMs(nowMs) <= 0;
+      this.#free[index] = smallestFree(key.windows, nowMs);
+      this.#best[node] = isOpen ? key : undefined;
+      this.#changesAtMs[node] = key.changesAtMs;
+      return;
+    }
+    this.#visit(2 * node, nowMs);
+    this.#visit(2 * node + 1, nowMs);
+    const [left, right] = [this.#best[2 * node], this.#best[2 * node + 1]];
+    this.#best[node] =
+      right === undefined || (left !== undefined && this.#isBetter(left, right)) ? left : right;
+    this.#changesAtMs[node] = Math.min(
+      this.#changesAtMs[2 * node] as number,
+      this.#changesAtMs[2 * node + 1] as number,
+    );
+  }
+
+  #isBetter(key: ApiKey, other: ApiKey): boolean {
+    return goesBefore(key, this.#free[key.index] as number, other, this.#free[other.index] as number);
+  }
+}
