@@ -207,9 +207,7 @@ export class LimitLostError extends PipelinePoolError {
   declare readonly reason: LimitLossReason;
   /** @internal */
   constructor(source: string, reason: LimitLossReason) {
-    super('ERR_LIMIT_LOST', source, `A permit of ${source} was lost: ${LOSSES[reason]}`, {
-      reason,
-    });
+    super('ERR_LIMIT_LOST', source, `A permit of ${source} was lost: ${LOSSES[reason]}`, { reason });
   }
 }
 
@@ -525,10 +523,7 @@ export class ToolFailedError extends PipelinePoolError {
       'ERR_TOOL_FAILED',
       source,
       `Tool ${tool} ${failed}: ${describeError(cause)}`,
-      {
-        tool,
-        stage,
-      },
+      { tool, stage },
       cause,
     );
   }

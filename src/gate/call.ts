@@ -204,7 +204,7 @@ export class GateCall<T> implements OpenCall {
     if (classification === TIMED_OUT) attempt.report(classification);
   }
 
-  /** Keys went into cooldown, or a caller joined, whose `bounds` may allow less time: can a waiting call still meet them? */
+  /** Keys went into cooldown, or a caller joined with its own `bounds`: can a waiting call still meet them? */
   recheck(bounds = this.bounds): boolean {
     if (this.bounds.aborted || this.#waitsSinceMs === undefined) return false;
     const closedMs = this.#closedMs();
@@ -248,7 +248,7 @@ export class GateCall<T> implements OpenCall {
       () => this.#permit(turn, nowMs),
       (permit) =>
         this.#after(
-          () => this.#key(),
+          () => this.#reserve(),
           (reservation) => this.#start(turn, permit, reservation),
           permit,
         ),
@@ -334,7 +334,7 @@ export class GateCall<T> implements OpenCall {
   }
 
   /** A key with capacity in all its windows; `undefined` if all keys are in cooldown now. */
-  #key(): KeyReservation | Promise<KeyReservation | undefined> {
+  #reserve(): KeyReservation | Promise<KeyReservation | undefined> {
     const { startQueue, settings } = this.#gate;
     const { priority = 0 } = this.options;
     const weight = this.#weight();

@@ -88,14 +88,13 @@ export function inBatches<T>(items: readonly T[], act: (item: T) => void): Promi
 }
 
 let settled = 0;
-let unsettled: (() => void)[] = [];
+const unsettled: (() => void)[] = [];
 
 const settleNext = (): void => {
-  const due = unsettled;
-  settled = Math.min(PER_TURN, due.length);
-  unsettled = due.slice(PER_TURN);
-  if (due.length > 0) afterThisTurn(settleNext);
-  for (const settle of due.slice(0, PER_TURN)) settle();
+  const due = unsettled.splice(0, PER_TURN);
+  settled = due.length;
+  if (settled > 0) afterThisTurn(settleNext);
+  for (const settle of due) settle();
 };
 
 const isOfThisTurn = (): boolean => {

@@ -84,7 +84,7 @@ export interface LimiterStats {
   readonly acquired: number;
   /** Requests rejected so far, for whatever reason. */
   readonly rejected: number;
-  /** Whether a pause holds back what it grants; never once it is closed. */
+  /** Whether a pause holds back what it grants; not once it is closed and no request waits. */
   readonly paused: boolean;
   readonly closed: boolean;
   /** Of all processes that share the limit; absent if none do. */

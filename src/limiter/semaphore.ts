@@ -464,7 +464,7 @@ export class Semaphore {
       queued: this.#queue.size,
       acquired: this.#acquired,
       rejected: this.#rejected,
-      // Once closed, there is nothing that a pause holds back.
+      // Once closed, a pause holds back only those that still wait.
       paused: this.#paused && (this.#isOpen || this.#queue.size > 0),
       closed: !this.#isOpen,
     });

@@ -8,7 +8,8 @@
  * - `PriorityLevel`: what all elements of one priority have in common; `TenantQueue`: those of one tenant and priority
  * - `Aging`: the oldest waiter of each priority, where waiting counts
  *
- * `ordered-items` and `indexed-heap` keep things in order, `serving-order` previews the order, `drain-rate` estimates waiting times, `options` has what limiter and pool pass on.
+ * `ordered-items` and `indexed-heap` keep tenants in order, `serving-order` previews the order, `drain-rate` estimates
+ * waiting times, `options` has what limiter and pool pass on.
  */
 import { type HeapItem, IndexedHeap } from './indexed-heap.js';
 import { checkWeight, type FairnessOptions, tenantLimits, UNLIMITED } from './options.js';

@@ -371,9 +371,51 @@ const heapStep = fc.oneof(
   { weight: 1, arbitrary: fc.record({ remove: fc.constant('top' as const) }) },
 );
 
+type HeapStep = typeof heapStep extends fc.Arbitrary<infer Step> ? Step : never;
+
 interface Item {
   rank: number;
   index: number;
+}
+
+interface Played<I> {
+  itemOf(rank: number): I;
+  /** The item that precedes all others. */
+  first(): I | undefined;
+  /** Adds an item, or moves one whose rank has changed. */
+  place(item: I): void;
+  remove(item: I): void;
+}
+
+/** Takes the steps. After each, checks what must hold with these items inside, and that the first has the lowest rank. */
+function play<I extends Item>(
+  steps: readonly HeapStep[],
+  ordered: Played<I>,
+  check: (inside: readonly I[]) => void,
+): void {
+  let inside: I[] = [];
+  for (const one of steps) {
+    if ('add' in one) {
+      const item = ordered.itemOf(one.add);
+      inside.push(item);
+      ordered.place(item);
+    } else {
+      const index = 'move' in one ? one.move : one.remove;
+      const item = index === 'top' ? ordered.first() : inside[index % Math.max(1, inside.length)];
+      if (item === undefined) continue;
+      if ('move' in one) {
+        item.rank = one.to;
+        ordered.place(item);
+      } else {
+        inside = inside.filter((other) => other !== item);
+        ordered.remove(item);
+      }
+    }
+    check(inside);
+    expect(ordered.first()?.rank).toBe(
+      inside.length === 0 ? undefined : Math.min(...inside.map(({ rank }) => rank)),
+    );
+  }
 }
 
 describe('IndexedHeap', () => {
@@ -393,32 +435,23 @@ describe('IndexedHeap', () => {
   it('keeps the index of each item, and none before one that precedes it, after every step', () => {
     const property = fc.property(fc.array(heapStep, { maxLength: 150, size: 'max' }), (steps) => {
       const heap = heapOf();
-      let inside: Item[] = [];
-      for (const one of steps) {
-        if ('add' in one) {
-          const item = { rank: one.add, index: -1 };
-          inside.push(item);
-          heap.place(item);
-        } else {
-          const index = 'move' in one ? one.move : one.remove;
-          const item = index === 'top' ? heap.top : inside[index % Math.max(1, inside.length)];
-          if (item === undefined) continue;
-          if ('move' in one) {
-            item.rank = one.to;
-            heap.place(item);
-          } else {
-            inside = inside.filter((other) => other !== item);
+      play(
+        steps,
+        {
+          itemOf: (rank) => ({ rank, index: -1 }),
+          first: () => heap.top,
+          place: (item) => heap.place(item),
+          remove: (item) => {
             heap.remove(item);
             heap.remove(item);
             expect(item.index).toBe(-1);
-          }
-        }
-        expect(faults(heap)).toEqual([]);
-        expect(new Set(heap.items)).toEqual(new Set(inside));
-        expect(heap.top?.rank).toBe(
-          inside.length === 0 ? undefined : Math.min(...inside.map(({ rank }) => rank)),
-        );
-      }
+          },
+        },
+        (inside) => {
+          expect(faults(heap)).toEqual([]);
+          expect(new Set(heap.items)).toEqual(new Set(inside));
+        },
+      );
     });
     fc.assert(property, { numRuns: 300 });
   });
@@ -452,37 +485,28 @@ describe('OrderedItems', () => {
   it('has the item next that precedes all others, wherever they are placed, moved and removed', () => {
     const property = fc.property(fc.array(heapStep, { maxLength: 60, size: 'max' }), (steps) => {
       const ordered = new OrderedItems<Ordered>((a, b) => a.rank < b.rank);
-      let inside: Ordered[] = [];
-      for (const one of steps) {
-        if ('add' in one) {
-          const item = itemOf(one.add);
-          inside.push(item);
-          ordered.update(item, true);
-        } else {
-          const index = 'move' in one ? one.move : one.remove;
-          const item = index === 'top' ? ordered.next : inside[index % Math.max(1, inside.length)];
-          if (item === undefined) continue;
-          if ('move' in one) {
-            item.rank = one.to;
-            ordered.update(item, true);
-          } else {
-            inside = inside.filter((other) => other !== item);
+      play(
+        steps,
+        {
+          itemOf,
+          first: () => ordered.next,
+          place: (item) => ordered.update(item, true),
+          remove: (item) => {
             for (let i = 0; i < 2; i++) ordered.update(item, false);
             expect(item).toEqual(itemOf(item.rank));
+          },
+        },
+        (inside) => {
+          const listed: Ordered[] = [];
+          for (let at = ordered.head; at !== undefined; at = at.next) {
+            expect(at.previous).toBe(listed.at(-1));
+            listed.push(at);
           }
-        }
-        const listed: Ordered[] = [];
-        for (let at = ordered.head; at !== undefined; at = at.next) {
-          expect(at.previous).toBe(listed.at(-1));
-          listed.push(at);
-        }
-        const ranks = listed.map(({ rank }) => rank);
-        expect(ranks).toEqual(ranks.toSorted((a, b) => a - b));
-        expect(new Set([...ordered.items, ...listed])).toEqual(new Set(inside));
-        expect(ordered.next?.rank).toBe(
-          inside.length === 0 ? undefined : Math.min(...inside.map(({ rank }) => rank)),
-        );
-      }
+          const ranks = listed.map(({ rank }) => rank);
+          expect(ranks).toEqual(ranks.toSorted((a, b) => a - b));
+          expect(new Set([...ordered.items, ...listed])).toEqual(new Set(inside));
+        },
+      );
     });
     fc.assert(property, { numRuns: 150 });
   });

@@ -2,8 +2,8 @@ import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { resolve } from 'node:path';
 import type { Readable } from 'node:stream';
-import { buildSync } from 'esbuild';
 import { afterAll } from 'vitest';
+import { bundleForNode } from './bundle.js';
 
 /**
  * Bundles an example once for all tests of a file, which start it in processes of its own: compiling it in each of them
@@ -13,16 +13,7 @@ export function bundledExample(
   entry: string,
 ): (args: readonly string[], env: NodeJS.ProcessEnv) => ChildProcessByStdio<null, Readable, Readable> {
   const outfile = resolve(`test/examples/.bundled/${entry.replace(/\W/g, '-')}-${process.pid}.mjs`);
-  buildSync({
-    entryPoints: [entry],
-    outfile,
-    bundle: true,
-    format: 'esm',
-    platform: 'node',
-    target: 'node20',
-    packages: 'external',
-    logLevel: 'error',
-  });
+  bundleForNode(entry, outfile, { packages: 'external' });
   afterAll(() => rmSync(outfile));
   return (args, env) =>
     spawn(process.execPath, [outfile, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] });

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { Worker } from 'node:worker_threads';
-import { buildSync } from 'esbuild';
+import { bundleForNode } from './bundle.js';
 
 /**
  * Runs a TypeScript module in a thread with a `process` of its own, and returns what it printed. For code that replaces
@@ -10,16 +10,7 @@ import { buildSync } from 'esbuild';
  */
 export async function runInThread(path: string): Promise<string> {
   const outfile = path.replace(/\.ts$/, '.mjs');
-  buildSync({
-    entryPoints: [path],
-    outfile,
-    bundle: true,
-    format: 'esm',
-    platform: 'node',
-    target: 'node20',
-    packages: 'external',
-    logLevel: 'error',
-  });
+  bundleForNode(path, outfile, { packages: 'external' });
   const worker = new Worker(outfile, { stdout: true });
   try {
     const printed = text(worker.stdout);
