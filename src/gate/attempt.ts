@@ -81,6 +81,8 @@ export class Attempt implements AbortListener, AbortWatcher {
   #running = 0;
   #graceTimer: NodeJS.Timeout | undefined;
   #load: PermitOutcome = 'ignored';
+  /** What was reported before the body of its response was read. */
+  #early: Classification | undefined;
   #state: 'reserved' | 'begun' | 'ended' | 'released' = 'reserved';
 
   constructor(gate: GateState, call: CallBounds, permit: Permit | undefined, reservation: KeyReservation) {
@@ -134,7 +136,7 @@ export class Attempt implements AbortListener, AbortWatcher {
 
   /** What host code receives as the attempt of this number. */
   context(attempt: number): AttemptContext {
-    return contextOf(this, this.#reservation.key.key, attempt);
+    return attemptContextOf(this, this.#reservation.key.key, attempt);
   }
 
   reportUsage(actual: number): void {
@@ -233,8 +235,10 @@ export class Attempt implements AbortListener, AbortWatcher {
       const step: Step = { reject, timer };
       this.#step = step;
       this.#running++;
-      startOf(work).then(
-        (value) => {
+      // A promise of the host may have a `then` of its own.
+      Promise.prototype.then.call(
+        startOf(work),
+        (value: T) => {
           if (!this.#aborted && this.#finishStep(step)) resolve(value);
           else onLate?.(value);
           this.#workSettled();
@@ -281,12 +285,17 @@ export class Attempt implements AbortListener, AbortWatcher {
     const { ring } = this.#gate;
     this.#load = classification.load;
     if (this.#isStream && this.#load === 'ok') this.firstItem();
+    const early = this.#early;
+    // The body has said nothing new: the cooldown that the headers began is not begun again.
+    if (early?.class === classification.class && early.retryAfterMs === classification.retryAfterMs) return;
     ring.report(this.#reservation, classification);
   }
 
   /** Reports to its key what is known before the body of a response is read. */
   reportEarly(classification: Classification): void {
-    if (this.#state === 'begun') this.#gate.ring.report(this.#reservation, classification);
+    if (this.#state !== 'begun') return;
+    this.#early = classification;
+    this.#gate.ring.report(this.#reservation, classification);
   }
 
   /** Aborts what still runs. */
@@ -382,7 +391,7 @@ function readTokens(value: unknown, tokens: TokenCounts): void {
 }
 
 /** With fields of its own, so that host code may copy it. */
-function contextOf(attempt: Attempt, key: string, number: number): AttemptContext {
+function attemptContextOf(attempt: Attempt, key: string, number: number): AttemptContext {
   const reportUsage = (actual: number): void => attempt.reportUsage(actual);
   return withSignal({ key, attempt: number, reportUsage }, attempt);
 }

@@ -35,6 +35,8 @@ import type { HeaderSource } from './retry-after.js';
 /** What the attempts of a call do, and how its results are treated. */
 export interface Work<T> {
   run(context: AttemptContext): T | PromiseLike<T>;
+  /** Whether the weight in the call's options is only an estimate, for which no window is too small. */
+  readonly isEstimated?: boolean | undefined;
   /** Whether a result is the first item of a stream, and its end comes later. */
   readonly isStream?: boolean | undefined;
   /** Whether a result is only a beginning: its receiver ends the attempt. */
@@ -60,10 +62,12 @@ export interface Work<T> {
 /** Receives how a call ended. */
 export type CallEnd = (call: GateCall<unknown>, failure: { readonly error: unknown } | undefined) => void;
 
-/** What host code returned or threw. A `Response` has been classified already. */
-type Result<T> =
-  | { readonly value: T; readonly classification?: Classification | undefined }
-  | { readonly error: unknown };
+/** What host code returned. A `Response` has been classified already. */
+interface Returned<T> {
+  readonly value: T;
+  readonly classification?: Classification | undefined;
+}
+type Result<T> = Returned<T> | { readonly error: unknown };
 type Tried<T> = Result<T> & { readonly classification: Classification };
 
 const OK = /* @__PURE__ */ classificationOf({ class: 'ok' });
@@ -76,8 +80,8 @@ const losesKey = (classification: Classification): boolean =>
   classification.class === 'unauthorized' || classification.class === 'quota-exhausted';
 
 /**
- * One call through the gate, attempt by attempt. `#attempt` is the whole flow; below it, in this order: the start of an
- * attempt (permit, then key), the attempt itself, its classification, and the decision about the next one.
+ * One call through the gate, attempt by attempt. `#attempt` and `#goOn` are the whole flow; below them, in this order: the
+ * start of an attempt (permit, then key), the attempt itself, its classification, and the decision about the next one.
  *
  * Invariants:
  * - Each attempt runs in the AsyncLocalStorage context of its caller.
@@ -147,29 +151,41 @@ export class GateCall<T> implements OpenCall {
   }
 
   /** Makes an attempt and, if it is not the last, those that follow. */
-  async #attempt(attempt: Attempt): Promise<T> {
-    const bounds = this.bounds;
+  #attempt(attempt: Attempt): Promise<T> {
     try {
       // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
-      if (bounds.aborted) {
-        attempt.end();
-        throw bounds.reason;
-      }
-      if (this.cost !== undefined) this.#reserveCost(this.cost, attempt);
-      const tried = await this.#try(attempt);
+      this.bounds.throwIfAborted();
+      // What waits reserves nothing.
+      this.cost?.reserve(this.#met?.error);
+      attempt.cost = this.cost;
+      return this.#try(attempt).then(
+        (result) => {
+          // Only data, which needs no classifier, ends here; the rest is in a function of its own, which few processes run.
+          if (result.classification !== OK || this.bounds.aborted) return this.#goOn(attempt, result);
+          attempt.report(OK);
+          return this.#succeeded(attempt, result.value, OK);
+        },
+        (error: unknown) => this.#goOn(attempt, { error }),
+      );
+    } catch (error) {
+      attempt.end();
+      return Promise.reject(this.#failed(error));
+    }
+  }
+
+  /** Classifies what an attempt came to, and makes those that follow. */
+  async #goOn(attempt: Attempt, result: Result<T>): Promise<T> {
+    const bounds = this.bounds;
+    try {
+      const tried = await this.#classified(attempt, result);
       const { classification } = tried;
-      const isFree = losesKey(classification) && this.#freeLosses < this.#gate.settings.keys.length;
-      if (isFree) this.#freeLosses++;
-      const retryAfterMs = bounds.aborted ? undefined : this.#retryAfterMs(classification, isFree);
+      const retryAfterMs = this.#retryAfterMs(classification);
       const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
-      if ('value' in tried && retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost) {
-        bounds.outcome = classification.class;
-        if (this.#work.keepsAttempt) this.attempt = attempt;
-        else attempt.end();
-        this.#onEnd?.(this, undefined);
-        return tried.value;
+      if ('value' in tried) {
+        if (retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost)
+          return this.#succeeded(attempt, tried.value, classification);
+        this.#discard(attempt, tried.value);
       }
-      if ('value' in tried) this.#discard(attempt, tried.value);
       attempt.end();
       bounds.throwIfAborted();
       if (retryAfterMs === undefined) {
@@ -183,6 +199,14 @@ export class GateCall<T> implements OpenCall {
     } catch (error) {
       throw this.#failed(error);
     }
+  }
+
+  #succeeded(attempt: Attempt, value: T, classification: Classification): T {
+    this.bounds.outcome = classification.class;
+    if (this.#work.keepsAttempt) this.attempt = attempt;
+    else attempt.end();
+    this.#onEnd?.(this, undefined);
+    return value;
   }
 
   /** Reports the end of the call. Returns the error. */
@@ -315,7 +339,9 @@ export class GateCall<T> implements OpenCall {
   }
 
   #weight(): number {
-    return this.options.weight ?? this.#gate.estimateWeight();
+    const { weight } = this.options;
+    if (weight === undefined) return this.#gate.estimateWeight();
+    return this.#work.isEstimated ? Math.min(weight, this.#gate.ring.maxWeight) : weight;
   }
 
   #acquire(): Promise<Permit> | undefined {
@@ -357,61 +383,55 @@ export class GateCall<T> implements OpenCall {
     this.cost = new CallCost(this.#gate, this.events, budget, this.options);
   }
 
-  /** In the step in which the attempt starts: what waits reserves nothing. */
-  #reserveCost(cost: CallCost, attempt: Attempt): void {
-    try {
-      cost.reserve(this.#met?.error);
-      attempt.cost = cost;
-    } catch (error) {
-      attempt.end();
-      throw error;
-    }
-  }
-
   // The attempt.
 
-  /** Makes the attempt and classifies it. Never rejects. */
-  async #try(attempt: Attempt): Promise<Tried<T>> {
+  /** Rejects where the host code fails or is given up. */
+  #try(attempt: Attempt): Promise<Returned<T>> {
     this.attempts++;
     this.key = attempt.keyLabel;
     attempt.tokens = this.tokens;
     this.events.started(this.attempts, this.key, this.#attemptWaitMs, this.#work.url);
-    try {
-      const result = await attempt.step(
-        () => this.#run(attempt),
-        ({ value }) => this.#discard(attempt, value),
-      );
-      // Data, which needs no classifier.
-      if (result.classification === OK && !this.bounds.aborted) {
-        attempt.report(OK);
-        return { value: result.value, classification: OK };
-      }
-      return await this.#classified(attempt, result);
-    } catch (error) {
-      return this.#classified(attempt, { error });
+    return attempt.step(
+      () => this.#run(attempt),
+      ({ value }) => this.#discard(attempt, value),
+    );
+  }
+
+  /** Runs the host code, and reads what it returns. */
+  #run(attempt: Attempt): Promise<Returned<T>> {
+    attempt.begin(this.#work.isStream);
+    const running = Promise.resolve(this.#work.run(attempt.context(this.attempts)));
+    // As `await` does, at less cost: a promise of the host may have a `then` of its own, which returns anything.
+    const read = Promise.prototype.then.call(running, (value: T) => this.#read(attempt, value));
+    return read as Promise<Returned<T>>;
+  }
+
+  #read(attempt: Attempt, value: T): Returned<T> | Promise<Returned<T>> {
+    const { settings } = this.#gate;
+    const observed = this.#work.observe(value);
+    if (!('value' in observed)) return { value };
+    if (settings.pace !== undefined)
+      attempt.learnLimits(this.#work.headersOf?.(value) ?? headersIn(observed.value));
+    if (Object(observed.value) === observed.value && isResponse(observed.value))
+      return this.#readResponse(attempt, value, observed);
+    if (this.#work.readUsage !== undefined) this.#work.readUsage(value, attempt);
+    else {
+      attempt.readUsage(observed.value);
+      if (observed.kind === 'result') attempt.settleUsage();
     }
+    const isData = settings.classify === undefined && this.#work.judge === undefined;
+    return { value, classification: isData ? OK : undefined };
   }
 
   /**
-   * Runs the host code. What a `Response` means may stand in its body, and reading it is a part of the attempt: it is
-   * bounded by the attempt's timeout, and fails as the network does.
+   * What a `Response` means may stand in its body, and reading it is a part of the attempt: it is bounded by the attempt's
+   * timeout, and fails as the network does.
    */
-  async #run(attempt: Attempt): Promise<{ value: T; classification?: Classification | undefined }> {
-    attempt.begin(this.#work.isStream);
-    const value = await this.#work.run(attempt.context(this.attempts));
-    const observed = this.#work.observe(value);
-    if (!('value' in observed)) return { value };
-    if (this.#gate.settings.pace !== undefined)
-      attempt.learnLimits(this.#work.headersOf?.(value) ?? headersIn(observed.value));
-    if (Object(observed.value) !== observed.value || !isResponse(observed.value)) {
-      if (this.#work.readUsage !== undefined) this.#work.readUsage(value, attempt);
-      else {
-        attempt.readUsage(observed.value);
-        if (observed.kind === 'result') attempt.settleUsage();
-      }
-      const isData = this.#gate.settings.classify === undefined && this.#work.judge === undefined;
-      return { value, classification: isData ? OK : undefined };
-    }
+  async #readResponse(
+    attempt: Attempt,
+    value: T,
+    observed: Observed & { readonly value: unknown },
+  ): Promise<Returned<T>> {
     attempt.readCost(observed.value);
     try {
       const classification = this.#classify(observed);
@@ -534,10 +554,13 @@ export class GateCall<T> implements OpenCall {
   // The next attempt.
 
   /** Milliseconds of the call's own backoff, to which a cooldown may be added; `undefined` if this attempt is the last. */
-  #retryAfterMs(classification: Classification, isFree: boolean): number | undefined {
-    const { retry, keyed } = this.#gate.settings;
+  #retryAfterMs(classification: Classification): number | undefined {
+    if (!classification.retry || this.bounds.aborted || this.#work.isRepeatable?.() === false)
+      return undefined;
+    const { retry, keyed, keys } = this.#gate.settings;
+    const isFree = losesKey(classification) && this.#freeLosses < keys.length;
+    if (isFree) this.#freeLosses++;
     const counted = this.attempts - this.#freeLosses;
-    if (!classification.retry || this.#work.isRepeatable?.() === false) return undefined;
     if (counted >= retry.attempts || (losesKey(classification) && !keyed)) return undefined;
     const ownMs = classification.class === 'retryable' ? backoffMs(retry, counted) : 0;
     if (Math.max(ownMs, this.#closedMs()) >= this.bounds.remainingMs) return undefined;

@@ -234,7 +234,7 @@ class BodyStream {
       }
       const chunk = bytesOfChunk(value);
       if (!this.isRepeatable) return chunk;
-      this.#kept.push(chunk.slice());
+      this.#kept.push(chunk);
       this.#keptBytes += chunk.byteLength;
       this.isRepeatable = this.#keptBytes <= this.#maxBytes;
       return chunk;

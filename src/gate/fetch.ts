@@ -34,7 +34,10 @@ export interface GateFetchOptions {
   /** Makes the requests: that of undici, of `longFetch`, or any other. @default the global `fetch` of this moment */
   // biome-ignore lint/suspicious/noExplicitAny: whichever library it is from, with types of its own
   readonly fetch?: ((input: any, init?: any) => Promise<any>) | undefined;
-  /** Puts the key of an attempt into its headers, over the client's own. @default none; the client's own key is sent */
+  /**
+   * Puts the key of an attempt into its headers, over the client's own; required if the gate has keys.
+   * @default none; the client's own key is sent
+   */
   readonly authorize?: ((headers: Headers, key: string) => void) | undefined;
   /** The options of a call, by its request. @default none */
   readonly options?: ((request: GateFetchRequest) => GateCallOptions | undefined) | undefined;
@@ -107,6 +110,7 @@ export function gatedFetch(
   ]);
   const fetch: typeof globalThis.fetch = callable('fetch', given.fetch ?? globalThis.fetch);
   const authorize = optional('authorize', given.authorize, callable);
+  if (settings.keyed) callable('authorize (the gate has keys)', authorize);
   const optionsOf = optional('options', given.options, callable);
   const readUsage = optional('usage', given.usage, callable) ?? settings.usage;
   const idleMs = durationMs('bodyIdleTimeoutMs', given.bodyIdleTimeoutMs ?? 60_000, 1);
@@ -135,6 +139,7 @@ export function gatedFetch(
   const stream = async (
     request: FetchRequest,
     callOptions: GateCallOptions,
+    isEstimated: boolean,
     onOver: () => void,
   ): Promise<Response> => {
     const idle = new IdleTimer(idleMs, () => body.abort(new GateTimeoutError(settings.name, 'body', idleMs)));
@@ -159,6 +164,7 @@ export function gatedFetch(
       },
       {
         keepsAttempt: true,
+        isEstimated,
         run: async (context) => {
           const source = await send(request, context, callOptions);
           const iterator = CheckedIterator.of<ResponsePart, undefined>(
@@ -196,9 +202,14 @@ export function gatedFetch(
     }
   };
 
-  const cached = async (request: FetchRequest, callOptions: GateCallOptions): Promise<Response> => {
+  const cached = async (
+    request: FetchRequest,
+    callOptions: GateCallOptions,
+    isEstimated: boolean,
+  ): Promise<Response> => {
     let source: ResponseSource;
     const response = await calls.answer<CachedResponse>(callOptions, {
+      isEstimated,
       run: async (context) => {
         source = await send(request, context, callOptions);
         return source.read();
@@ -234,13 +245,14 @@ export function gatedFetch(
     const { controller, unlink } = linkedController(...signals);
     const weight = chosen.weight ?? calls.estimate(() => request.json, chosen.budget);
     const callOptions = { ...chosen, weight, signal: controller.signal };
+    const isEstimated = chosen.weight === undefined;
     const over = (): void => {
       unlink();
       request.end();
     };
     return chosen.cacheKey === undefined
-      ? stream(request, callOptions, over)
-      : cached(request, callOptions).finally(over);
+      ? stream(request, callOptions, isEstimated, over)
+      : cached(request, callOptions, isEstimated).finally(over);
   };
 
   return async (input, init) => {

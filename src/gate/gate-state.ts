@@ -1,6 +1,6 @@
 import { SILENT_HOOKS } from '../hooks/lifecycle-hooks.js';
 import { ignoreRejection } from '../internal/abort.js';
-import { PER_TURN } from '../internal/clock.js';
+import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { enableRedaction, registerKeys } from '../internal/redaction.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
 import type { FleetStats, Limiter, LimiterStats } from '../limiter/limiter.js';
@@ -245,7 +245,7 @@ export class GateState {
       }
       if (call.recheck()) ended++;
     }
-    if (this.#unchecked !== undefined || this.#checksAgain) setImmediate(() => this.#checkWaiting());
+    if (this.#unchecked !== undefined || this.#checksAgain) afterThisTurn(() => this.#checkWaiting());
   }
 
   /** Whether a call may start without a queue, where none waits. */

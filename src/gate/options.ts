@@ -1,5 +1,5 @@
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { guardedClock, nowMs } from '../internal/clock.js';
+import { clockOf } from '../internal/clock.js';
 import {
   abortSignal,
   type Check,
@@ -50,17 +50,6 @@ export interface CooldownOptions {
 /** What limits the attempts that run concurrently. */
 export type GateConcurrency =
   | {
-      /** Maximum number of concurrent attempts, of all processes with `limits`; a whole number from 1. @default unlimited */
-      readonly maxConcurrent?: number | undefined;
-      readonly adaptive?: undefined;
-      readonly limiter?: undefined;
-      /**
-       * Limits that gates of this name share in several processes: `RedisLimits` of `pipeline-pool/redis`. They hold for
-       * `maxConcurrent`, all windows, and the cooldown, quarantine and probe of each key. @default none
-       */
-      readonly limits?: SharedLimits | undefined;
-    }
-  | {
       readonly maxConcurrent?: undefined;
       /** Adjusts the maximum to the outcomes of the attempts. Pass an `AdaptiveLimit` to feed it a gauge as well. */
       readonly adaptive: AdaptiveLimit | AdaptiveLimitOptions;
@@ -81,6 +70,17 @@ export type GateConcurrency =
       /** A limiter that this gate shares with others. It stays open when the gate closes. */
       readonly limiter: Limiter;
       readonly limits?: undefined;
+    }
+  | {
+      /** Maximum number of concurrent attempts, of all processes with `limits`; a whole number from 1. @default unlimited */
+      readonly maxConcurrent?: number | undefined;
+      readonly adaptive?: undefined;
+      readonly limiter?: undefined;
+      /**
+       * Limits that gates of this name share in several processes: `RedisLimits` of `pipeline-pool/redis`. They hold for
+       * `maxConcurrent`, all windows, and the cooldown, quarantine and probe of each key. @default none
+       */
+      readonly limits?: SharedLimits | undefined;
     };
 
 /** A call, as `cost.estimate` receives it. */
@@ -325,7 +325,7 @@ export function gateSettings(given: ServiceGateOptions): GateSettings {
     cost: optional('cost', given.cost, checkCost),
     pace: given.pace,
     provider: given.provider,
-    now: given.now === undefined ? nowMs : guardedClock(given.now),
+    now: clockOf(given.now),
   };
 }
 
@@ -349,7 +349,7 @@ function checkKeys(given: readonly GateKeyOption[], rate: readonly RateWindow[])
       throw new TypeError(`Expected the key in \`keys[${i}]\` to be a non-empty string`);
     }
     const { key } = own;
-    if (seen.has(key)) throw new RangeError(`\`keys[${i}]\` is there twice`);
+    if (seen.has(key)) throw new RangeError(`\`keys[${i}]\` is a duplicate`);
     seen.add(key);
     return own.rate === undefined
       ? { key, rate, hasOwnRate: false }

@@ -4,6 +4,8 @@
  */
 import type { Readable } from 'node:stream';
 import { PipelinePoolError } from '../errors.js';
+import { boundedCall, ignoreRejection } from '../internal/abort.js';
+import { afterThisTurn } from '../internal/clock.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import { fieldOf } from '../internal/redaction.js';
 import { refusal } from '../internal/validate.js';
@@ -293,35 +295,25 @@ async function boundedBytesOf(
   response: Response,
   timeoutMs: number | undefined,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const body = response.body as (ReadableStream<Uint8Array> & Readable) | null | undefined;
+  const { body } = response;
   if (body === null || body === undefined) return new TextEncoder().encode(await response.text());
-  const cancel = (): void => {
-    if (reader !== undefined) reader.cancel().catch(() => {});
-    else body.destroy();
-  };
-  const reader = typeof body.getReader === 'function' ? body.getReader() : undefined;
-  const timer = timeoutMs === undefined ? undefined : setTimeout(cancel, timeoutMs);
+  const source = chunksOf(body);
   const chunks: Uint8Array[] = [];
-  let bytes = 0;
-  const add = (chunk: Uint8Array): boolean => {
-    chunks.push(chunk);
-    bytes += chunk.byteLength;
-    return bytes >= MAX_BODY_BYTES;
+  const read = async (signal: AbortSignal): Promise<void> => {
+    for (let bytes = 0; bytes < MAX_BODY_BYTES && !signal.aborted; ) {
+      const { done, value } = await source.next();
+      if (done) return;
+      const chunk = bytesOfChunk(value);
+      bytes += chunk.byteLength;
+      if (chunk.byteLength > 0) chunks.push(chunk);
+    }
   };
   try {
-    if (reader === undefined) {
-      for await (const chunk of body as AsyncIterable<Uint8Array>) if (add(chunk)) break;
-    } else {
-      for (let read = await reader.read(); !read.done; read = await reader.read())
-        if (add(read.value)) {
-          cancel();
-          break;
-        }
-    }
+    await boundedCall(read, { timeoutMs, timeoutError: () => new Error() });
   } catch (error) {
     if (timeoutMs === undefined) throw error;
   } finally {
-    clearTimeout(timer);
+    ignoreRejection(source.return());
   }
   return joined(chunks);
 }
@@ -338,7 +330,8 @@ export function joined(chunks: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * A chunk of a body as bytes in memory of its own, which may be transferred. That of a `Buffer` is shared with others.
+ * A chunk of a body as bytes in memory of its own, which may be transferred: what the chunk came in may serve others too, as
+ * the constant of a stub does, or a `Buffer`.
  *
  * @throws {TypeError} for anything else than bytes and text
  */
@@ -346,9 +339,11 @@ export function bytesOfChunk(chunk: unknown): Uint8Array<ArrayBuffer> {
   if (typeof chunk === 'string') return new TextEncoder().encode(chunk);
   if (!(chunk instanceof Uint8Array))
     throw new TypeError(refusal('a chunk of a body', 'a Uint8Array', chunk));
-  const isAlone = chunk.byteLength === chunk.buffer.byteLength && chunk.buffer instanceof ArrayBuffer;
-  return isAlone ? new Uint8Array(chunk.buffer as ArrayBuffer) : new Uint8Array(chunk);
+  return new Uint8Array(chunk);
 }
+
+/** How many chunks of a body are read before timers and other work have their turn: all of them may be there already. */
+const CHUNKS_PER_TURN = 256;
 
 /**
  * The chunks of a body: a web stream, one of Node.js, or any other async iterable. Its `return` ends the body at once, also
@@ -366,5 +361,13 @@ export function chunksOf(body: unknown): CheckedIterator<unknown> {
     const chunks = (body as Readable)[Symbol.asyncIterator]();
     iterator = { next: () => chunks.next(), return: async () => void (body as Readable).destroy() };
   }
-  return CheckedIterator.of(iterator as AsyncIterable<unknown>, 'a body', 'an async iterable');
+  const [option, expected] = ['a body', 'an async iterable'] as const;
+  const source = CheckedIterator.of(iterator as AsyncIterable<unknown>, option, expected);
+  let asked = 0;
+  const next = (): unknown =>
+    ++asked % CHUNKS_PER_TURN === 0
+      ? new Promise<void>(afterThisTurn).then(() => source.ask())
+      : source.ask();
+  const paced = { next, return: () => source.return() };
+  return CheckedIterator.of(paced as unknown as AsyncIterator<unknown>, option, expected);
 }

@@ -27,6 +27,14 @@ import {
 
 export type { GateStats } from './gate-state.js';
 
+/*
+ * In this folder: `call.ts` is one call from attempt to attempt, `attempt.ts` one attempt, `stream.ts` a call that returns
+ * a stream; `call-context.ts` holds the signal and deadline of a call, `gate-state.ts` what all calls share, `classify.ts`
+ * and `presets.ts` say what an outcome means, `retry-after.ts` reads the times that services send, `retry.ts` is backoff and
+ * retry budget, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds the API keys, their
+ * rate windows, declared and learned, and the queues in front of them.
+ */
+
 /** What answers a call, and how. */
 interface Answer<T> {
   /** The call itself, or the one of a flight that was started for it. */
@@ -52,12 +60,6 @@ interface Answer<T> {
  * - The caller receives what the last attempt returned or threw. A `Response` that is a failure is returned, not thrown.
  *
  * The constructor throws a `TypeError` or `RangeError` that names the wrong option.
- *
- * In this folder: `call.ts` is one call from attempt to attempt, `attempt.ts` one attempt, `stream.ts` a call that returns
- * a stream; `call-context.ts` holds the signal and deadline of a call, `gate-state.ts` what all calls share, `classify.ts`
- * and `presets.ts` say what an outcome means, `retry-after.ts` reads the times that services send, `retry.ts` is backoff and
- * retry budget, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds the API keys, their
- * rate windows, declared and learned, and the queues in front of them.
  *
  * @example
  * const serper = new ServiceGate({ name: 'serper', keys, rate: [{ limit: 50, perMs: 1_000 }], attemptTimeoutMs: 20_000 });
@@ -94,8 +96,8 @@ export class ServiceGate<M extends string = string> {
   #calls = 0;
   #closed: Promise<void> | undefined;
 
-  constructor(given: ServiceGateOptions<M>) {
-    const settings = gateSettings(given);
+  constructor(options: ServiceGateOptions<M>) {
+    const settings = gateSettings(options);
     this.name = settings.name;
     this.hooks = settings.hooks;
     this.adaptive = settings.adaptive;
@@ -129,13 +131,13 @@ export class ServiceGate<M extends string = string> {
    */
   run<R>(
     fn: (context: AttemptContext) => R | PromiseLike<R>,
-    given: GateCallOptions = NO_OPTIONS,
+    options: GateCallOptions = NO_OPTIONS,
   ): Promise<R> {
     try {
-      const options = this.#check('run', fn, given);
+      const known = this.#check('run', fn, options);
       const run =
-        options.cacheKey === undefined ? fn : async (context: AttemptContext) => dataOnly(await fn(context));
-      return this.#answer<R>(options, { run, observe: asResult, discard: discardResponse });
+        known.cacheKey === undefined ? fn : async (context: AttemptContext) => dataOnly(await fn(context));
+      return this.#answer<R>(known, { run, observe: asResult, discard: discardResponse });
     } catch (error) {
       return Promise.reject(error);
     }
@@ -156,12 +158,12 @@ export class ServiceGate<M extends string = string> {
    */
   stream<T>(
     fn: GateStreamSource<T>,
-    given: Omit<GateCallOptions, 'cacheKey'> = NO_OPTIONS,
+    options: Omit<GateCallOptions, 'cacheKey'> = NO_OPTIONS,
   ): AsyncIterableIterator<T> & AsyncDisposable {
-    const options = this.#check('stream', fn, given);
+    const known = this.#check('stream', fn, options);
     return new GateStream<T>(
       (work) => ({
-        ...this.#begin(options, work),
+        ...this.#begin(known, work),
         onItem: (attempt, item) => attempt.readUsage(item),
       }),
       streamWork(fn),
@@ -186,12 +188,12 @@ export class ServiceGate<M extends string = string> {
    * @example
    * const openai = new OpenAI({ apiKey: 'unused', maxRetries: 0, fetch: llm.fetch({ authorize: bearer }) });
    */
-  fetch(given: GateFetchOptions = {}): typeof globalThis.fetch {
-    return gatedFetch(given, this.#state.settings, {
-      check: (options) => this.#check('fetch', this.fetch, options),
+  fetch(options: GateFetchOptions = {}): typeof globalThis.fetch {
+    return gatedFetch(options, this.#state.settings, {
+      check: (given) => this.#check('fetch', this.fetch, given),
       estimate: (json, budget) => this.#state.estimateRequest(json, budget !== undefined),
-      begin: (options, work) => this.#begin(options, work),
-      answer: (options, work) => this.#answer(options, work),
+      begin: (given, work) => this.#begin(given, work),
+      answer: (given, work) => this.#answer(given, work),
     });
   }
 

@@ -1,4 +1,5 @@
 import { type AbortListener, boundedCall } from '../internal/abort.js';
+import { AsyncContext } from '../internal/async-context.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import type { Attempt, AttemptContext } from './attempt.js';
 import type { GateCall, Work } from './call.js';
@@ -48,9 +49,16 @@ interface OpenState<T> {
   readonly iterator: CheckedIterator<T>;
   /** Asks the iterator for an item. */
   readonly ask: () => unknown;
+  /** Receives what that resolves with, and why it rejects. */
+  readonly onItem: (answer: unknown) => Result<T> | Promise<Result<T>>;
+  readonly onFailure: (error: unknown) => Promise<Result<T>>;
   /** Whether the reader waits for an item. */
   pulling: boolean;
+  /** That of the reader: an abort comes in another. */
+  readonly scope: AsyncContext;
 }
+
+type Result<T> = IteratorResult<T, undefined>;
 
 const LEFT = 'The stream was left by its reader';
 
@@ -80,45 +88,76 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     return this;
   }
 
-  /** In one function, without a promise or a closure for an item that can be done without. */
-  async next(): Promise<IteratorResult<T, undefined>> {
+  next(): Promise<Result<T>> {
+    const state = this.#state;
+    if (this.#isBusy || state.is !== 'open') return this.#nextInTurn();
+    this.#isBusy = true;
+    return this.#read(state);
+  }
+
+  async #nextInTurn(): Promise<Result<T>> {
     if (this.#isBusy) await new Promise<void>((begin) => this.#readers.push(begin));
     this.#isBusy = true;
+    const state = this.#state;
+    if (state.is === 'open') return this.#read(state);
     try {
-      const state = this.#state;
-      if (state.is !== 'open') return await this.#notOpen(state);
-      const { attempt, begun } = state;
-      let item: IteratorResult<T> | undefined;
-      let failure: { readonly error: unknown } | undefined;
-      state.pulling = true;
-      try {
-        item = CheckedIterator.read<T, unknown>(await attempt.step(state.ask));
-        if (!item.done) begun.onItem?.(attempt, item.value);
-      } catch (error) {
-        failure = { error };
-      }
-      state.pulling = false;
-      if (failure !== undefined && this.#state === state) await begun.call.failLater(attempt, failure.error);
-      // It may have been left or aborted meanwhile, even in the step in which the item arrived.
-      if (this.#state !== state) return this.#ended(begun);
-      if (failure === undefined) return item?.done === false ? item : this.#close(state);
-      this.#state = { is: 'over' };
-      this.#drop(state, failure);
-      throw failure.error;
+      return await this.#notOpen(state);
     } finally {
-      const begin = this.#readers.shift();
-      if (begin === undefined) this.#isBusy = false;
-      else begin();
+      this.#endTurn();
     }
   }
 
+  /** The turn of a reader. No async function and no closure: a stream has thousands of items. */
+  #read(state: OpenState<T>): Promise<Result<T>> {
+    state.pulling = true;
+    return state.attempt.step(state.ask).then(state.onItem, state.onFailure);
+  }
+
+  #onItem(state: OpenState<T>, answer: unknown): Result<T> | Promise<Result<T>> {
+    let item: IteratorResult<T>;
+    try {
+      item = CheckedIterator.read(answer);
+      if (!item.done) state.begun.onItem?.(state.attempt, item.value);
+    } catch (error) {
+      return this.#onFailure(state, error);
+    }
+    state.pulling = false;
+    try {
+      // It may have been left or aborted meanwhile, even in the step in which the item arrived.
+      if (this.#state !== state) return this.#ended(state.begun);
+      return item.done ? this.#close(state) : item;
+    } finally {
+      this.#endTurn();
+    }
+  }
+
+  async #onFailure(state: OpenState<T>, error: unknown): Promise<Result<T>> {
+    const { attempt, begun } = state;
+    state.pulling = false;
+    try {
+      if (this.#state === state) await begun.call.failLater(attempt, error);
+      if (this.#state !== state) return this.#ended(begun);
+      this.#state = { is: 'over' };
+      this.#drop(state, { error });
+      throw error;
+    } finally {
+      this.#endTurn();
+    }
+  }
+
+  #endTurn(): void {
+    const begin = this.#readers.shift();
+    if (begin === undefined) this.#isBusy = false;
+    else begin();
+  }
+
   /** Ends the stream. Settles when the source has ended as well, or has been given up. */
-  async return(): Promise<IteratorResult<T, undefined>> {
+  async return(): Promise<Result<T>> {
     await this.#leave();
     return { done: true, value: undefined };
   }
 
-  async throw(error?: unknown): Promise<IteratorResult<T, undefined>> {
+  async throw(error?: unknown): Promise<Result<T>> {
     await this.#leave();
     throw error;
   }
@@ -140,19 +179,17 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     this.#state = { is: 'failed', reason };
     // A reader that waits for no item has used the time itself.
     if (state.pulling) state.begun.call.abortLater(state.attempt);
-    this.#drop(state, { error: reason });
+    state.scope.run(() => this.#drop(state, { error: reason }));
   }
 
-  async #notOpen(
-    state: Exclude<StreamState<T>, { readonly is: 'open' }>,
-  ): Promise<IteratorResult<T, undefined>> {
+  async #notOpen(state: Exclude<StreamState<T>, { readonly is: 'open' }>): Promise<Result<T>> {
     if (state.is === 'new') return this.#open();
     this.#state = { is: 'over' };
     if (state.is === 'failed') throw state.reason;
     return { done: true, value: undefined };
   }
 
-  async #open(): Promise<IteratorResult<T, undefined>> {
+  async #open(): Promise<Result<T>> {
     this.#state = { is: 'over' };
     const begun = this.#begin(this.#work);
     const opening = { is: 'opening', begun } as const;
@@ -169,8 +206,17 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     }
     const attempt = begun.call.attempt as Attempt;
     const { iterator, first } = value;
-    const ask = () => iterator.ask();
-    const open: OpenState<T> = { is: 'open', begun, attempt, iterator, ask, pulling: false };
+    const open: OpenState<T> = {
+      is: 'open',
+      begun,
+      attempt,
+      iterator,
+      ask: () => iterator.ask(),
+      onItem: (answer) => this.#onItem(open, answer),
+      onFailure: (error) => this.#onFailure(open, error),
+      pulling: false,
+      scope: new AsyncContext(),
+    };
     if (this.#state !== opening || begun.context.aborted) {
       // Left, or aborted, in the step in which it opened.
       const left = this.#state !== opening;
@@ -187,13 +233,13 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
   }
 
   /** What a waiting reader receives when the stream was aborted or left. An aborted one must never look complete. */
-  #ended({ context }: StreamCall<T>): IteratorResult<T, undefined> {
+  #ended({ context }: StreamCall<T>): Result<T> {
     this.#state = { is: 'over' };
     context.throwIfAborted();
     return { done: true, value: undefined };
   }
 
-  #close(state: OpenState<T>): IteratorResult<T, undefined> {
+  #close(state: OpenState<T>): Result<T> {
     this.#state = { is: 'over' };
     state.begun.context.removeEventListener('abort', this);
     state.begun.onEnd?.(state.attempt);

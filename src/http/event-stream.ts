@@ -8,6 +8,7 @@ import {
   oneOf,
   optional,
   refusal,
+  synchronous,
 } from '../internal/validate.js';
 import { type EventSink, NodeSink, type PlainAnswer, WebSink } from './event-sinks.js';
 import { findPoolError } from './find-pool-error.js';
@@ -198,9 +199,8 @@ class EventStream<T> {
     if (typeof source !== 'function') return source;
     const { signal } = this.#left;
     if (signal.aborted) return GONE;
-    const opening = Promise.resolve(source({ signal })).then((items) =>
-      CheckedIterator.of(items, 'source', EXPECTED),
-    );
+    const open = async () => CheckedIterator.of(await source({ signal }), 'source', EXPECTED);
+    const opening = open();
     const iterator = await this.#orGone(opening);
     // What arrives late has no reader.
     if (iterator === GONE) ignoreRejection(opening.then((late) => late.return()));
@@ -235,7 +235,10 @@ class EventStream<T> {
   /** Sends one item; resolves when there is room for the next, with `false` if the client has left. */
   #send(item: T): boolean | Promise<boolean> {
     const { event, data, stallTimeoutMs } = this.#settings;
-    const text = eventText(event?.(item), data === undefined ? (JSON.stringify(item) ?? 'null') : data(item));
+    const text = eventText(
+      synchronous('event', event?.(item)),
+      data === undefined ? (JSON.stringify(item) ?? 'null') : synchronous('data', data(item)),
+    );
     this.#open();
     if (this.#left.signal.aborted) return false;
     this.#heartbeat?.refresh();

@@ -10,8 +10,8 @@ export class AsyncContext extends AsyncResource {
   }
 
   /** Calls `fn` in the captured context. */
-  run<R>(fn: () => R): R {
-    return this.runInAsyncScope(fn);
+  run<A extends unknown[], R>(fn: (...args: A) => R, ...args: A): R {
+    return this.runInAsyncScope(fn, undefined, ...args);
   }
 
   /** It keeps no process alive: `jest --detectOpenHandles` would list a resource without this method as an open handle. */

@@ -29,20 +29,27 @@ export function guardedClock(now: () => number): () => number {
   };
 }
 
-// Taken when the module loads: under a test's fake timers the turn of the real event loop still ends.
+/** The clock that a host passes, guarded, or else `nowMs`. */
+export const clockOf = (now: (() => number) | undefined): (() => number) =>
+  now === undefined ? nowMs : guardedClock(now);
+
+// Taken when the module loads: under fake timers, which may stand still, the turn of the real event loop still ends.
 export const afterThisTurn = /* @__PURE__ */ (() => setImmediate)();
 
 let turn = 0;
 let wholeTurn = 0;
 let turnIsRead = false;
-const endTurn = (): void => {
-  turnIsRead = false;
-};
+/** Waiters settled in this turn, and those that are settled in the next ones. */
+let settled = 0;
+const unsettled: (() => void)[] = [];
+/** How many of these are settled already. */
+let taken = 0;
 
 const readTurn = (): void => {
   turnIsRead = true;
   turn = performance.now();
   wholeTurn = turn | 0;
+  // For all that ends with the turn: an immediate costs as much as the rest of a grant.
   afterThisTurn(endTurn);
 };
 
@@ -59,6 +66,17 @@ export const turnMs = (): number => {
 export const wholeTurnMs = (): number => {
   if (!turnIsRead) readTurn();
   return wholeTurn;
+};
+
+const endTurn = (): void => {
+  turnIsRead = false;
+  const due = unsettled.slice(taken, taken + PER_TURN);
+  settled = due.length;
+  taken += settled;
+  // Not each time: a splice moves all that follow.
+  if (taken > unsettled.length / 2) taken -= unsettled.splice(0, taken).length;
+  if (settled > 0) turnMs();
+  for (const settle of due) settle();
 };
 
 /**
@@ -87,19 +105,11 @@ export function inBatches<T>(items: readonly T[], act: (item: T) => void): Promi
   });
 }
 
-let settled = 0;
-const unsettled: (() => void)[] = [];
-
-const settleNext = (): void => {
-  const due = unsettled.splice(0, PER_TURN);
-  settled = due.length;
-  if (settled > 0) afterThisTurn(settleNext);
-  for (const settle of due) settle();
-};
-
 const isOfThisTurn = (): boolean => {
   if (settled === PER_TURN || unsettled.length > 0) return false;
-  if (settled++ === 0) afterThisTurn(settleNext);
+  settled++;
+  // So that the turn ends.
+  turnMs();
   return true;
 };
 

@@ -40,11 +40,12 @@ export class CheckedIterator<Y, R = unknown> {
   }
 
   /**
-   * Asks for the next item. What this returns is to be awaited, and then checked with `read`. `next` does both, at the price
-   * of one promise more: streams of thousands of items use these.
+   * Asks for the next item. What this resolves with is to be checked with `read`. `next` does both, at the price of one
+   * promise more: streams of thousands of items use these. May throw. A thenable's `then` is called in the context of this
+   * call; a promise may still have a `then` of its own.
    */
-  ask(): unknown {
-    return this.#iterator.next();
+  ask(): Promise<unknown> {
+    return Promise.resolve(this.#iterator.next());
   }
 
   /** Checks what an iterator answered. */

@@ -103,9 +103,13 @@ export function redactText(text: string, redact?: Redact): string {
   }
 }
 
-/** The text without the registered keys; for results, where text that only looks like a credential may be meant. */
-export function redactKeys(text: string): string {
-  return keyMatcher()?.redact(text) ?? text;
+/**
+ * The text without the registered keys; for results, where text that only looks like a credential may be meant.
+ *
+ * @param most how many characters of the text are read; a key that begins in them is found as a whole
+ */
+export function redactKeys(text: string, most = text.length): string {
+  return keyMatcher()?.redact(text, most) ?? text.slice(0, most);
 }
 
 /** Has every text redacted from now on hide these keys, whichever copy of this package redacts it. */
@@ -247,23 +251,24 @@ class KeyMatcher {
     for (const form of formsOf(key)) this.#addForm(form);
   }
 
-  redact(text: string): string {
+  redact(text: string, most: number): string {
     const spans: { from: number; to: number }[] = [];
+    const end = Math.min(text.length, most + this.longest);
     let hash = 0;
-    for (let i = 0; i < text.length; i++) {
+    for (let i = 0; i < end; i++) {
       hash = (hash << 8) ^ folded(text.charCodeAt(i));
       if (this.#mayEnd[slotOf(hash)] === 0) continue;
       const length = this.#lengthOfFormEndingAt(i, hash, text);
       if (length > 0) addSpan(spans, i + 1 - length, i + 1);
     }
-    if (spans.length === 0) return text;
     let redacted = '';
     let done = 0;
     for (const { from, to } of spans) {
+      if (from >= most) break;
       redacted += text.slice(done, from) + REDACTED;
       done = to;
     }
-    return redacted + text.slice(done);
+    return redacted + text.slice(done, most);
   }
 
   #addForm(form: string): void {

@@ -1,5 +1,5 @@
 import type { PermitOutcome } from '../hooks/events.js';
-import { guardedClock, nowMs } from '../internal/clock.js';
+import { clockOf } from '../internal/clock.js';
 import {
   callable,
   clock,
@@ -173,7 +173,7 @@ export class AdaptiveLimit {
     const initial = given.initial ?? Math.min(Math.max(8, this.#min), this.#max);
     this.#exact = wholeNumber('initial', initial, this.#min, this.#max);
     optional('now', given.now, clock);
-    this.#now = given.now === undefined ? nowMs : guardedClock(given.now);
+    this.#now = clockOf(given.now);
     this.#random = callable('random', given.random ?? Math.random);
   }
 

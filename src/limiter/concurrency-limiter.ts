@@ -61,14 +61,14 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   /** Ends the control by the adaptive limit. */
   readonly #detach: (() => void) | undefined;
 
-  constructor(given: ConcurrencyLimiterOptions) {
-    checkLimiterOptions(given);
-    const { adaptive } = given;
-    this.name = given.name ?? 'limiter';
-    this.hooks = given.hooks ?? new LifecycleHooks();
-    this.#detectNested = given.detectNested !== undefined && given.detectNested !== false;
-    const maxConcurrent = given.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
-    this.#semaphore = new Semaphore(this, maxConcurrent, given);
+  constructor(options: ConcurrencyLimiterOptions) {
+    checkLimiterOptions(options);
+    const { adaptive } = options;
+    this.name = options.name ?? 'limiter';
+    this.hooks = options.hooks ?? new LifecycleHooks();
+    this.#detectNested = options.detectNested !== undefined && options.detectNested !== false;
+    const maxConcurrent = options.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
+    this.#semaphore = new Semaphore(this, maxConcurrent, options);
     this.#detach = adaptive?.attach(this);
   }
 

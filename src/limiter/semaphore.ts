@@ -636,7 +636,7 @@ export class Semaphore {
   rejectAll(): void {
     this.#stopAccepting();
     const queue = this.#queue;
-    queue.liftCaps();
+    queue.stopSharing();
     const closedError = sharedStack(() => new LimiterClosedError(this.#limiter.name));
     for (let next = queue.peek(); next !== undefined; next = queue.peek()) {
       this.#takeNext(next);

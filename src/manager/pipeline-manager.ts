@@ -144,7 +144,8 @@ export class PipelineManager<T> implements AsyncDisposable {
     if (typeof limiter?.acquire !== 'function') {
       throw new TypeError(refusal('limiter', 'a ConcurrencyLimiter', limiter));
     }
-    if (!Array.isArray(gates)) throw new TypeError(refusal('gates', 'an array of gates', gates));
+    if (!Array.isArray(gates) || !gates.every((gate) => gate?.stats))
+      throw new TypeError(refusal('gates', 'an array of gates', gates));
     this.name = text('name', name);
     this.hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks('hooks', options.hooks);
     this.pool = pool;
@@ -376,14 +377,15 @@ export interface CreatePipelineManagerOptions<T>
  *   destroy: (pipeline) => pipeline.close(),
  * });
  */
-export function createPipelineManager<T>({
-  config = {},
-  limiter,
-  gates,
-  trackRequests,
-  hooks = new LifecycleHooks(),
-  ...poolOptions
-}: CreatePipelineManagerOptions<T>): PipelineManager<T> {
+export function createPipelineManager<T>(options: CreatePipelineManagerOptions<T>): PipelineManager<T> {
+  const {
+    config = {},
+    limiter,
+    gates,
+    trackRequests,
+    hooks = new LifecycleHooks(),
+    ...poolOptions
+  } = options;
   for (const option of Object.keys(poolOptions)) {
     // The pool would name itself, or take the option for its own.
     if (option === 'size' || (option in CONFIG_VARIABLES && option !== 'acquireTimeoutMs'))

@@ -1,4 +1,5 @@
 import type { AbortListener, LazySignal } from '../internal/abort.js';
+import { AsyncContext } from '../internal/async-context.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import type { RequestContext } from '../request/current-request.js';
 import type { ManagedRequest } from './request.js';
@@ -24,8 +25,8 @@ export type StreamSource<T, Y, R = unknown> = (
   context: RequestContext<T>,
 ) => Items<Y, R> | PromiseLike<Items<Y, R>>;
 
-/** Performs a command on the host's iterator. What it returns is to be awaited, and checked. */
-type Perform = (iterator: CheckedIterator<unknown>) => unknown;
+/** A command on the host's iterator. What it resolves with is checked. */
+type Perform = (iterator: CheckedIterator<unknown>) => Promise<unknown>;
 
 const NEXT: Perform = (iterator) => iterator.ask();
 const RETURN: Perform = async (iterator) => {
@@ -34,9 +35,23 @@ const RETURN: Perform = async (iterator) => {
   return END;
 };
 
+type Settle<Y, R> = (result: IteratorResult<Y, R> | Promise<never>) => void;
+
 interface Command<Y, R> {
   readonly perform: Perform;
-  readonly settle: (result: IteratorResult<Y, R> | Promise<never>) => void;
+  readonly settle: Settle<Y, R>;
+}
+
+/** The host's iterator, from when it is there until the request's work ends. */
+interface Work {
+  readonly iterator: CheckedIterator<unknown>;
+  readonly abortable: LazySignal;
+  /** That of the request: the source runs in it, wherever its items are asked for. */
+  readonly context: AsyncContext;
+  /** Whether the iterator is neither busy nor over, so that its `return` must be called. */
+  isIdle: boolean;
+  readonly end: () => void;
+  readonly fail: (error: unknown) => void;
 }
 
 /**
@@ -48,17 +63,23 @@ interface Command<Y, R> {
  */
 type StreamState<T> =
   | { readonly kind: 'idle' }
-  | { readonly kind: 'open'; readonly request: ManagedRequest<T> }
+  | OpenState<T>
   /** Ended with an error that the consumer has not seen yet: it did not wait for an item at that time. */
   | { readonly kind: 'failed'; readonly error: unknown }
   | { readonly kind: 'over' };
+
+interface OpenState<T> {
+  readonly kind: 'open';
+  /** None while it is made: listeners of the host are called then, and may use the stream. */
+  request: ManagedRequest<T> | undefined;
+}
 
 const OVER = { kind: 'over' } as const;
 const END = /* @__PURE__ */ Object.freeze({ done: true, value: undefined });
 
 /**
- * A request whose results come one by one. It is a request like any other, whose work performs the consumer's commands
- * (`next`, `return`, `throw`) in order on the host's iterator.
+ * A request whose results come one by one. It is a request like any other, whose work lasts while the consumer's commands
+ * (`next`, `return`, `throw`) are performed, in order, on the host's iterator.
  *
  * Invariants:
  * - Nothing is held until the first `next`, and nothing after the end, however it comes: the last item, `break`,
@@ -73,10 +94,9 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>,
   readonly #source: StreamSource<T, Y, R>;
   readonly #commands: Command<Y, R>[] = [];
   #state: StreamState<T> = { kind: 'idle' };
-  /** Gives a command to the work, which waits for one; or none, because the request was ended early. */
-  #give: ((command: Command<Y, R> | undefined) => void) | undefined;
-  /** The command that is being performed. */
-  #current: Command<Y, R> | undefined;
+  #work: Work | undefined;
+  /** Settles the command that is being performed. */
+  #settle: Settle<Y, R> | undefined;
   #returned = false;
 
   constructor(open: () => ManagedRequest<T>, source: StreamSource<T, Y, R>) {
@@ -108,11 +128,13 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>,
       return Promise.resolve(END);
     }
     this.#returned = true;
-    if (this.#current === undefined && this.#commands.length === 0) {
-      return this.#send(RETURN);
-    }
-    state.request.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
+    if (this.#settle === undefined && this.#commands.length === 0) return this.#send(RETURN);
+    this.#leave(state);
     return Promise.resolve(END);
+  }
+
+  #leave({ request }: OpenState<T>): void {
+    request?.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
   }
 
   throw(error?: unknown): Promise<IteratorResult<Y, R | undefined>> {
@@ -123,20 +145,18 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>,
     return this.#send((iterator) => iterator.throw(error));
   }
 
+  /** Performs a command now, or after those that came before it. */
   #send(perform: Perform): Promise<IteratorResult<Y, R>> {
     return new Promise((settle) => {
-      const command = { perform, settle };
-      const give = this.#give;
-      if (give === undefined) this.#commands.push(command);
-      else {
-        this.#give = undefined;
-        this.#current = command;
-        give(command);
-      }
+      const work = this.#work;
+      if (work?.isIdle && !work.abortable.aborted) this.#perform(work, perform, settle);
+      else this.#commands.push({ perform, settle });
     });
   }
 
   #begin(): void {
+    const state: OpenState<T> = { kind: 'open', request: undefined };
+    this.#state = state;
     let request: ManagedRequest<T>;
     try {
       request = this.#open();
@@ -144,68 +164,90 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>,
       this.#finish({ error });
       return;
     }
-    this.#state = { kind: 'open', request };
+    state.request = request;
+    if (this.#returned) this.#leave(state);
     request
-      .run((context) => this.#work(context, request.abortable))
+      .run((context) => this.#read(context, request.abortable))
       .then(
         () => this.#finish(undefined),
         (error: unknown) => this.#finish(this.#returned ? undefined : { error }),
       );
   }
 
-  /** The request was ended early: `#work` must not wait for a command. */
-  handleEvent(): void {
-    this.#give?.(undefined);
-  }
-
-  /**
-   * The request's work: performs one command after another until the source is done. In one function, without a promise or
-   * a closure for an item that can be done without: an item costs little more than a step of the source.
-   */
-  async #work(context: RequestContext<T>, abortable: LazySignal): Promise<void> {
+  /** The request's work. */
+  async #read(context: RequestContext<T>, abortable: LazySignal): Promise<void> {
     const items = await this.#source(context);
     const iterator = CheckedIterator.of(items, 'generator', 'a function that returns an async iterable');
-    // Whether the iterator is neither busy nor over, so that its `return` must be called.
-    let open = true;
-    abortable.addEventListener('abort', this);
+    let work: Work | undefined;
     try {
-      for (let done = false; !done; ) {
-        abortable.throwIfAborted();
-        const command =
-          this.#commands.shift() ??
-          (await new Promise<Command<Y, R> | undefined>((resolve) => {
-            this.#give = resolve;
-          }));
-        abortable.throwIfAborted();
-        this.#current = command as Command<Y, R>;
-        open = false;
-        const result = CheckedIterator.read<Y, R>(await this.#current.perform(iterator));
-        done = result.done === true;
-        open = !done;
-        // A source that ends quietly because it was aborted has not come to its end.
-        abortable.throwIfAborted();
-        const { settle } = this.#current;
-        this.#current = undefined;
-        settle(result);
-      }
+      await new Promise<void>((end, fail) => {
+        work = { iterator, abortable, context: new AsyncContext(), isIdle: true, end, fail };
+        this.#work = work;
+        abortable.addEventListener('abort', this);
+        if (abortable.aborted) fail(abortable.reason);
+        else this.#performNext(work);
+      });
     } finally {
       abortable.removeEventListener('abort', this);
-      if (open) await iterator.return();
+      if (work?.isIdle) await iterator.return();
     }
+  }
+
+  #performNext(work: Work): void {
+    const command = this.#commands.shift();
+    if (command !== undefined) this.#perform(work, command.perform, command.settle);
+  }
+
+  /** Without a closure for an item, and with one promise: it costs little more than a step of the source. */
+  #perform(work: Work, perform: Perform, settle: Settle<Y, R>): void {
+    work.isIdle = false;
+    this.#settle = settle;
+    try {
+      const answer = work.context.run(perform, work.iterator);
+      // A promise of the host may have a `then` of its own.
+      Promise.prototype.then.call(answer, this.#onAnswer, work.fail);
+    } catch (error) {
+      work.fail(error);
+    }
+  }
+
+  readonly #onAnswer = (answer: unknown): void => {
+    const work = this.#work as Work;
+    let result: IteratorResult<Y, R>;
+    try {
+      result = CheckedIterator.read<Y, R>(answer);
+      work.isIdle = result.done !== true;
+      // A source that ends quietly because it was aborted has not come to its end.
+      work.abortable.throwIfAborted();
+    } catch (error) {
+      work.fail(error);
+      return;
+    }
+    const settle = this.#settle;
+    this.#settle = undefined;
+    settle?.(result);
+    if (result.done) work.end();
+    else if (this.#commands.length > 0) this.#performNext(work);
+  };
+
+  /** The request was ended early. What is being performed ends by its signal. */
+  handleEvent(): void {
+    const work = this.#work as Work;
+    if (work.isIdle) work.fail(work.abortable.reason);
   }
 
   /** Settles all commands: the first with the failure, if there is one, the others with the end. */
   #finish(failure: { readonly error: unknown } | undefined): void {
-    const commands = this.#current === undefined ? [] : [this.#current];
-    commands.push(...this.#commands.splice(0));
-    this.#current = undefined;
-    const [first, ...others] = commands;
+    const settles = this.#commands.splice(0).map(({ settle }) => settle);
+    if (this.#settle !== undefined) settles.unshift(this.#settle);
+    this.#settle = undefined;
+    const [first, ...others] = settles;
     if (failure !== undefined && first === undefined) {
       this.#state = { kind: 'failed', error: failure.error };
       return;
     }
     this.#state = OVER;
-    first?.settle(failure === undefined ? (END as IteratorResult<Y, R>) : Promise.reject(failure.error));
-    for (const { settle } of others) settle(END as IteratorResult<Y, R>);
+    first?.(failure === undefined ? (END as IteratorResult<Y, R>) : Promise.reject(failure.error));
+    for (const settle of others) settle(END as IteratorResult<Y, R>);
   }
 }

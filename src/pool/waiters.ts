@@ -277,7 +277,7 @@ export class Waiters<T> {
 
   /** Rejects all waiters, `warmUp` included, with one error: the stacks of 10,000 would block the event loop. */
   rejectAll(reason: LeaseRejection, error: Error): void {
-    this.#queue.liftCaps();
+    this.#queue.stopSharing();
     for (const waiter of this.#preparing) this.reject(waiter, reason, error);
     for (const { claims } of this.#claimed) {
       for (let first = claims?.peek(); first !== undefined; first = claims?.peek()) {

@@ -207,23 +207,28 @@ export class FairQueue<W extends QueueNode> {
     position.holder = undefined;
     tenant.held -= weight;
     if (this.isByTime) {
-      const { charged, grantedAtMs } = position as Required<QueuePosition>;
+      const { charged = 0, grantedAtMs } = position as Required<QueuePosition>;
       const ms = this.#now() - grantedAtMs;
       tenant.received += (weight * ms) / tenant.limits.weight - charged;
       // Exactly 0 without grants: sums of fractions would drift.
       tenant.pending = tenant.held === 0 ? 0 : tenant.pending - charged;
       tenant.since = tenant.held === 0 ? 0 : tenant.since - weight * grantedAtMs;
-      tenant.meanMs = smoothed(tenant.meanMs, ms);
-      this.#meanMs = smoothed(this.#meanMs, ms);
+      if (position.charged !== undefined) {
+        tenant.meanMs = smoothed(tenant.meanMs, ms);
+        this.#meanMs = smoothed(this.#meanMs, ms);
+      }
     }
     if (tenant.top !== undefined) this.#update(tenant);
   }
 
-  /** Lets every waiter be next, whatever the caps: for a queue that grants nothing any more. */
-  liftCaps(): void {
+  /** Lets every waiter be next, whatever the caps, and charges nothing: for a queue that grants nothing any more. */
+  stopSharing(): void {
+    this.isShared = false;
     for (const tenant of this.tenants.values()) {
+      if (!tenant.hasCap) continue;
       tenant.limits = UNLIMITED;
-      this.#update(tenant);
+      // The place of one that might be served stands.
+      if (tenant.index === -1) this.#update(tenant);
     }
   }
 
@@ -526,11 +531,15 @@ export function isNext(a: Readonly<Orderable>, b: Readonly<Orderable>): boolean 
 }
 
 /**
- * Takes back the charge of a grant that was not used, before it is settled. By time there is none: `settle` charges what was
- * received.
+ * Takes back the charge of a grant that was not used, before it is settled. By time, `settle` still charges how long it was
+ * held, which says nothing about how long the next will be.
  */
-export function refund({ holder, charged = 0, grantedAtMs }: QueuePosition): void {
-  if (holder !== undefined && grantedAtMs === undefined) holder.received -= charged;
+export function refund(position: QueuePosition): void {
+  const { holder, charged = 0, grantedAtMs } = position;
+  if (holder === undefined) return;
+  holder.received -= charged;
+  if (grantedAtMs !== undefined) holder.pending -= charged;
+  position.charged = undefined;
 }
 
 /** @internal The elements of one tenant and priority: a FIFO list. */

@@ -10,7 +10,7 @@ import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { anySignal, unwatchAbort, watchAbort, withDeadline } from '../internal/abort.js';
 import { AsyncContext } from '../internal/async-context.js';
-import { inBatches, nowMs, turnMs } from '../internal/clock.js';
+import { inBatches, nowMs, settleInTurn, turnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { summaryOf } from '../internal/error-summary.js';
 import { sharedStack } from '../internal/shared-stack.js';
@@ -562,8 +562,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     this.#held.set(permit.id, permit);
     this.#active += permit.weight;
     this.#acquired++;
-    permit.resolve?.(permit);
-    permit.resolve = undefined;
+    this.#settle(permit, () => permit);
   }
 
   /** Ends a wait without a permit, here and in Redis. */
@@ -573,9 +572,14 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     permit.state = reason;
     this.#rejected++;
     if (permit.isSent) this.#member.send(permit.cancelOperation);
-    permit.resolve?.(Promise.reject(error));
-    permit.resolve = undefined;
+    this.#settle(permit, () => Promise.reject(error));
     this.#idle.check();
+  }
+
+  #settle(permit: FleetPermit, answer: () => FleetPermit | Promise<never>): void {
+    const { resolve } = permit;
+    permit.resolve = undefined;
+    settleInTurn(() => resolve?.(answer()));
   }
 
   #leaveQueue(permit: FleetPermit): void {

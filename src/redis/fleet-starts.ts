@@ -8,7 +8,7 @@ import type {
   SharedStartListener,
   SharedStarts,
 } from '../gate/shared-limits.js';
-import { nowMs } from '../internal/clock.js';
+import { afterThisTurn, nowMs } from '../internal/clock.js';
 import { summaryOf } from '../internal/error-summary.js';
 import type { FleetStats } from '../limiter/limiter.js';
 import { type CommandConnection, type Subscriber, scriptOf } from './client.js';
@@ -161,7 +161,7 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     this.#rejectAll(new GateClosedError(this.#config.name));
     this.#sendReports();
     // The reports travel with the batch of this turn.
-    await new Promise((resolve) => setImmediate(resolve));
+    await new Promise(afterThisTurn);
     await this.member.settled();
     await this.member.leave();
   }

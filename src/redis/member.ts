@@ -93,9 +93,6 @@ const HOLDER_SHARE = 0.95;
 const FIRST_RETRY_MS = 25;
 const MAX_RETRY_MS = 1_000;
 
-const HEADER = 11;
-const encodeHeader = (length: number): string[] => new Array<string>(length).fill('');
-
 /**
  * A process's membership of one fleet limit: sends the batches, keeps the lease, and joins again whenever it is not sure
  * what Redis has executed.
@@ -266,8 +263,7 @@ export class FleetMember {
       this.#subscriber.unsubscribe(`${this.#channel}:${this.#id}`);
     }
     if (!wasJoined) return;
-    const args = this.#header('batch', false);
-    args.push('Q');
+    const args = this.#header('leave');
     let timer: NodeJS.Timeout | undefined;
     const timeUp = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, this.#commandTimeoutMs);
@@ -280,19 +276,16 @@ export class FleetMember {
     clearTimeout(timer);
   }
 
-  #header(mode: 'batch' | 'join' | 'local', renews: boolean): string[] {
-    const args = encodeHeader(HEADER);
-    args[0] = mode;
-    args[1] = this.#channel;
-    args[2] = this.#id;
-    args[3] = String(this.#generation);
-    args[4] = this.#epoch;
-    args[5] = String(this.#leaseMs);
-    args[6] = renews ? '1' : '0';
-    args[7] = this.#mustCheck ? '-1' : String(this.#pushes);
-    args[8] = String(this.#owner.limit);
-    args[9] = String(this.#epoch === '' ? 0 : Math.max(1, this.#limitVersion));
-    args[10] = '0';
+  #header(mode: 'batch' | 'renew' | 'join' | 'local' | 'leave', echo = 0): string[] {
+    const args = [mode, this.#id, String(this.#generation), this.#epoch, String(this.#leaseMs)];
+    if (mode !== 'batch' && mode !== 'leave') {
+      args.push(
+        this.#mustCheck ? '-1' : String(this.#pushes),
+        String(this.#owner.limit),
+        String(this.#epoch === '' ? 0 : Math.max(1, this.#limitVersion)),
+        String(echo),
+      );
+    }
     if (this.#script !== undefined) args.push(this.#script.argument());
     return args;
   }
@@ -310,7 +303,7 @@ export class FleetMember {
     this.#generation++;
     this.#pushes = 0;
     this.#early = [];
-    const args = this.#header(this.#keepsShare ? 'local' : 'join', true);
+    const args = this.#header(this.#keepsShare ? 'local' : 'join');
     for (const [id, weight] of this.#owner.claims()) args.push('H', id, weight);
     this.#operations = this.#owner.waiters();
     if (this.#newLimit !== undefined) this.#operations.unshift(this.#limitOperation);
@@ -335,14 +328,15 @@ export class FleetMember {
     // Renewing costs Redis as much as an operation: a busy member does it every twentieth of a lease.
     const renews = isDue || isWoken || now >= this.#renewedMs + this.#leaseMs / 20;
     if (renews) this.#owner.onRenewal?.();
-    const args = this.#header('batch', renews);
+    let echo = 0;
     if (renews && this.#isSubscribed && now >= this.#echoMs + this.#leaseMs / 3) {
       // Nothing else notices a dead connection that was not reset.
       if (this.#echoSeen < this.#echoSent) this.#subscriber.restart();
       this.#echoSeen = this.#echoSent;
       this.#echoMs = now;
-      args[10] = String(++this.#echoSent);
+      echo = ++this.#echoSent;
     }
+    const args = this.#header(renews ? 'renew' : 'batch', echo);
     this.#mustCheck = false;
     this.#execute(args, renews);
   };

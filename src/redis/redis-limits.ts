@@ -59,12 +59,12 @@ export class RedisLimits implements SharedLimits, AsyncDisposable {
   readonly #unwatch: () => void;
   #closing: Promise<void> | undefined;
 
-  constructor(given: RedisLimitsOptions) {
-    const { name = 'limits', ...fleet } = checkRedisLimitsOptions(given);
+  constructor(options: RedisLimitsOptions) {
+    const { name = 'limits', ...fleet } = checkRedisLimitsOptions(options);
     this.name = name;
     this.hooks = fleet.hooks;
     this.#fleet = fleet;
-    this.#connection = new CommandConnection(given.client);
+    this.#connection = new CommandConnection(options.client);
     this.#subscriber = new Subscriber(this.#connection, () =>
       this.#each((member) => member.onSubscriberReady()),
     );

@@ -4,6 +4,13 @@ import { TENANTS_SCRIPT } from './tenants-script.js';
 export const LIMIT_KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes'] as const;
 
 /**
+ * What each batch changes, as one field: the time of the batch, the last number in the queue, the weight in use, when the first
+ * lease ends, how many waiters were granted, the end of a freeze; how many holds, entries of the queue and leases there are,
+ * and whether there are tenants (0 or 1). In 64 bytes, up to which Redis stores a small hash in one piece.
+ */
+export const BATCH_STATE = '<ddddddi4i4i4i4';
+
+/**
  * The script that Redis runs for every step of a fleet limit: one script for everything, so that each step is atomic.
  *
  * ## A batch
@@ -12,9 +19,10 @@ export const LIMIT_KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes
  *
  *     KEYS   1 meta (hash) · 2 queue (sorted set) · 3 holds (hash) · 4 leases (sorted set) · 5 tenants (hash) · 6 lanes (sorted set)
  *     ARGV   the header, then operations
- *     header 1 mode: `batch`, `join`, or `local` (a join of a member that may hold its share of the limit)  2 channel  3 member  4 generation  5 epoch (empty: none known)  6 leaseMs
- *            7 whether this renews the lease (0 or 1)  8 pushes received  9 limit  10 version of the limit
- *            11 number of an echo to push to the member itself (0: none)
+ *     header 1 mode: `batch`, `renew` (a batch that also renews the lease), `join`, `local` (a join of a member that may hold its share of the
+ *            limit), or `leave`  2 member  3 generation  4 epoch (empty: none known)  5 leaseMs
+ *            except for `batch` and `leave`: 6 pushes received  7 limit  8 version of the limit
+ *            9 number of an echo to push to the member itself (0: none)
  *     reply  [0, epoch, wakeMs, limit, version, used, queued, members, rank, frozen, granted, held, lost, results, extra, served]
  *     reply  [1]: not executed. The member or its epoch is unknown, or data was lost: join
  *     reply  [2]: not executed. The generation is older than the one that Redis knows
@@ -38,14 +46,13 @@ export const LIMIT_KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes
  *     R id                      release: 1, or 0 if it was not held
  *     X id score weight seq     leave the queue (`weight:tenant` for that of a tenant); releases the permit if it was granted meanwhile
  *     L limit                   set the limit for all members
- *     Q                         leave the fleet, releasing everything
  *
  * A line `--@name` is where `starts-script.ts` inserts the Lua of a gate's windows and keys.
  *
  * ## Pushes
  *
- *     <channel>:<member>   `G epoch generation number id…` granted · `P number` an echo
- *     <channel>            `E epoch` data was lost: join again · `L epoch` the limit has changed
+ *     <prefix>:push:<member>   `G epoch generation number id…` granted · `P number` an echo
+ *     <prefix>:push            `E epoch` data was lost: join again · `L epoch` the limit has changed
  *
  * ## Invariants
  *
@@ -62,32 +69,33 @@ export const LIMIT_KEYS = ['meta', 'queue', 'holds', 'leases', 'tenants', 'lanes
  */
 export const SCRIPT: string = /* lua */ `
 local META, QUEUE, HOLDS, LEASES, TENANTS, LANES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local mode, channel, self, generation, known = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local lease, renews = tonumber(ARGV[6]), ARGV[7] == '1'
-local joins, isLocal = mode ~= 'batch', mode == 'local'
+local mode, self, generation, known, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local isLocal = mode == 'local'
+local joins = mode == 'join' or isLocal
+local renews = joins or mode == 'renew'
+local firstOperation = renews and 10 or 6
+local channel = string.sub(META, 1, -5) .. 'push'
 local call, floor, match = redis.call, math.floor, string.match
 
 local time = call('TIME')
 local clock = time[1] * 1000 + floor(time[2] / 1000)
 local info = redis.pcall('INFO', 'server')
-local run, uptime, clustered = '', 0, false
+local run = ''
 if type(info) == 'string' then
   -- A pattern would be tried at every character of the text: a sixth of the time of the whole script.
   local from = string.find(info, 'run_id:', 1, true)
   run = from and match(info, '^%x+', from + 7) or ''
 end
 
-local f = call('HMGET', META, 'e', 'r', 'l', 'v', 's', 'u', 'nh', 'nq', 'nb', 'f', 'o', 't', 'n', 'g:' .. self, 'ts', 'sv')
-local epoch = f[1]
-local limit, version, seq, used = tonumber(f[3]), tonumber(f[4]), tonumber(f[5]), tonumber(f[6])
-local nHolds, nQueue, nLeases = tonumber(f[7]), tonumber(f[8]), tonumber(f[9])
-local frozen, offset, last, nextEnd = tonumber(f[10]), tonumber(f[11]), tonumber(f[12]), tonumber(f[13])
-local current = tonumber(f[14])
+local f = call('HMGET', META, 'b', 'e', 'r', 'l', 'v', 'o', 'g:' .. self)
+local last, seq, used, nextEnd, served, frozen, nHolds, nQueue, nLeases, isShared = 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+if f[1] then last, seq, used, nextEnd, served, frozen, nHolds, nQueue, nLeases, isShared = struct.unpack('${BATCH_STATE}', f[1]) end
+local epoch, stored = f[1] and f[2], f[3]
+local limit, version, offset, current = tonumber(f[4]), tonumber(f[5]), tonumber(f[6]) or 0, tonumber(f[7])
 -- What tenants have in common, once one was named; those that this script has read, and those to be shown in the queue.
-local sharing, tenants, unshown = f[15] and cmsgpack.unpack(f[15]), {}, {}
-local served = tonumber(f[16]) or 0
-local stored = f[2]
-local now, ttl = clock, math.ceil(2 * lease) + 1000
+local inCommon = isShared == 1 and call('HGET', META, 'ts')
+local sharing, tenants, unshown = inCommon and cmsgpack.unpack(inCommon), {}, {}
+local now, ttl = clock + offset, math.ceil(2 * lease) + 1000
 local granted, pushes, pushed = {}, {}, {}
 -- Whether its state outlives the members, and what its reply adds.
 local keeps, extra = false, false
@@ -98,102 +106,25 @@ local function keep(key)
   call('PEXPIRE', key, ttl)
 end
 
--- Begins a new epoch; a freeze gives holders the time to claim what they hold.
-local function begin(freezes)
-  call('DEL', META, QUEUE, HOLDS, LEASES, TENANTS, LANES)
-  sharing, tenants, unshown, served = false, {}, {}, 0
-  epoch = string.format('%.0f', clock) .. self .. generation
-  limit, version, seq, used = tonumber(ARGV[9]), tonumber(ARGV[10]), 0, 0
-  nHolds, nQueue, nLeases, offset, last, nextEnd, current, stored = 0, 0, 0, 0, clock, 0, nil, run
-  now = clock
-  frozen = 0
-  if freezes then
-    frozen = now + lease
-    call('PUBLISH', channel, 'E ' .. epoch)
-  end
-  call('HSET', META, 'e', epoch, 'r', run, 'l', limit, 'v', version, 'f', frozen, 'o', 0)
-  keep(META)
-  --@begun
-end
-
--- With tenants; see tenants-script.ts.
-local tenantFields
-
-local function save()
-  --@save
-  call('HSET', META, 't', now, 's', string.format('%.0f', seq), 'u', used, 'nh', nHolds, 'nq', nQueue, 'nb', nLeases, 'n', nextEnd, 'sv', served,
-    unpack(sharing and tenantFields() or {}))
-end
-
 --@loaded
-local began = false
-if not epoch then
-  if not joins then return {1} end
-  began = true
-  if known ~= '' or call('EXISTS', QUEUE, HOLDS, LEASES, LANES) > 0 then
-    begin(true)
-  else
-    if run ~= '' then
-      uptime = tonumber(match(info, 'uptime_in_seconds:(%d+)')) * 1000
-      clustered = match(info, 'redis_mode:cluster') ~= nil
-    end
-    -- In whole seconds, and up to one too many.
-    uptime = uptime - 1000
-    -- Members that survived a loss of data are still subscribed. A cluster counts the subscribers of one node only.
-    begin(isLocal or run == '' or uptime < lease or clustered or call('PUBLISH', channel, 'E') > 0)
-  end
-else
-  if (run ~= '' and stored ~= '' and run ~= stored) or call('HLEN', HOLDS) ~= nHolds
-    or call('ZCARD', QUEUE) ~= nQueue or call('ZCARD', LEASES) ~= nLeases
-    or (sharing and call('ZCARD', LANES) ~= sharing.entries)
-    --@lost
-    then
-    began = true
-    begin(true)
-  elseif stored == '' and run ~= '' then
-    call('HSET', META, 'r', run)
-  end
-end
-
-now = clock + offset
-if now < last then
-  offset = offset + last - now
-  now = last
-  call('HSET', META, 'o', offset)
-end
---@clock
-
-local function padded(number)
-  return string.format('%016.0f', number)
-end
-
--- Lower levels go first: a level is a priority with the other sign, times agingMs with aging.
-local function levelOf(score)
-  local aged, level = match(score, '^(%+?)(.*)$')
-  return tonumber(level), aged == '+'
-end
-
--- For any safe integer, in their order.
-local function encoded(level)
-  return level < 0 and '0' .. padded(9007199254740992 + level) or '1' .. padded(level)
-end
-
-local function decoded(text)
-  return tonumber(string.sub(text, 2)) - (string.sub(text, 1, 1) == '0' and 9007199254740992 or 0)
-end
+local isLost = epoch and ((run ~= '' and stored ~= '' and run ~= stored) or call('HLEN', HOLDS) ~= nHolds
+  or call('ZCARD', QUEUE) ~= nQueue or call('ZCARD', LEASES) ~= nLeases
+  or (sharing and call('ZCARD', LANES) ~= sharing.entries)
+  --@lost
+)
 
 local function nameOf(number, id, weight)
   return number .. ':' .. self .. ':' .. id .. ':' .. weight
 end
 
--- When a waiter is due, with aging: its arrival, put off by its level.
-local function dueOf(number, level)
-  return floor(tonumber(number) / 1000) + level
-end
-
 local function nextNumber()
   seq = math.max(seq + 1, now * 1000)
-  return padded(seq)
+  return string.format('%016.0f', seq)
+end
+
+-- When a waiter is due, with aging: its arrival, put off by its level.
+local function dueOf(number, level)
+  return math.floor(tonumber(number) / 1000) + level
 end
 ${TENANTS_SCRIPT}
 -- What tenants share by, from the first one on.
@@ -203,38 +134,6 @@ local function share(by, aged)
     beginSharing(by, aged)
   end
   sharing.by = by
-end
-
-local function dropWaiters(member)
-  if sharing then
-    if sharing.waiting == 0 then return end
-    for _, entry in ipairs(call('ZRANGE', LANES, 0, -1)) do
-      local tenant, level, waiter, owner = match(entry, '^([^:#@]*):(%d+):(%d+:([^:]+):.*)$')
-      if owner == member then leave(tenant, level, waiter) end
-    end
-    return
-  end
-  if nQueue == 0 then return end
-  for _, waiter in ipairs(call('ZRANGE', QUEUE, 0, -1)) do
-    if match(waiter, '^%d+:([^:]+)') == member then
-      call('ZREM', QUEUE, waiter)
-      nQueue = nQueue - 1
-    end
-  end
-end
-
-local function holdsOf(member)
-  local mine = {}
-  if nHolds > 0 then
-    local mark = member .. ':'
-    local all = call('HGETALL', HOLDS)
-    for i = 1, #all, 2 do
-      if string.find(all[i], mark, 1, true) == 1 then
-        mine[string.sub(all[i], #mark + 1)] = all[i + 1]
-      end
-    end
-  end
-  return mine
 end
 
 -- The value has the weight, and for a tenant what "charge" returns.
@@ -250,7 +149,7 @@ local function unhold(member, id)
   local field = member .. ':' .. id
   local value = call('HGET', HOLDS, field)
   if not value then return 0 end
-  local weight, tenant, charged, grantedMs = match(value, '^(%d+):([^:]*):?([^:]*):?(%d*)$')
+  local weight, tenant, charged, grantedMs = string.match(value, '^(%d+):([^:]*):?([^:]*):?(%d*)$')
   weight = tonumber(weight or value)
   call('HDEL', HOLDS, field)
   nHolds = nHolds - 1
@@ -260,107 +159,190 @@ local function unhold(member, id)
   return 1
 end
 
-local function removeMember(member)
-  call('ZREM', LEASES, member)
-  nLeases = nLeases - 1
-  call('HDEL', META, 'g:' .. member, 'p:' .. member, 'j:' .. member)
-  for id in pairs(holdsOf(member)) do unhold(member, id) end
-  dropWaiters(member)
-end
-
-local function findNextEnd()
-  local first = call('ZRANGE', LEASES, 0, 0, 'WITHSCORES')
-  nextEnd = tonumber(first[2]) or 0
-end
-
-local silent = now - last > lease / 2
--- All members were without Redis, and may hold their shares. What they sent before may come first.
-if silent and now >= frozen and (isLocal or call('HEXISTS', META, 'ls') == 1) then
-  frozen = now + lease
-  call('HSET', META, 'f', frozen)
-end
-
--- Leases that have ended.
-if nLeases > 0 and now >= nextEnd then
-  for _, member in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now)) do
-    if silent then
-      call('ZADD', LEASES, now + lease, member)
-    else
-      removeMember(member)
-      if member == self then current = nil end
+local held, lost, refused = false, {}, nil
+local at = firstOperation
+-- Most batches need nothing of what follows. Its functions are made here: Lua would make them each time that the script runs.
+local isRoutine = mode == 'batch' and not isLost and known == epoch and current == generation
+  and now >= last and now < nextEnd and now <= last + lease / 2
+if not isRoutine then
+  -- Begins a new epoch; a freeze gives holders the time to claim what they hold.
+  local function begin(freezes)
+    call('DEL', META, QUEUE, HOLDS, LEASES, TENANTS, LANES)
+    sharing, tenants, unshown, served = false, {}, {}, 0
+    epoch = string.format('%.0f', clock) .. self .. generation
+    limit, version, seq, used = tonumber(ARGV[7]), tonumber(ARGV[8]), 0, 0
+    nHolds, nQueue, nLeases, offset, last, nextEnd, current, stored = 0, 0, 0, 0, clock, 0, nil, run
+    now = clock
+    frozen = 0
+    if freezes then
+      frozen = now + lease
+      call('PUBLISH', channel, 'E ' .. epoch)
     end
+    call('HSET', META, 'e', epoch, 'r', run, 'l', limit, 'v', version)
+    keep(META)
+    --@begun
   end
-  findNextEnd()
-end
 
-local held, lost = false, {}
-local at = 12
---@at
-
-if joins then
-  if current and generation <= current then
-    save()
-    return {2}
-  end
-  local mine = holdsOf(self)
-  if current and not isLocal and not began and known == epoch and now >= frozen then
-    -- A hold that Redis does not know, of a member that it does know: data was lost although INFO does not say so.
-    local probe = at
-    while ARGV[probe] == 'H' do
-      if not mine[ARGV[probe + 1]] then
-        began = true
-        begin(true)
-        mine = {}
-        break
+  local function dropWaiters(member)
+    if sharing then
+      if sharing.waiting == 0 then return end
+      for _, entry in ipairs(call('ZRANGE', LANES, 0, -1)) do
+        local tenant, level, waiter, owner = match(entry, '^([^:#@]*):(%d+):(%d+:([^:]+):.*)$')
+        if owner == member then leave(tenant, level, waiter) end
       end
-      probe = probe + 3
+      return
     end
-  end
-  while ARGV[at] == 'H' do
-    local id = ARGV[at + 1]
-    local aged, weight, tenant = match(ARGV[at + 2], '^(%+?)(%d+):?(.*)$')
-    weight = tonumber(weight)
-    if not mine[id] then
-      if now < frozen or (isLocal and used + weight <= limit) then
-        if tenant ~= '' then share(sharing and sharing.by or 'time', aged == '+') end
-        hold(self, id, weight, tenant ~= '' and charge(tenant, weight, true))
-      else
-        lost[#lost + 1] = id
+    if nQueue == 0 then return end
+    for _, waiter in ipairs(call('ZRANGE', QUEUE, 0, -1)) do
+      if match(waiter, '^%d+:([^:]+)') == member then
+        call('ZREM', QUEUE, waiter)
+        nQueue = nQueue - 1
       end
     end
-    at = at + 3
   end
-  dropWaiters(self)
-  local suggested = tonumber(ARGV[10])
-  if suggested > version then
-    limit, version = tonumber(ARGV[9]), suggested
-    call('HSET', META, 'l', limit, 'v', version)
-  end
-  if not current then
-    nLeases = nLeases + 1
-    call('HSET', META, 'j:' .. self, call('HINCRBY', META, 'j', 1))
-  end
-  if isLocal then call('HSET', META, 'ls', 1) end
-  current = generation
-  call('HSET', META, 'g:' .. self, generation, 'p:' .. self, 0)
-  held = { 0 }
-  for id in pairs(holdsOf(self)) do held[#held + 1] = id end
-elseif began or known ~= epoch or current ~= generation then
-  save()
-  return {1}
-end
 
-if renews then
-  call('ZADD', LEASES, now + lease, self)
-  findNextEnd()
-  for i = 1, 6 do keep(KEYS[i]) end
-  if not joins and tonumber(call('HGET', META, 'p:' .. self) or 0) ~= tonumber(ARGV[8]) then
-    held = { tonumber(call('HGET', META, 'p:' .. self) or 0) }
+  local function holdsOf(member)
+    local mine = {}
+    if nHolds > 0 then
+      local mark = member .. ':'
+      local all = call('HGETALL', HOLDS)
+      for i = 1, #all, 2 do
+        if string.find(all[i], mark, 1, true) == 1 then
+          mine[string.sub(all[i], #mark + 1)] = all[i + 1]
+        end
+      end
+    end
+    return mine
+  end
+
+  local function removeMember(member)
+    call('ZREM', LEASES, member)
+    nLeases = nLeases - 1
+    call('HDEL', META, 'g:' .. member, 'p:' .. member, 'j:' .. member)
+    for id in pairs(holdsOf(member)) do unhold(member, id) end
+    dropWaiters(member)
+  end
+
+  local function findNextEnd()
+    local first = call('ZRANGE', LEASES, 0, 0, 'WITHSCORES')
+    nextEnd = tonumber(first[2]) or 0
+  end
+
+  local function report(number)
+    held = { number }
     for id in pairs(holdsOf(self)) do held[#held + 1] = id end
   end
+
+  if not joins and (isLost or not epoch) then return {1} end
+  local began = isLost or not epoch
+  if isLost then
+    begin(true)
+  elseif not epoch then
+    if known ~= '' or call('EXISTS', QUEUE, HOLDS, LEASES, LANES) > 0 then
+      begin(true)
+    else
+      local uptime, clustered = 0, false
+      if run ~= '' then
+        uptime = tonumber(match(info, 'uptime_in_seconds:(%d+)')) * 1000
+        clustered = match(info, 'redis_mode:cluster') ~= nil
+      end
+      -- In whole seconds, and up to one too many.
+      uptime = uptime - 1000
+      -- Members that survived a loss of data are still subscribed. A cluster counts the subscribers of one node only.
+      begin(isLocal or run == '' or uptime < lease or clustered or call('PUBLISH', channel, 'E') > 0)
+    end
+  elseif stored == '' and run ~= '' then
+    call('HSET', META, 'r', run)
+  end
+
+  if now < last then
+    offset = offset + last - now
+    now = last
+    call('HSET', META, 'o', offset)
+  end
+
+  local silent = now - last > lease / 2
+  -- All members were without Redis, and may hold their shares. What they sent before may come first.
+  if silent and now >= frozen and (isLocal or call('HEXISTS', META, 'ls') == 1) then frozen = now + lease end
+
+  -- Leases that have ended.
+  if nLeases > 0 and now >= nextEnd then
+    for _, member in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now)) do
+      if silent then
+        call('ZADD', LEASES, now + lease, member)
+      else
+        removeMember(member)
+        if member == self then current = nil end
+      end
+    end
+    findNextEnd()
+  end
+
+  if joins then
+    if current and generation <= current then
+      refused = 2
+    else
+      local mine = holdsOf(self)
+      if current and not isLocal and not began and known == epoch and now >= frozen then
+        -- A hold that Redis does not know, of a member that it does know: data was lost although INFO does not say so.
+        local probe = at
+        while ARGV[probe] == 'H' do
+          if not mine[ARGV[probe + 1]] then
+            began = true
+            begin(true)
+            mine = {}
+            break
+          end
+          probe = probe + 3
+        end
+      end
+      while ARGV[at] == 'H' do
+        local id = ARGV[at + 1]
+        local aged, weight, tenant = match(ARGV[at + 2], '^(%+?)(%d+):?(.*)$')
+        weight = tonumber(weight)
+        if not mine[id] then
+          if now < frozen or (isLocal and used + weight <= limit) then
+            if tenant ~= '' then share(sharing and sharing.by or 'time', aged == '+') end
+            hold(self, id, weight, tenant ~= '' and charge(tenant, weight, true))
+          else
+            lost[#lost + 1] = id
+          end
+        end
+        at = at + 3
+      end
+      dropWaiters(self)
+      local suggested = tonumber(ARGV[8])
+      if suggested > version then
+        limit, version = tonumber(ARGV[7]), suggested
+        call('HSET', META, 'l', limit, 'v', version)
+      end
+      if not current then
+        nLeases = nLeases + 1
+        call('HSET', META, 'j:' .. self, call('HINCRBY', META, 'j', 1))
+      end
+      if isLocal then call('HSET', META, 'ls', 1) end
+      current = generation
+      call('HSET', META, 'g:' .. self, generation, 'p:' .. self, 0)
+      report(0)
+    end
+  elseif known ~= epoch or current ~= generation then
+    refused = 1
+  elseif mode == 'leave' then
+    removeMember(self)
+    findNextEnd()
+  end
+
+  if renews and not refused then
+    call('ZADD', LEASES, now + lease, self)
+    findNextEnd()
+    for i = 1, 6 do keep(KEYS[i]) end
+    local pushesSent = not joins and tonumber(call('HGET', META, 'p:' .. self) or 0)
+    if pushesSent and pushesSent ~= tonumber(ARGV[6]) then report(pushesSent) end
+  end
 end
+--@ended
 --@held
-if ARGV[11] ~= '0' then call('PUBLISH', channel .. ':' .. self, 'P ' .. ARGV[11]) end
+if renews and ARGV[9] ~= '0' and not refused then call('PUBLISH', channel .. ':' .. self, 'P ' .. ARGV[9]) end
 
 local function fits(weight)
   --@fits
@@ -368,8 +350,8 @@ local function fits(weight)
 end
 
 local function enqueue(score, number, id, weight)
-  local level, aged = levelOf(score)
-  if aged then score = string.format('%.0f', dueOf(number, level)) end
+  local level = match(score, '^%+(.*)$')
+  if level then score = string.format('%.0f', dueOf(number, tonumber(level))) end
   nQueue = nQueue + call('ZADD', QUEUE, score, nameOf(number, id, weight))
   if nQueue == 1 then keep(QUEUE) end
 end
@@ -399,28 +381,31 @@ local function acquire(i, tenant)
   return number
 end
 
-local operations = {
-  A = function(i)
-    return acquire(i, ''), 5
-  end,
-  F = function(i)
-    local tenant, _, aged = ARGV[i + 5], levelOf(ARGV[i + 2])
-    share(ARGV[i + 6], aged)
+--@operations
+local results, resultAt = {}, {}
+while ARGV[at] and not refused do
+  local letter, i = ARGV[at], at
+  local result, size
+  --@operation
+  if size then
+    -- One of a gate's starts.
+  elseif letter == 'R' then
+    result, size = unhold(self, ARGV[i + 1]), 2
+  elseif letter == 'A' then
+    result, size = acquire(i, ''), 5
+  elseif letter == 'F' then
+    local tenant = ARGV[i + 5]
+    share(ARGV[i + 6], string.sub(ARGV[i + 2], 1, 1) == '+')
     local t = tenantOf(tenant)
     local cap, guaranteed = tonumber(ARGV[i + 8]), tonumber(ARGV[i + 9])
     if t.waiting > 0 and (t.cap ~= cap or t.guaranteed ~= guaranteed) then unshown[tenant] = t end
     t.share, t.cap, t.guaranteed = tonumber(ARGV[i + 7]), cap, guaranteed
-    return acquire(i, tenant), 10
-  end,
-  P = function(i)
+    result, size = acquire(i, tenant), 10
+  elseif letter == 'P' then
     local weight, tenant = match(ARGV[i + 3], '^(%d+):?(.*)$')
     asked[#asked + 1] = { i, tenant, ARGV[i + 2], nameOf(ARGV[i + 4], ARGV[i + 1], weight) }
-    return '', 5
-  end,
-  R = function(i)
-    return unhold(self, ARGV[i + 1]), 2
-  end,
-  X = function(i)
+    result, size = '', 5
+  elseif letter == 'X' then
     local id, number, weight, tenant = ARGV[i + 1], ARGV[i + 4], match(ARGV[i + 3], '^(%d+):?(.*)$')
     local waiter, isRemoved = nameOf(number, id, weight), false
     if sharing then
@@ -429,33 +414,21 @@ local operations = {
       isRemoved = call('ZREM', QUEUE, waiter) == 1
       if isRemoved then nQueue = nQueue - 1 end
     end
-    return isRemoved and 1 or unhold(self, id), 5
-  end,
-  L = function(i)
+    result, size = isRemoved and 1 or unhold(self, id), 5
+  elseif letter == 'L' then
     limit, version = tonumber(ARGV[i + 1]), version + 1
     call('HSET', META, 'l', limit, 'v', version)
     call('PUBLISH', channel, 'L ' .. epoch)
-    return version, 2
-  end,
-  Q = function()
-    removeMember(self)
-    findNextEnd()
-    return 1, 1
-  end,
-  --@operations
-}
-
-local results, resultAt = {}, {}
-while ARGV[at] do
-  local result, size = operations[ARGV[at]](at)
+    result, size = version, 2
+  end
   results[#results + 1] = result
   resultAt[at] = #results
   at = at + size
 end
 
 -- Grants, in the order of the queue.
-if sharing then showChanged() end
-while nQueue > 0 and now >= frozen and (used < limit or used == 0) do
+if sharing and not refused then showChanged() end
+while nQueue > 0 and now >= frozen and (used < limit or used == 0) and not refused do
   local tenant, level, waiter
   if sharing then
     tenant, level, waiter = match(nextInLanes(), '^([^:]*):(%d+):(.*)$')
@@ -498,11 +471,14 @@ for _, owner in ipairs(pushed) do
   call('PUBLISH', channel .. ':' .. owner, 'G ' .. epoch .. ' ' .. call('HGET', META, 'g:' .. owner) .. ' ' .. number .. ' ' .. pushes[owner])
 end
 
-if nLeases == 0 and not keeps then
+if nLeases == 0 and not keeps and not refused then
   call('DEL', META, QUEUE, HOLDS, LEASES, TENANTS, LANES)
 else
-  save()
+  --@save
+  local fields = sharing and tenantFields() or {}
+  call('HSET', META, 'b', struct.pack('${BATCH_STATE}', now, seq, used, nextEnd, served, frozen, nHolds, nQueue, nLeases, sharing and 1 or 0), unpack(fields))
 end
+if refused then return {refused} end
 
 local wake = nextEnd - now
 if now < frozen then wake = frozen - now end

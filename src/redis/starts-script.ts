@@ -5,7 +5,7 @@ import { SCRIPT } from './script.js';
  * has been granted and has not begun; a start that has begun is an entry in its windows.
  *
  *     KEYS   7… one hash for each window: of 16 slices each, by their number, what they count (MessagePack)
- *     ARGV   12 as JSON: { w: [[id, limit, perMs, sliceMs, perCall]…], s: [shared window…],
+ *     ARGV   behind the header, as JSON: { w: [[id, limit, perMs, sliceMs, perCall]…], s: [shared window…],
  *            k: [[key, [window…]]…], t: the longest perMs }; windows by their position in `w`
  *     reply  15 [states, where it renews: key, why, ms…; windows that lack what was lost: id…; ms until the head of the queue can start, or -1;
  *            where it renews, the free part of each key in thousandths]
@@ -34,7 +34,8 @@ import { SCRIPT } from './script.js';
  */
 const FRAGMENTS: Readonly<Record<string, string>> = {
   declare: `
-local spec = cjson.decode(ARGV[12])
+local spec = cjson.decode(ARGV[firstOperation])
+firstOperation = firstOperation + 1
 local W, K = spec.w, spec.k
 local metaTtl = math.max(ttl, spec.t)
 keeps = true
@@ -221,12 +222,12 @@ end
 `,
   begun: `
   for i, w in ipairs(W) do
-    local before, lost = cards[i], reserved[i]
+    local before, owed = cards[i], reserved[i]
     readAll(i)
     if cards[i] == 0 or cards[i] < before then call('HSET', META, 'wl:' .. w[1], 1) end
     reserved[i], dirty[i] = 0, true
     -- What was reserved may begin until the leases end.
-    addStart(i, now + lease, lost)
+    addStart(i, now + lease, owed)
   end
 `,
   save: `
@@ -244,7 +245,7 @@ end
 `,
   // No script for two leases: all members are gone, and the keys with a shorter life have expired.
   loaded: `
-if epoch and last and clock + offset - last > ttl then
+if epoch and clock + offset - last > ttl then
   call('DEL', QUEUE, HOLDS, LEASES)
   for _, field in ipairs(call('HKEYS', META)) do
     if match(field, '^[gjmpr]:') then call('HDEL', META, field) end
@@ -269,7 +270,7 @@ local function areWindowsLost()
 end
 `,
   lost: 'or areWindowsLost()',
-  clock: 'for i in ipairs(W) do removeEnded(i) end',
+  ended: 'for i in ipairs(W) do removeEnded(i) end',
   hold: `
   local key = K[chosen][1]
   for _, i in ipairs(windowsOf(chosen)) do
@@ -295,11 +296,11 @@ end
   end
   if cancelling and string.sub(tag, -2) == '/t' then call('HINCRBY', META, 'kt:' .. key, -1) end
 `,
-  at: 'at = 13',
   held: 'if held then for i = 2, #held do held[i] = held[i] .. tagOf(self, held[i]) end end',
   fits: 'do return now >= frozen and fitsStart(weight) end',
   granted: 'id = id .. tagOf(owner, id)',
   operations: `
+local own = {
   A = function(i)
     local id, weight, number = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4]
     if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return '0' .. tagOf(self, id), 5 end
@@ -393,7 +394,9 @@ end
     ready(ARGV[i + 1])
     return 1, 2
   end,
+}
 `,
+  operation: 'if own[letter] then result, size = own[letter](i) end',
   wake: `
 if nQueue > 0 and now >= frozen and startWait then
   local head = call('ZRANGE', QUEUE, 0, 0)[1]

@@ -14,9 +14,27 @@
  * Its functions are made where there are tenants: those of a script are made each time that it runs.
  */
 export const TENANTS_SCRIPT = /* lua */ `
-local beginSharing, tenantOf, showChanged, enter, leave, charge, settle, aheadInLanes, nextInLanes
+local beginSharing, levelOf, encoded, tenantOf, showChanged, enter, leave, charge, settle, aheadInLanes, nextInLanes, tenantFields
 
 local function useTenants()
+  local function padded(number)
+    return string.format('%016.0f', number)
+  end
+
+  -- Lower levels go first: a level is a priority with the other sign, times agingMs with aging.
+  function levelOf(score)
+    return tonumber(match(score, '^%+?(.*)$'))
+  end
+
+  -- For any safe integer, in their order.
+  function encoded(level)
+    return level < 0 and '0' .. padded(9007199254740992 + level) or '1' .. padded(level)
+  end
+
+  local function decoded(text)
+    return tonumber(string.sub(text, 2)) - (string.sub(text, 1, 1) == '0' and 9007199254740992 or 0)
+  end
+
   local function firstOf(group, count)
     return call('ZRANGEBYLEX', LANES, '[' .. group .. ':', '(' .. group .. ';', 'LIMIT', 0, count)
   end

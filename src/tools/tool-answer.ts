@@ -80,14 +80,21 @@ export function failureText(failure: ErrorSummary): string {
   return texts.join(': ');
 }
 
-/** The text, well-formed, or its beginning and a note of what is missing; at most `most` characters. */
-export function cutText(text: string, most: number): string {
-  if (text.length <= most) return wellFormed(text);
-  const note = `\n[cut off here: ${text.length} characters in all]`;
+/**
+ * The text, well-formed, or its beginning and a note of what is missing; at most `most` characters.
+ *
+ * @param length of the whole, where `text` is only its beginning
+ */
+export function cutText(text: string, most: number, length = 0): string {
+  const all = Math.max(text.length, length);
+  if (all <= most) return wellFormed(text);
+  const note = `\n[cut off here: ${all} characters in all]`;
   const end = most - note.length;
   // Never in the middle of a surrogate pair.
   const last = text.charCodeAt(end - 1);
-  return wellFormed(text.slice(0, last >= 0xd800 && last <= 0xdbff ? end - 1 : end)) + note;
+  const part = text.slice(0, last >= 0xd800 && last <= 0xdbff ? end - 1 : end);
+  // A part is a view in V8, which keeps the whole in memory; what a regular expression has read is not.
+  return wellFormed(part + note);
 }
 
 /** Keeps `JSON.stringify` from failing on big integers and from writing bytes out one by one. */

@@ -206,8 +206,10 @@ export class ToolManager<T extends ToolSet> {
     }
     const outcome = await this.#run(name, tool, read, options);
     switch (outcome.kind) {
-      case 'ok':
-        return cutText(redactKeys(resultText(outcome.value)), most);
+      case 'ok': {
+        const text = resultText(outcome.value);
+        return cutText(redactKeys(text, most), most, text.length);
+      }
       case 'timeout':
         return `${outcome.error.message} and was stopped.`;
       case 'failed':

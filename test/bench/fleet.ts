@@ -59,6 +59,8 @@ const { values: args } = parseArgs({
 });
 const WINDOW_MS = args.quick ? 3_000 : 4_000;
 const REPEATS = args.quick ? 1 : 3;
+/** Of rates, whose windows spread by some hundredths. */
+const RATE_REPEATS = args.quick ? 1 : 5;
 const LEASE_MS = 15_000;
 /** What starting members, and reporting at the end, may take on a busy machine. */
 const PATIENCE_MS = 45_000;
@@ -218,8 +220,9 @@ interface Figure {
 const compare = async (load: Load, ...figures: readonly Figure[]): Promise<void> => {
   if (!isWanted(...figures.map(({ title }) => title))) return;
   const results = new Map<Library, Result[]>(LIBRARIES.map((library) => [library, []]));
+  const repeats = figures[0]?.unit === 'ratio' ? RATE_REPEATS : REPEATS;
   // By turns, so that slow moments of the machine meet all.
-  for (let repeat = 0; repeat < REPEATS; repeat++)
+  for (let repeat = 0; repeat < repeats; repeat++)
     for (const library of LIBRARIES)
       results.get(library)?.push(await measure(figures[0]?.title ?? '', library, load));
   for (const { title, bar, of, unit } of figures) {

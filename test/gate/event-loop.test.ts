@@ -1,7 +1,14 @@
 /** How much of the work for many waiters one step of the event loop does, counted in calls and in reads of the clock. */
+import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import type { ServiceGateOptions } from '../../src/gate/options.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import type {
+  SharedGateConfig,
+  SharedLimits,
+  SharedStartListener,
+  SharedStarts,
+} from '../../src/gate/shared-limits.js';
 import { PER_TURN } from '../../src/internal/clock.js';
 import { httpError } from '../support/gates.js';
 import { deferred, endOfTurn, follow } from '../support/promises.js';
@@ -78,6 +85,64 @@ describe('one step of the event loop', () => {
     expect(Math.max(...counts)).toBeLessThanOrEqual(2 * PER_TURN);
     expect(order).toEqual(Array.from({ length: 1_000 }, (_, i) => i));
     expect(gate.stats()).toMatchObject({ running: 0, queuedForStart: 0, limiter: { active: 0, queued: 0 } });
+  });
+});
+
+describe('calls that wait for a shared start', () => {
+  /** Limits whose server has granted nothing yet, and what it can do. */
+  function server() {
+    const listeners: SharedStartListener[] = [];
+    let setKey: SharedGateConfig['onKey'] = () => {};
+    const starts: SharedStarts = {
+      fleet: { active: 0, queued: 0, members: 1, available: true, frozen: false, lost: 0 },
+      request: (_weight, _priority, listener) => {
+        listeners.push(listener);
+        return () => {};
+      },
+      coolDown() {},
+      restore() {},
+      freeOf: () => 1,
+      setRates() {},
+    };
+    const limits: SharedLimits = {
+      name: 'redis',
+      gate: ({ onKey }) => {
+        setKey = onKey;
+        return { limiter: undefined, starts, close: async () => {} };
+      },
+    };
+    return {
+      limits,
+      coolDown: () => setKey(hash('the-only-key'), 'cooldown', 60_000),
+      reject: () => {
+        for (const { onReject } of listeners) onReject(new Error('unavailable'));
+      },
+    };
+  }
+  const hash = (key: string) => createHash('sha256').update(key).digest('hex').slice(0, 32);
+
+  it.each<['are sent back' | 'are rejected' | 'are aborted']>([
+    ['are sent back'],
+    ['are rejected'],
+    ['are aborted'],
+  ])('continue in batches when they %s', async (how) => {
+    const { limits, coolDown, reject } = server();
+    const { gate } = countingGate({ limits } as Partial<ServiceGateOptions>);
+    const controller = new AbortController();
+    const { signal } = controller;
+    let settled = 0;
+    const settle = (): void => void settled++;
+    for (let i = 0; i < 1_000; i++) gate.run(() => 1, { signal, timeoutMs: 30_000 }).then(settle, settle);
+    await endOfTurn();
+    if (how === 'are sent back') coolDown();
+    else if (how === 'are rejected') reject();
+    else controller.abort();
+    const counts = await perTurn(
+      () => settled,
+      () => settled === 1_000,
+    );
+    expect(Math.max(...counts)).toBeLessThanOrEqual(2 * PER_TURN);
+    await gate.close();
   });
 });
 

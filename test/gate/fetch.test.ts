@@ -12,7 +12,7 @@ import type { CachedResponse } from '../../src/gate/fetch-response.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { learnedBy } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
-import { deferred, follow, microtasks } from '../support/promises.js';
+import { deferred, endOfTurn, follow, microtasks } from '../support/promises.js';
 import { countListeners } from '../support/signals.js';
 
 onFakeTimers();
@@ -96,6 +96,11 @@ describe('the options of gate.fetch', () => {
     [{ timeoutMs: 1 }, /Unknown option `timeoutMs` in fetch/],
   ])('are checked at once: %j', (options, message) => {
     expect(() => gate.fetch(options as GateFetchOptions)).toThrow(message);
+  });
+
+  it('include `authorize` where the gate has keys, which nothing else would send', () => {
+    const gate = new ServiceGate({ name: 'llm', keys: ['key-a'] });
+    expect(() => gate.fetch()).toThrow('Expected `authorize (the gate has keys)` to be a function');
   });
 
   it('name a header that exists', () => {
@@ -205,7 +210,11 @@ describe('the options of gate.fetch', () => {
       },
     ],
   ])('reject the call alone when %s', async (_, options) => {
-    const { fetch, service, expectAllFree } = gated(() => json({}), options, { keys: ['key-a'] });
+    const { fetch, service, expectAllFree } = gated(
+      () => json({}),
+      { authorize: bearer, ...options },
+      { keys: ['key-a'] },
+    );
     const cancel = vi.fn();
     const body = new ReadableStream({ cancel });
     await expect(fetch(URL_OF, { method: 'POST', body, duplex: 'half' } as RequestInit)).rejects.toThrow(
@@ -229,7 +238,11 @@ describe('a call that the gate rejects', () => {
       '60',
       async (options) => {
         const answer = () => new Response(null, { status: 429, headers: { 'retry-after': '60' } });
-        const { fetch } = gated(answer, options, { timeoutMs: 1_000, keys: ['key-a'] });
+        const { fetch } = gated(
+          answer,
+          { authorize: bearer, ...options },
+          { timeoutMs: 1_000, keys: ['key-a'] },
+        );
         await fetch(URL_OF);
         return fetch(URL_OF);
       },
@@ -459,6 +472,25 @@ describe('a body', () => {
     await expectAllFree();
   });
 
+  it.each(['text/event-stream', 'text/plain'])(
+    'of %s leaves the memory of its chunks alone',
+    async (type) => {
+      const chunk = new TextEncoder().encode('data: {"a":1}\n\n');
+      const stub = async () => {
+        const body = new ReadableStream({
+          start: (controller) => {
+            for (let i = 0; i < 2; i++) controller.enqueue(chunk);
+            controller.close();
+          },
+        });
+        return new Response(body, { headers: { 'content-type': type } });
+      };
+      const fetch = new ServiceGate({ name: 'llm', maxConcurrent: 1 }).fetch({ fetch: stub });
+      for (let call = 0; call < 2; call++)
+        expect(await (await fetch('http://llm/')).text()).toBe('data: {"a":1}\n\n'.repeat(2));
+    },
+  );
+
   it('rejects chunks that are no bytes', async () => {
     const { fetch, expectAllFree } = gated(() => ({
       status: 200,
@@ -487,6 +519,39 @@ describe('a body', () => {
     expect(held()).toBe(0);
     await vi.advanceTimersByTimeAsync(5_000);
     await Promise.all([cancelled, read]);
+    await expectAllFree();
+  });
+
+  it.each([
+    ['of a response', 200, {}],
+    ['of a stream of events', 200, EVENTS],
+    ['of a response for the cache', 200, { cacheKey: 'k' }],
+    ['of a failure', 422, {}],
+  ] as const)('leaves other work its turn while empty chunks %s are skipped', async (_, status, given) => {
+    const headers = new Headers('content-type' in given ? given : {});
+    let read = 0;
+    const body = {
+      async *[Symbol.asyncIterator]() {
+        for (; read < 5_000; read++) yield new Uint8Array(0);
+        yield 'x';
+      },
+    };
+    const { fetch, expectAllFree } = gated(() => ({ status, ok: status < 400, headers, body }), {
+      options: () => ('cacheKey' in given ? given : {}),
+    });
+    const turn = endOfTurn().then(() => read);
+    const text = fetch(URL_OF).then((response) => response.text());
+    expect(await turn).toBeLessThan(1_000);
+    await expect(text).resolves.toBe('x');
+    await expectAllFree();
+  });
+
+  it('of a failure that stalls ends also where its iterator cannot be ended', async () => {
+    const body = { [Symbol.asyncIterator]: () => ({ next: () => new Promise<never>(() => {}) }) };
+    const { fetch, expectAllFree } = gated(() => ({ status: 422, ok: false, headers: new Headers(), body }));
+    const call = fetch(URL_OF);
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect([(await call).status, await (await call).text()]).toEqual([422, '']);
     await expectAllFree();
   });
 
@@ -641,6 +706,33 @@ describe('usage', () => {
     expect([used(gate), estimate.mock.calls]).toEqual([123, [[{ max_tokens: 123 }]]]);
     await response.text();
   });
+
+  it.each(['rate', 'sharedRate'])(
+    'is lowered to a new limit of `%s` while its call waits, if it was estimated',
+    async (which) => {
+      const rateOf = (limit: number) => ({ [which]: [{ limit, perMs: 1_000, unit: 'weight' as const }] });
+      const { gate, fetch, expectAllFree } = gated(
+        () => json({}),
+        {
+          options: ({ json: body }) => (body as { given?: object }).given ?? {},
+        },
+        { ...rateOf(1_000), usage, estimate: () => 900, maxConcurrent: 10 },
+      );
+      await gate.run(() => {}, { weight: 900 });
+      const send = (given?: object) =>
+        follow(fetch(URL_OF, { method: 'POST', body: JSON.stringify({ given }) }).then((r) => r.text()));
+      const calls = [send(), send({ cacheKey: 'k' }), send({ weight: 900 })];
+      await settled();
+      gate.setRate(rateOf(200));
+      await vi.advanceTimersByTimeAsync(10_000);
+      expect(calls.map(({ now }) => now)).toMatchObject([
+        { value: '{}' },
+        { value: '{}' },
+        { value: expect.stringContaining('ERR_KEYS_EXHAUSTED') },
+      ]);
+      await expectAllFree();
+    },
+  );
 
   it.each<[string, (value: unknown) => number]>([
     [

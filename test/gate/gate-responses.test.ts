@@ -113,6 +113,41 @@ describe('a Response whose body the classifier reads', () => {
     return { gate, of, expectAllFree };
   };
 
+  it.each([
+    ['the time of the headers', '{}', [[0, 3_000]]],
+    [
+      'a longer time',
+      '{"retry_after":9}',
+      [
+        [0, 3_000],
+        [500, 9_000],
+      ],
+    ],
+  ])('begins its cooldown with the headers, and again only for a new time: %s', async (_, body, expected) => {
+    const { hooks } = recorder();
+    const started = performance.now();
+    const cooldowns: number[][] = [];
+    hooks.on('key:cooldown', ({ retryAfterMs }) => {
+      cooldowns.push([performance.now() - started, retryAfterMs]);
+    });
+    const gate = new ServiceGate({
+      name: 'llm',
+      hooks,
+      retry: { attempts: 1 },
+      classify: async (observed) => {
+        if (!('value' in observed)) return undefined;
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        const { retry_after } = JSON.parse(body);
+        if (retry_after === undefined) return undefined;
+        return { class: 'rate-limited', retryAfterMs: retry_after * 1_000 };
+      },
+    });
+    const call = gate.run(() => new Response(body, { status: 429, headers: { 'retry-after': '3' } }));
+    await vi.advanceTimersByTimeAsync(500);
+    expect((await call).status).toBe(429);
+    expect(cooldowns).toEqual(expected);
+  });
+
   it('may take up to attemptTimeoutMs', async () => {
     const { gate, of, expectAllFree } = oneAtATime();
     const call = follow(gate.run(() => slowBody(7_000, page).response));

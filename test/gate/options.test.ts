@@ -19,7 +19,7 @@ describe('the options of a ServiceGate', () => {
     [{ keys: [] }, TypeError, 'at least one key'],
     [{ keys: [{ key: 'k', rate: [{}] }] }, TypeError, '`keys[0].rate[0].limit`'],
     [{ keys: [{ key: 'k', name: 'n' }] }, TypeError, 'Unknown option `name` in keys[0]'],
-    [{ keys: ['a', 'b', 'a'] }, RangeError, '`keys[2]` is there twice'],
+    [{ keys: ['a', 'b', 'a'] }, RangeError, '`keys[2]` is a duplicate'],
     [{ retry: { attempts: 0 } }, RangeError, '`retry.attempts`'],
     [{ retry: { baseMs: 10, maxMs: 5 } }, RangeError, '`retry.maxMs` to be at least `baseMs` (10), got 5'],
     [{ retry: { budget: { ratio: -1 } } }, RangeError, '`retry.budget.ratio`'],

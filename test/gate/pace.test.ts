@@ -91,7 +91,7 @@ describe("`pace: 'headers'`", () => {
         const fetch = async () =>
           new Response(event, { headers: { ...headers, 'content-type': 'text/event-stream' } });
         return gate
-          .fetch({ fetch })('http://a')
+          .fetch({ fetch, authorize: bearer })('http://a')
           .then((response) => response.text());
       },
     ],

@@ -45,6 +45,14 @@ describe('ServiceGate', () => {
       ).rejects.toBe(bug);
     });
 
+    it('waits for a promise that has a `then` of its own as `await` does', async () => {
+      for (const then of [() => {}, 1, () => Promise.resolve()]) {
+        const gate = new ServiceGate({ name: 'search', maxConcurrent: 1 });
+        expect(await gate.run(() => Object.assign(Promise.resolve('done'), { then }))).toBe('done');
+        expect(gate.stats()).toMatchObject({ running: 0, finished: { ok: 1 } });
+      }
+    });
+
     it('passes a signal, the attempt number and, without keys, an empty key', async () => {
       const gate = new ServiceGate({ name: 'llm' });
       const seen = await gate.run((context) => context);

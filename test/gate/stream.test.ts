@@ -6,7 +6,7 @@ import { PER_TURN } from '../../src/internal/clock.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
-import { deferred, follow } from '../support/promises.js';
+import { type Deferred, deferred, follow } from '../support/promises.js';
 import { countListeners } from '../support/signals.js';
 
 onFakeTimers();
@@ -147,6 +147,66 @@ describe('ServiceGate.stream', () => {
     const stream = gate.stream(source([1, 2]).open);
     const results = await Promise.all([stream.next(), stream.next(), stream.next(), stream.next()]);
     expect(results.map((result) => result.value)).toEqual([1, 2, undefined, undefined]);
+    expectAllFree();
+  });
+
+  it('asks its source for one item at a time', async () => {
+    const { gate, expectAllFree } = oneAtATime();
+    const asked: Deferred<IteratorResult<number>>[] = [];
+    const next = () => {
+      const answer = deferred<IteratorResult<number>>();
+      asked.push(answer);
+      return answer.promise;
+    };
+    const stream = gate.stream(() => ({ [Symbol.asyncIterator]: () => ({ next }) }));
+    const answer = async (result: IteratorResult<number>) => {
+      await settled();
+      asked.at(-1)?.resolve(result);
+      await settled();
+    };
+    const first = stream.next();
+    await answer({ done: false, value: 1 });
+    await first;
+    const items = [stream.next(), stream.next()];
+    await settled();
+    expect(asked).toHaveLength(2);
+    await answer({ done: false, value: 2 });
+    expect(asked).toHaveLength(3);
+    await answer({ done: true, value: undefined });
+    expect(await Promise.all(items)).toEqual([
+      { done: false, value: 2 },
+      { done: true, value: undefined },
+    ]);
+    expectAllFree();
+  });
+
+  it('lets a source that is idle end by itself when its reader leaves', async () => {
+    const { gate } = oneAtATime();
+    let wasAborted: boolean | undefined;
+    const stream = gate.stream(async function* ({ signal }) {
+      try {
+        for (let i = 0; ; i++) yield i;
+      } finally {
+        wasAborted = signal.aborted;
+      }
+    });
+    await stream.next();
+    await stream.next();
+    await stream.return?.();
+    expect(wasAborted).toBe(false);
+  });
+
+  it('rejects the item in whose step it is aborted', async () => {
+    const controller = new AbortController();
+    const usage = (item: unknown) => {
+      if (item === 2) controller.abort(new Error('client left'));
+      return undefined;
+    };
+    const { gate, expectAllFree } = oneAtATime({ usage });
+    const stream = gate.stream(source([1, 2, 3]).open, { signal: controller.signal });
+    await stream.next();
+    await expect(stream.next()).rejects.toThrow('client left');
+    await settled();
     expectAllFree();
   });
 
@@ -480,6 +540,31 @@ describe('ServiceGate.stream', () => {
       expectAllFree();
     });
 
+    it('at once for a source whose promises have a `then` of their own', async () => {
+      const { gate, expectAllFree } = oneAtATime({ attemptTimeoutMs: 1_000 });
+      const thens = [
+        () => Promise.reject(new Error('no one waits for it')),
+        () => {
+          throw new Error('own');
+        },
+        (resolve: (result: unknown) => void) => {
+          resolve({ done: false, value: 'twice' });
+          resolve({ done: false, value: 'twice' });
+        },
+      ];
+      let made = 0;
+      const next = () =>
+        Object.assign(Promise.resolve({ done: made > 3, value: made }), {
+          // biome-ignore lint/suspicious/noThenProperty: promises with a `then` of their own are what is tested
+          then: thens[made++ % 3],
+        });
+      const stream = gate.stream(() => ({ [Symbol.asyncIterator]: () => ({ next }) }) as never);
+      const reader = follow(collect(stream));
+      await settled();
+      expect(reader.now).toEqual({ is: 'fulfilled', value: [0, 1, 2, 3] });
+      expectAllFree();
+    });
+
     it('with the error of the source if its `return` fails', async () => {
       const { gate, expectAllFree } = oneAtATime();
       const stream = gate.stream(async function* () {
@@ -625,5 +710,27 @@ describe('ServiceGate.stream', () => {
     await vi.advanceTimersByTimeAsync(10_000);
     await Promise.all(readers);
     expect(wrong).toEqual([]);
+  });
+
+  it('ends the source and emits the end in the context of its reader, wherever the abort comes from', async () => {
+    const storage = new AsyncLocalStorage<string>();
+    const { gate } = oneAtATime();
+    const seen: unknown[] = [];
+    gate.hooks.on('call:finished', () => seen.push(storage.getStore()));
+    const control = new AbortController();
+    const stream = gate.stream(
+      async function* () {
+        try {
+          yield 1;
+        } finally {
+          seen.push(storage.getStore());
+        }
+      },
+      { signal: control.signal },
+    );
+    await storage.run('reader', () => stream.next());
+    storage.run('other', () => control.abort('enough'));
+    await settled();
+    expect(seen).toEqual(['reader', 'reader']);
   });
 });

@@ -248,6 +248,8 @@ describe('eventStream as a web Response', () => {
     for (const options of [
       { event: () => 'two\nlines' },
       { data: () => 5 as unknown as string },
+      { event: () => Promise.reject(new Error('broken')) as never },
+      { data: () => Promise.reject(new Error('broken')) as never },
       {
         data: (): string => {
           throw new Error('broken');
@@ -271,6 +273,20 @@ describe('eventStream as a web Response', () => {
     ]) {
       const response = await eventStream(() => Promise.reject(full), {}, { onError: onError as () => void });
       expect(response.status).toBe(429);
+    }
+  });
+
+  it('opens a source that is in a promise with a `then` of its own', async () => {
+    const thens = [
+      () => undefined,
+      (resolve: (source: unknown) => void) => {
+        resolve(items(2));
+        return Promise.reject(new Error('no one waits for it'));
+      },
+    ];
+    for (const then of thens) {
+      const response = await eventStream(() => Object.assign(Promise.resolve(items(1)), { then }) as never);
+      expect(await read(response)).toBe('data: 1\n\n');
     }
   });
 

@@ -308,6 +308,24 @@ describe('redactKeys', () => {
   it('leaves what only looks like a credential', () => {
     expect(redactKeys(`${KEY}, Bearer abcdefgh12345678`)).toBe('[redacted], Bearer abcdefgh12345678');
   });
+
+  it('of the beginning of a text finds a key as a whole that begins in it', () => {
+    const text = `${'x'.repeat(10)}${KEY}${'y'.repeat(1_000)}${KEY}`;
+    for (let most = 0; most < 10 + KEY.length + 10; most++) {
+      const redacted = redactKeys(text, most);
+      const rest = 'y'.repeat(Math.max(0, most - 10 - KEY.length));
+      expect(redacted).toBe(most <= 10 ? 'x'.repeat(most) : `${'x'.repeat(10)}[redacted]${rest}`);
+    }
+  });
+
+  it('of the beginning of a text reads no further than a key reaches', () => {
+    const charCodeAt = vi.spyOn(String.prototype, 'charCodeAt');
+    redactKeys('x'.repeat(100_000), 1_000);
+    const reads = charCodeAt.mock.calls.length;
+    charCodeAt.mockRestore();
+    expect(reads).toBeGreaterThan(0);
+    expect(reads).toBeLessThan(2_000);
+  });
 });
 
 describe('The time redaction takes', () => {

@@ -129,6 +129,23 @@ describe('close', () => {
     await expect(limiter.run(() => {})).rejects.toThrow(LimiterClosedError);
   });
 
+  it('with drain may be paused again, until its queue is empty', async () => {
+    const limiter = limiterOf(1);
+    const held = limiter.tryAcquire();
+    const ran = vi.fn();
+    const run = limiter.run(ran);
+    const end = watch(limiter.close({ drain: true }));
+    limiter.pause();
+    held?.release();
+    await endOfTurn();
+    expect(ran).not.toHaveBeenCalled();
+    expect([limiter.stats().paused, end.state]).toEqual([true, 'pending']);
+    limiter.resume();
+    await run;
+    await endOfTurn();
+    expect([limiter.stats().paused, end.state]).toEqual([false, 'resolved']);
+  });
+
   it('is not paused once it is closed', async () => {
     const limiter = limiterOf(1);
     limiter.pause();

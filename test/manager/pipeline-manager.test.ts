@@ -712,6 +712,10 @@ describe('PipelineManager', () => {
     expect(() => new PipelineManager({ pool, limiter, abortGraceMs: -5 })).toThrow(/`abortGraceMs`.*got -5/);
     expect(() => new PipelineManager({ pool, limiter, requestTimeoutMs: 0 })).toThrow(/`requestTimeoutMs`/);
     expect(() => new PipelineManager({ pool, limiter, hooks: {} as never })).toThrow(/`hooks`/);
+    for (const gates of [{}, [{}], [undefined]])
+      expect(() => new PipelineManager({ pool, limiter, gates: gates as never })).toThrow(
+        /an array of gates/,
+      );
   });
 
   it('counts requests in its stats, and includes those of its gates by name', async () => {

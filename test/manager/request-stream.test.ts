@@ -1,10 +1,17 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { getEventListeners } from 'node:events';
 import { Readable, Writable } from 'node:stream';
 import { pipeline as pipe } from 'node:stream/promises';
-import { ConcurrencyLimiter, LifecycleHooks, PipelineManager, PipelinePool } from 'pipeline-pool';
+import {
+  ConcurrencyLimiter,
+  currentRequest,
+  LifecycleHooks,
+  PipelineManager,
+  PipelinePool,
+} from 'pipeline-pool';
 import { describe, expect, it, vi } from 'vitest';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
-import { deferred } from '../support/promises.js';
+import { type Deferred, deferred } from '../support/promises.js';
 
 function build({
   size = 1,
@@ -281,6 +288,28 @@ describe('PipelineManager.stream', () => {
     );
   });
 
+  it.each([
+    ['next', { done: false, value: 2 }, 1],
+    ['return', { done: true, value: undefined }, 0],
+  ] as const)('opens one request, where a listener of it calls %s', async (method, answer, opened) => {
+    const { manager, held } = build();
+    const generator = vi.fn(() => count(3));
+    const stream = manager.stream('t', generator);
+    const answers: unknown[] = [];
+    manager.hooks.once('request:queued', () => {
+      stream[method]?.().then((result) => answers.push(result));
+    });
+    const first = await stream.next();
+    await settled();
+    expect(first.done).toBe(method === 'return');
+    expect(answers).toEqual([answer]);
+    expect(generator).toHaveBeenCalledTimes(opened);
+    expect(manager.stats().requests).toBe(1);
+    await stream.return?.();
+    await settled();
+    expect(held()).toEqual(NOTHING);
+  });
+
   it('adds no listener for each item', async () => {
     const { manager } = build();
     let inner: AbortSignal | undefined;
@@ -494,6 +523,122 @@ describe('the source of a stream', () => {
     resolve({ next: async () => ({ done: true, value: undefined }), return: close });
     await settled();
     expect(close).toHaveBeenCalledOnce();
+    expect(held()).toEqual(NOTHING);
+  });
+
+  /** An iterator that counts what is asked of it, and answers when it is asked to. */
+  function counted() {
+    const asked: Deferred<IteratorResult<number>>[] = [];
+    const close = vi.fn(async () => ({ done: true, value: undefined }) as const);
+    const next = () => {
+      const answer = deferred<IteratorResult<number>>();
+      asked.push(answer);
+      return answer.promise;
+    };
+    const answer = async (result: IteratorResult<number>) => {
+      asked.at(-1)?.resolve(result);
+      await settled();
+    };
+    return { asked, close, answer, iterator: { next, return: close } };
+  }
+
+  it('is asked for one item at a time', async () => {
+    const { manager, held } = build();
+    const { asked, answer, close, iterator } = counted();
+    const stream = manager.stream('t', () => iterator);
+    const items = [stream.next(), stream.next(), stream.next()];
+    await settled();
+    expect(asked).toHaveLength(1);
+    await answer({ done: false, value: 1 });
+    expect(asked).toHaveLength(2);
+    await answer({ done: false, value: 2 });
+    await answer({ done: true, value: undefined });
+    expect(await Promise.all(items)).toMatchObject([{ value: 1 }, { value: 2 }, { done: true }]);
+    expect(close).not.toHaveBeenCalled();
+    expect(held()).toEqual(NOTHING);
+  });
+
+  it('is closed only when the item that it makes has come, after an abort', async () => {
+    const { manager, held } = build();
+    const { answer, close, iterator } = counted();
+    const controller = new AbortController();
+    const stream = manager.stream('t', () => iterator, { signal: controller.signal });
+    const first = stream.next();
+    await settled();
+    controller.abort(new Error('client left'));
+    await expect(first).rejects.toThrow('client left');
+    await settled();
+    expect(close).not.toHaveBeenCalled();
+    expect(held()).toEqual(ALL);
+    await answer({ done: false, value: 1 });
+    expect(close).toHaveBeenCalledOnce();
+    expect(held()).toEqual(NOTHING);
+  });
+
+  it('is not asked for an item in the step in which the request is aborted', async () => {
+    const { manager } = build();
+    const { asked, answer, iterator } = counted();
+    const controller = new AbortController();
+    const stream = manager.stream('t', () => iterator, { signal: controller.signal });
+    const first = stream.next();
+    await settled();
+    await answer({ done: false, value: 1 });
+    await first;
+    controller.abort(new Error('client left'));
+    await expect(stream.next()).rejects.toThrow('client left');
+    expect(asked).toHaveLength(1);
+  });
+
+  it('runs in the context of its request, wherever an item is asked for', async () => {
+    const { manager } = build();
+    const storage = new AsyncLocalStorage<string>();
+    const stream = manager.stream('t', async function* () {
+      for (;;) yield storage.getStore();
+    });
+    const first = storage.run('request', () => stream.next());
+    expect((await first).value).toBe('request');
+    expect((await storage.run('reader', () => stream.next())).value).toBe('request');
+    expect((await stream.next()).value).toBe('request');
+    await stream.return?.();
+  });
+
+  it('is awaited in the context of its request, where it answers with lazy thenables', async () => {
+    const { manager } = build();
+    const storage = new AsyncLocalStorage<string>();
+    const seen: unknown[] = [];
+    const next = () => ({
+      // biome-ignore lint/suspicious/noThenProperty: query builders are such thenables
+      then(resolve: (result: unknown) => void) {
+        seen.push([storage.getStore(), currentRequest()?.taskId]);
+        resolve({ done: false, value: 1 });
+      },
+    });
+    const stream = manager.stream('t', () => ({ next, return: next, throw: next }) as never);
+    await storage.run('request', () => stream.next());
+    await storage.run('reader', () => stream.next());
+    await storage.run('reader', () => stream.throw?.(new Error('x')));
+    await storage.run('reader', () => stream.return?.());
+    expect(seen).toEqual(Array(4).fill(['request', 't']));
+  });
+
+  it('is awaited without what its promises have for a `then`', async () => {
+    const { manager, held } = build();
+    const next = () => {
+      const result = { done: false, value: 'real' };
+      return Object.assign(Promise.resolve(result), {
+        // biome-ignore lint/suspicious/noThenProperty: promises with a `then` of their own are what is tested
+        then: (resolve: (result: unknown) => void) => {
+          resolve({ done: false, value: 'first' });
+          resolve({ done: false, value: 'second' });
+          return Promise.reject(new Error('no one waits for it'));
+        },
+      });
+    };
+    const stream = manager.stream('t', () => ({ next }) as never);
+    const items = await Promise.all([stream.next(), stream.next(), stream.next()]);
+    expect(items.map(({ value }) => value)).toEqual(['real', 'real', 'real']);
+    await stream.return?.();
+    await settled();
     expect(held()).toEqual(NOTHING);
   });
 });

@@ -8,11 +8,11 @@ const KB = 1024;
 
 // Each step up has its reason in docs/decisions/0007.
 const BUDGETS = [
-  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63.5 * KB },
+  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63.8 * KB },
   {
     host: 'ConcurrencyLimiter',
     code: "export { ConcurrencyLimiter } from 'pipeline-pool'",
-    limit: 10.25 * KB,
+    limit: 10.3 * KB,
   },
   {
     host: 'ConcurrencyLimiter and PipelinePool',

@@ -1,10 +1,11 @@
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import {
   FairQueue,
   locate,
   type QueueNode,
   type QueuePosition,
+  refund,
   Tenant,
   type TenantQueue,
 } from '../../src/queue/fair-queue.js';
@@ -179,6 +180,32 @@ describe('FairQueue', () => {
     fc.assert(property);
   });
 
+  it.each([0, 50])(
+    'charges by time a grant that was returned unused after %i ms, and expects no less of the next',
+    (heldMs) => {
+      let clockMs = 0;
+      const queue = new FairQueue<Waiter>({}, () => clockMs);
+      const [a, b] = [queue.tenant('a'), queue.tenant('b')];
+      const grant = (ms: number, returned: boolean): void => {
+        const position: QueuePosition = {};
+        queue.charge(position, 1, a);
+        clockMs += ms;
+        if (returned) refund(position);
+        queue.settle(position, 1);
+      };
+      grant(100, false);
+      for (let i = 0; i < 20; i++) grant(heldMs, true);
+      expect(a).toMatchObject({ received: 100 + 20 * heldMs, pending: 0, held: 0 });
+      expect([queue.costOf(a, 1), queue.costOf(b, 1)]).toEqual([100, 100]);
+      const [other, returned]: QueuePosition[] = [{}, {}];
+      queue.charge(other!, 1, a);
+      queue.charge(returned!, 1, a);
+      refund(returned!);
+      queue.settle(returned!, 1);
+      expect(a).toMatchObject({ received: 200 + 20 * heldMs, pending: 100, held: 1 });
+    },
+  );
+
   it('keeps nothing of a priority that is no longer queued, or of a tenant once there are a thousand others', async () => {
     const queue = new FairQueue<Waiter>({ fairBy: 'requests' });
     const tenantQueues: WeakRef<object>[] = [];
@@ -198,6 +225,48 @@ describe('FairQueue', () => {
     expect(kept(levels)).toBeLessThan(3);
     expect(kept(tenantQueues)).toBeLessThan(3);
     expect(queue.size).toBe(0);
+  });
+
+  it.each([undefined, 100])(
+    'once it stops sharing, gives all elements whatever the caps, with agingMs %s',
+    (agingMs) => {
+      fc.assert(
+        fc.property(
+          fc.array(
+            fc.tuple(
+              fc.integer({ max: 2, min: 0 }),
+              fc.integer({ min: 0, max: 3 }),
+              fc.integer({ min: 1, max: 4 }),
+            ),
+            { maxLength: 30, size: 'max' },
+          ),
+          fc.nat(20),
+          (elements, granted) => {
+            const tenants = (name: string) =>
+              name === 't0' ? { guaranteed: 1 } : { maxConcurrent: 4, guaranteed: name === 't1' ? 1 : 0 };
+            const queue = new FairQueue<Waiter>({ tenants, ...(agingMs === undefined ? {} : { agingMs }) });
+            elements.forEach(([priority, tenant, weight], i) => {
+              push(queue, Object.assign(new Waiter(`${i}`, priority, `t${tenant}`), { weight }));
+            });
+            let count = 0;
+            while (count < granted && shift(queue) !== undefined) count++;
+            queue.stopSharing();
+            while (shift(queue) !== undefined) count++;
+            expect([count, queue.size, queue.excess]).toEqual([elements.length, 0, 0]);
+          },
+        ),
+      );
+    },
+  );
+
+  it('once it stops sharing, moves no tenant before its last element has left', () => {
+    const queue = new FairQueue<Waiter>({ tenants: () => ({ maxConcurrent: 10 }) });
+    for (let i = 0; i < 300; i++) push(queue, new Waiter(`${i}`, 0, `t${i % 100}`));
+    const update = vi.spyOn(OrderedItems.prototype, 'update');
+    queue.stopSharing();
+    while (shift(queue) !== undefined);
+    expect(update).toHaveBeenCalledTimes(100);
+    update.mockRestore();
   });
 
   it('remembers a bounded number of tenants, though new ones come without end and the queue is never empty', () => {

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { BATCH_STATE } from '../../src/redis/script.js';
 import { until } from '../support/promises.js';
 import type { ClientName } from './support/clients.js';
 import { Fleet, type Member } from './support/fleet.js';
@@ -254,7 +255,10 @@ describe.skipIf(!hasRedis)('a fleet limit over a Redis that fails', () => {
     await fleet.full();
     // The times that it has stored are changed instead of its clock: its allocator does not bear libfaketime.
     const shift = `
-      for _, field in ipairs({ 't', 'n', 'f' }) do redis.call('HINCRBY', KEYS[1], field, ARGV[1]) end
+      local by, state = ARGV[1], { struct.unpack('${BATCH_STATE}', redis.call('HGET', KEYS[1], 'b')) }
+      -- When the last batch came, when the first lease ends, and until when nothing is granted.
+      for _, i in ipairs({ 1, 4, 6 }) do state[i] = state[i] + by end
+      redis.call('HSET', KEYS[1], 'b', struct.pack('${BATCH_STATE}', unpack(state, 1, 10)))
       for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do redis.call('ZINCRBY', KEYS[2], ARGV[1], member) end`;
     const keys = ['meta', 'leases'].map((part) => `{pipeline-pool:limit}:${part}`);
     await server.command('EVAL', shift, '2', ...keys, '60000');

@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ConcurrencyLimiter, LifecycleHooks, ServiceGate } from 'pipeline-pool';
 import { type FleetLimiterOptions, RedisLimits, type RedisLimitsOptions } from 'pipeline-pool/redis';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { until } from '../support/promises.js';
+import { PER_TURN } from '../../src/internal/clock.js';
+import { endOfTurn, until } from '../support/promises.js';
 import { seeded } from '../support/random-numbers.js';
 import { CLIENTS, type ClientName, type TestClient } from './support/clients.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
@@ -55,6 +56,27 @@ describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
       expect(b.limiter(options).stats()).toMatchObject({ active: 0, queued: 1, fleet: { active: 1 } });
       first.release();
       (await second).release();
+    });
+
+    it('rejects in batches those that one signal aborts', async () => {
+      const limiter = (await member()).limiter(limit());
+      const permit = await limiter.acquire();
+      const controller = new AbortController();
+      let rejected = 0;
+      const waits = Array.from({ length: 1_000 }, () =>
+        limiter.acquire({ signal: controller.signal }).catch(() => void rejected++),
+      );
+      await until(() => limiter.stats().fleet.queued === 1_000);
+      controller.abort();
+      const counts: number[] = [];
+      while (rejected < 1_000) {
+        const before = rejected;
+        await endOfTurn();
+        counts.push(rejected - before);
+      }
+      await Promise.all(waits);
+      expect(Math.max(...counts)).toBeLessThanOrEqual(2 * PER_TURN);
+      permit.release();
     });
 
     it('grants in the order of arrival at Redis, higher priorities first', async () => {

@@ -248,6 +248,18 @@ describe.skipIf(!hasRedis)('gates that share their limits over Redis', () => {
     referee({ limit: 2, perMs: 3_000 }, starts.times);
   });
 
+  it('close under fake timers that stand still', async () => {
+    await using fleet = new Fleet(server.port);
+    const gate = await fleet.member({ name: 'closing', rate: [{ limit: 10, perMs: 60_000 }] });
+    await gate.run(() => 1);
+    vi.useFakeTimers({ toFake: ['setImmediate'] });
+    try {
+      await gate.close();
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
   it('keep a tenant to its cap over all members', async () => {
     await using fleet = new Fleet(server.port);
     const options = {

@@ -12,8 +12,7 @@ const STEPS = 250;
 const LEASE_MS = 1_000_000;
 const LIMIT = 3;
 const { MAX_SAFE_INTEGER } = Number;
-const CHANNEL = '{fleet:limit}';
-const KEYS = LIMIT_KEYS.map((key) => `${CHANNEL}:${key}`);
+const KEYS = LIMIT_KEYS.map((key) => `{fleet:limit}:${key}`);
 const [META, QUEUE, , , TENANTS, LANES] = KEYS as [string, string, string, string, string, string];
 
 /** A request, in the model and in the script. */
@@ -110,7 +109,7 @@ describe.skipIf(!hasRedis)('the order of a fleet limit is that of a local limite
   afterAll(() => redis[Symbol.asyncDispose]());
 
   async function send(member: string, mode: string, ...operations: (string | number)[]) {
-    const args = [mode, CHANNEL, member, 1, epoch, LEASE_MS, mode === 'join' ? 1 : 0, 0, LIMIT, 0, 0];
+    const args = [mode, member, 1, epoch, LEASE_MS, ...(mode === 'join' ? [0, LIMIT, 0, 0] : [])];
     const [, reply] = await Promise.all([
       client.hSet('clock', { s: Math.floor(nowMs / 1_000), us: (nowMs % 1_000) * 1_000 }),
       client.evalSha(sha, { keys: KEYS, arguments: [...args, ...operations].map(String) }),

@@ -3,9 +3,8 @@ import { describe, expect, it } from 'vitest';
 import { SCRIPT } from '../../src/redis/script.js';
 import { STARTS_SCRIPT } from '../../src/redis/starts-script.js';
 
-const GLOBALS = 'ARGV KEYS cjson cmsgpack ipairs math next pairs redis string tonumber type unpack'.split(
-  ' ',
-);
+const GLOBALS =
+  'ARGV KEYS cjson cmsgpack ipairs math next pairs redis string struct tonumber type unpack'.split(' ');
 
 /** Names that hide one of an enclosing scope, or of the same, and names that nothing declares. */
 function namesOf(text: string): { hiding: string[]; free: string[] } {

@@ -5,18 +5,19 @@ import { seeded } from '../support/random-numbers.js';
 import { type ConnectedServer, hasRedis, startConnected } from './support/redis-server.js';
 
 const LEASE_MS = 60_000;
-const CHANNEL = '{fleet:limit}';
-const KEYS = LIMIT_KEYS.map((key) => `${CHANNEL}:${key}`);
+const PREFIX = '{fleet:limit}';
+const CHANNEL = `${PREFIX}:push`;
+const KEYS = LIMIT_KEYS.map((key) => `${PREFIX}:${key}`);
 const [META, QUEUE, HOLDS, LEASES] = KEYS as [string, string, string, string];
-const WINDOW = `${CHANNEL}:window`;
+const WINDOW = `${PREFIX}:window`;
 const NOT_EXECUTED = { status: 1 };
+const MODES = ['batch', 'renew'] as const;
 
 /** What a batch may say besides its operations. */
 interface Header {
-  readonly mode?: 'batch' | 'join' | 'local';
+  readonly mode?: 'batch' | 'renew' | 'join' | 'local' | 'leave';
   readonly generation?: number;
   readonly epoch?: string;
-  readonly renews?: boolean;
 }
 
 /** Batches that members may send in any state, to the script itself, under a clock and a server's identity of the test's own. */
@@ -53,8 +54,9 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     const text = (windows === undefined ? SCRIPT : STARTS_SCRIPT)
       .replace("call('TIME')", `{ ${Math.floor(clockMs / 1000)}, ${(clockMs % 1000) * 1000} }`)
       .replace("redis.pcall('INFO', 'server')", `'run_id:${runId} uptime_in_seconds:${uptimeS}'`);
-    const args = [header.mode ?? 'batch', CHANNEL, member, header.generation ?? 1, header.epoch ?? epoch];
-    args.push(LEASE_MS, (header.renews ?? true) ? 1 : 0, 0, 2, 0, 0);
+    const { mode = 'renew', generation = 1 } = header;
+    const args = [mode, member, generation, header.epoch ?? epoch, LEASE_MS];
+    if (mode !== 'batch' && mode !== 'leave') args.push(0, 2, 0, 0);
     if (windows !== undefined) args.push(windows);
     args.push(...operations);
     const reply = (await client.eval(text, {
@@ -62,9 +64,10 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
       arguments: args.map(String),
     })) as unknown[];
     if (reply.length === 1) return { status: reply[0] };
-    const [status, at, , limit, , used, queued, members, , frozen, granted, , lost, results] = reply;
+    const [status, at, , limit, , used, queued, members, , frozen, granted, , lost, results, , served] =
+      reply;
     epoch = String(at);
-    return { status, epoch, limit, used, queued, members, frozen, granted, lost, results };
+    return { status, epoch, limit, used, queued, members, frozen, granted, lost, results, served };
   }
   const join = (member: string, header: Header = {}, ...operations: (string | number)[]) =>
     send(member, { mode: 'join', ...header }, ...operations);
@@ -171,15 +174,25 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     expect(await send('a', {}, 'R', 'held', 'R', 'light')).toMatchObject({ granted: ['heavy'] });
   });
 
+  it('keeps the state of a limit with 20 members in one piece of memory', async () => {
+    for (let i = 0; i < 20; i++) await join(`member-${i}`, {}, ...acquire('1'));
+    expect(await client.hStrLen(META, 'b')).toBe(64);
+    expect(await client.objectEncoding(META)).toBe('listpack');
+  });
+
   it('executes nothing of another epoch', async () => {
     await join('a');
-    expect(await send('a', { epoch: 'another' }, ...acquire('1'))).toEqual(NOT_EXECUTED);
+    for (const mode of MODES) {
+      expect(await send('a', { mode, epoch: 'another' }, ...acquire('1'))).toEqual(NOT_EXECUTED);
+    }
     expect(await client.exists([QUEUE, HOLDS])).toBe(0);
   });
 
   it('executes nothing of another generation, and no join of an older one', async () => {
     await join('a', { generation: 2 }, ...acquire('1'));
-    expect(await send('a', { generation: 1 }, ...acquire('2'), 'R', '1')).toEqual(NOT_EXECUTED);
+    for (const mode of MODES) {
+      expect(await send('a', { mode, generation: 1 }, ...acquire('2'), 'R', '1')).toEqual(NOT_EXECUTED);
+    }
     expect(await join('a', { generation: 1 }, ...acquire('3'))).toEqual({ status: 2 });
     expect(await join('a', { generation: 2 }, ...acquire('4'))).toEqual({ status: 2 });
     expect(await client.hGetAll(HOLDS)).toEqual({ 'a:1': '1' });
@@ -204,7 +217,7 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     await join('b');
     const before = epoch;
     await lose();
-    expect(await send('b', {}, ...acquire('5'))).toEqual(NOT_EXECUTED);
+    for (const mode of MODES) expect(await send('b', { mode }, ...acquire('5'))).toEqual(NOT_EXECUTED);
     expect(await join('b', { generation: 2 }, ...acquire('5'))).toMatchObject({
       frozen: 1,
       used: 0,
@@ -226,7 +239,7 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     await pass(LEASE_MS - 1, 'b');
     expect(await send('b')).toMatchObject({ granted: [], used: 2, members: 2 });
     nowMs++;
-    expect(await send('b')).toMatchObject({ granted: ['3'], used: 1, members: 1 });
+    expect(await send('b', { mode: 'batch' })).toMatchObject({ granted: ['3'], used: 1, members: 1 });
     expect(await send('a', {}, 'R', '1')).toEqual(NOT_EXECUTED);
     expect(await join('a', { generation: 2 }, 'H', '1', 1)).toMatchObject({ lost: ['1'], used: 1 });
   });
@@ -385,20 +398,52 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     });
   });
 
+  it('takes what a member holds when it leaves, and what it waits for', async () => {
+    await join('a', {}, ...acquire('1'), ...acquire('2'));
+    await join('b', {}, ...acquire('3'));
+    await join('c', {}, ...acquire('4'));
+    await send('b', { mode: 'leave' });
+    expect(await send('a', { mode: 'leave' })).toMatchObject({ members: 1, queued: 0, used: 1 });
+    expect(await client.hGetAll(HOLDS)).toEqual({ 'c:4': '1' });
+    await send('c', { mode: 'leave' });
+    expect(await client.dbSize()).toBe(0);
+  });
+
   it('renews leases when no member could', async () => {
     await join('a', {}, ...acquire('1'), ...acquire('2'));
     await join('b', {}, ...acquire('3'));
     nowMs += 2 * LEASE_MS;
-    expect(await send('b')).toMatchObject({ granted: [], used: 2, members: 2 });
+    expect(await send('b', { mode: 'batch' })).toMatchObject({ granted: [], used: 2, members: 2 });
     await pass(LEASE_MS, 'b');
     expect(await client.hGetAll(HOLDS)).toEqual({ 'b:3': '1' });
+  });
+
+  it('freezes when no script ran for half a lease, where a member may hold its share without Redis', async () => {
+    await join('a', { mode: 'local' });
+    await pass(LEASE_MS, 'a');
+    expect(await send('a', { mode: 'batch' }, ...acquire('1'))).toMatchObject({ frozen: 0, used: 1 });
+    nowMs += 0.6 * LEASE_MS;
+    expect(await send('a', { mode: 'batch' }, ...acquire('2'))).toMatchObject({ frozen: 1, queued: 1 });
+  });
+
+  it('numbers the waiters of one millisecond in their order, and counts those that were granted', async () => {
+    await join('a', {}, ...acquire('1'), ...acquire('2'));
+    const numbers: number[] = [];
+    for (let id = 3; id < 6; id++) {
+      const { results } = await send('a', { mode: 'batch' }, ...acquire(`${id}`));
+      numbers.push(Number((results as unknown[])[0]));
+    }
+    expect(new Set(numbers).size).toBe(3);
+    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+    expect(await send('a', { mode: 'batch' }, 'R', '1')).toMatchObject({ granted: ['3'], served: 1 });
+    expect(await send('a', { mode: 'batch' }, 'R', '2')).toMatchObject({ granted: ['4'], served: 2 });
   });
 
   it('lets no time run back with the clock of the server', async () => {
     await join('a', {}, ...acquire('1'), ...acquire('2'));
     await join('b', {}, ...acquire('3'));
     nowMs -= 10 * LEASE_MS;
-    await send('b');
+    await send('b', { mode: 'batch' });
     await pass(LEASE_MS, 'b');
     expect(await client.hGetAll(HOLDS)).toEqual({ 'b:3': '1' });
   });

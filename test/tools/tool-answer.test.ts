@@ -125,6 +125,12 @@ describe('cutText', () => {
     expect(cutText('x'.repeat(200), 200)).toHaveLength(200);
   });
 
+  it('states the full length of a text of which it has only the beginning', () => {
+    const cut = cutText('x'.repeat(150), 200, 1_000);
+    expect(cut).toBe(`${'x'.repeat(150)}\n[cut off here: 1000 characters in all]`);
+    expect(cutText('x'.repeat(300), 200, 100)).toMatch(/x\n\[cut off here: 300 characters in all\]$/);
+  });
+
   it('is well-formed, whatever the text', () => {
     for (const text of ['a\ud83d b', 'a\ud83d b'.repeat(200)])
       expect(cutText(text, 200)).not.toMatch(/\p{Surrogate}/u);

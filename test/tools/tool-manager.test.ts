@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { inspect } from 'node:util';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { LeaseReleasedError, ToolFailedError, ToolTimeoutError, ToolUnknownError } from '../../src/errors.js';
+import { ServiceGate } from '../../src/gate/service-gate.js';
 import { LifecycleHooks } from '../../src/hooks/lifecycle-hooks.js';
 import { redactError } from '../../src/internal/redaction.js';
 import { createPipelineManager } from '../../src/manager/pipeline-manager.js';
@@ -598,6 +599,31 @@ describe('ToolManager.answer', () => {
     expect(await tools.answer('lists')).not.toMatch(/\p{Surrogate}/u);
     expect(await tools.answer('fails')).toBe('Tool fails failed: \ufffd no');
     expect(await tools.answer('no\udc00ne')).toContain('There is no tool "no\ufffdne"');
+  });
+
+  it('searches of a long result only what is shown for keys, and shows none of a key that begins there', async () => {
+    const key = 'serper-key-0123456789';
+    const gate = new ServiceGate({ name: 'serper', keys: [key] });
+    const { tools } = await managerOf(
+      defineTools({
+        huge: {
+          connect: () => 1,
+          gate,
+          maxAnswerChars: 1_000,
+          call: (_, at: number) => `${'x'.repeat(at)}${key}${'y'.repeat(1_000_000)}`,
+        },
+      }),
+    );
+    const charCodeAt = vi.spyOn(String.prototype, 'charCodeAt');
+    await tools.answer('huge', 10);
+    expect(charCodeAt.mock.calls.length).toBeLessThan(10_000);
+    charCodeAt.mockRestore();
+    for (let at = 930; at <= 1_000; at++) {
+      const answer = await tools.answer('huge', at);
+      expect(answer).not.toContain('ser');
+      expect(answer).toMatch(/^x{900}.*\n\[cut off here: \d+ characters in all\]$/);
+      expect(answer.length).toBeLessThanOrEqual(1_000);
+    }
   });
 
   it('fails a call whose cacheKey or weight returns a promise, or whose cacheKey is no string', async () => {

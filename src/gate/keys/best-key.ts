@@ -13,7 +13,7 @@ const NOW = -1 / 0;
  * best key below it, and when the first of the keys below it changes by itself.
  *
  * Invariants:
- * - `best` visits the keys that have changed since the last time, and no others: it costs O(log keys) for each.
+ * - Of several keys, `best` visits those that have changed since the last time, and no others: it costs O(log keys) for each.
  * - Where a node has to be visited now, so have those above it.
  */
 export class BestKey {
@@ -40,6 +40,11 @@ export class BestKey {
 
   /** The best key, whose windows may be too full; `undefined` if the state of none allows a start. */
   best(nowMs: number): ApiKey | undefined {
+    // An only key has no free part to compare.
+    if (this.#keys.length === 1) {
+      const only = this.#keys[0] as ApiKey;
+      return only.waitMs(nowMs) <= 0 ? only : undefined;
+    }
     this.#visit(1, nowMs);
     return this.#best[1];
   }

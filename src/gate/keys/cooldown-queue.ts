@@ -1,5 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
-import { PER_TURN, settleInTurn } from '../../internal/clock.js';
+import { afterThisTurn, PER_TURN, settleInTurn } from '../../internal/clock.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
 import type { KeyRing } from './key-ring.js';
@@ -108,7 +108,7 @@ export class CooldownQueue {
     this.#queued -= batch.length;
     // Before a listener or an event of theirs can come back here.
     if (open.some((waiters) => waiters.length > 0))
-      this.#nextBatch = setImmediate(() => {
+      this.#nextBatch = afterThisTurn(() => {
         this.#nextBatch = undefined;
         this.check();
       });

@@ -4,7 +4,14 @@ import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
 import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
 import { BestKey, goesBefore } from './best-key.js';
-import { maxWeightOf, type RateWindow, SlidingWindow, smallestFree, windowsOf } from './sliding-window.js';
+import {
+  maxWeightOf,
+  type RateWindow,
+  SlidingWindow,
+  smallestFree,
+  type WindowEntry,
+  windowsOf,
+} from './sliding-window.js';
 
 /** One key and its own windows. */
 export interface KeySpec {
@@ -144,7 +151,7 @@ export class KeyRing {
     const first = this.#best.best(nowMs);
     const heldMs = this.heldMs();
     if (heldMs > 0) return { retryAfterMs: heldMs, reason: 'cooldown' };
-    const sharedMs = longestWaitMs(this.#shared, weight, nowMs);
+    const sharedMs = this.#shared.length === 0 ? 0 : longestWaitMs(this.#shared, weight, nowMs);
     if (
       first !== undefined &&
       sharedMs === 0 &&
@@ -249,7 +256,8 @@ export class KeyRing {
   end(reservation: KeyReservation): void {
     const { key, entries, shared } = reservation;
     const hasBegun = reservation.beganMs !== undefined;
-    for (const entry of entries) {
+    for (let i = 0; i < entries.length; i++) {
+      const entry = entries[i] as WindowEntry;
       if (hasBegun) entry.window.finish(entry);
       else entry.window.cancel(entry);
     }
@@ -333,7 +341,9 @@ export class KeyRing {
   }
 
   #reserve(key: ApiKey, weight: number): KeyReservation {
-    const entries = key.windows.concat(this.#shared).map((window) => window.reserve(weight));
+    const entries: WindowEntry[] = [];
+    reserveIn(key.windows, weight, entries);
+    reserveIn(this.#shared, weight, entries);
     const reservation: KeyReservation = { key, entries, weight, beganMs: undefined };
     key.reserve(reservation);
     key.lastUsed = this.#used++;
@@ -436,6 +446,8 @@ const hashOf = (key: string): string =>
 
 const countsWeight = ({ unit }: SlidingWindow): boolean => unit === 'weight';
 
+// By index: each start calls these, mostly before V8 has compiled them, and an iterator costs more than the loop then.
+
 /** Milliseconds until all of the windows have capacity. */
 function longestWaitMs(
   windows: readonly SlidingWindow[],
@@ -444,6 +456,11 @@ function longestWaitMs(
   isCertain = false,
 ): number {
   let ms = 0;
-  for (const window of windows) ms = Math.max(ms, window.waitMs(weight, nowMs, isCertain));
+  for (let i = 0; i < windows.length; i++)
+    ms = Math.max(ms, (windows[i] as SlidingWindow).waitMs(weight, nowMs, isCertain));
   return ms;
+}
+
+function reserveIn(windows: readonly SlidingWindow[], weight: number, entries: WindowEntry[]): void {
+  for (let i = 0; i < windows.length; i++) entries.push((windows[i] as SlidingWindow).reserve(weight));
 }

@@ -1,4 +1,5 @@
 import type { AbortListener } from '../../internal/abort.js';
+import { settleInTurn } from '../../internal/clock.js';
 import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { SharedStart, SharedStarts } from '../shared-limits.js';
 import type { KeyReservation } from './api-key.js';
@@ -46,22 +47,22 @@ export class SharedStartQueue implements Starts {
         sendBack: () => {
           settle();
           request.withdraw?.();
-          resolve(undefined);
+          settleInTurn(() => resolve(undefined));
         },
         handleEvent: () => {
           settle();
           request.withdraw?.();
-          reject(options.bounds.reason);
+          settleInTurn(() => reject(options.bounds.reason));
         },
         onGrant: (start) => {
           settle();
           const reservation = this.#ring.takeShared(start, options.weight);
           if (reservation === undefined) start.cancel();
-          resolve(reservation);
+          settleInTurn(() => resolve(reservation));
         },
         onReject: (error) => {
           settle();
-          reject(error);
+          settleInTurn(() => reject(error));
         },
         onWait: (retryAfterMs) => options.onWait?.({ retryAfterMs, reason: 'rate' }),
       };

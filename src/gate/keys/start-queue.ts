@@ -273,7 +273,7 @@ export class StartQueue implements Starts {
         if (!isClosed(request.options.weight)) continue;
         if (this.#sentBack === PER_TURN) return;
         this.#sentBack++;
-        this.#nextBatch ??= setImmediate(() => {
+        this.#nextBatch ??= afterThisTurn(() => {
           this.#sentBack = 0;
           this.#nextBatch = undefined;
           this.check();

@@ -8,7 +8,7 @@ import { ConcurrencyLimiter } from '../../../src/limiter/concurrency-limiter.js'
 import { onFakeTimers, settled } from '../../support/fake-timers.js';
 import { httpError } from '../../support/gates.js';
 import { recorder } from '../../support/hooks.js';
-import { deferred, follow } from '../../support/promises.js';
+import { deferred, endOfTurn, follow } from '../../support/promises.js';
 import { countListeners } from '../../support/signals.js';
 
 onFakeTimers();
@@ -346,6 +346,15 @@ describe('many calls in a cooldown of all keys', () => {
     expect(order).toEqual(Array.from({ length: 1_000 }, (_, i) => i));
   });
 
+  it('continue under fake timers that stand still', async () => {
+    const gate = await inCooldown();
+    const calls = Array.from({ length: 200 }, () => follow(gate.run(() => 1)));
+    await settled();
+    gate.restoreKey(A);
+    for (let turn = 0; turn < 20; turn++) await endOfTurn();
+    expect(calls.every(({ now }) => now.is === 'fulfilled')).toBe(true);
+  });
+
   it('release their permits in batches when a cooldown begins', async () => {
     vi.useRealTimers();
     const gate = new ServiceGate({ name: 'search', keys: [A], maxConcurrent: 20, retry: { attempts: 1 } });
@@ -377,7 +386,8 @@ describe('many calls in a cooldown of all keys', () => {
     const patient = follow(gate.run(() => 2, { timeoutMs: 90_000 }));
     await settled();
     end.reject(httpError(429, { 'retry-after': '60' }));
-    for (let turn = 0; turn < 10; turn++) await vi.advanceTimersByTimeAsync(1);
+    // Under fake timers that stand still.
+    for (let turn = 0; turn < 60; turn++) await endOfTurn();
     expect(hasty.every(({ now }) => now.is === 'rejected')).toBe(true);
     expect(patient.now.is).toBe('pending');
     await vi.advanceTimersByTimeAsync(60_000);

@@ -227,7 +227,7 @@ describe('the keys of a ServiceGate', () => {
 
     it('delays a call that has acquired its permit and reserved the key, at any step before it begins', async () => {
       const begunIn = new Set<string>();
-      for (let steps = 0; steps < 30; steps++) {
+      for (let steps = -10; steps < 30; steps++) {
         const gate = new ServiceGate({
           name: 'search',
           keys: [A],
@@ -244,9 +244,12 @@ describe('the keys of a ServiceGate', () => {
           }),
         );
         await settled();
+        const refuse = () => second.reject(httpError(429, { 'retry-after': '1' }));
+        if (steps < 0) refuse();
+        for (let i = steps; i < 0; i++) await Promise.resolve();
         first.resolve('done');
         for (let i = 0; i < steps; i++) await Promise.resolve();
-        second.reject(httpError(429, { 'retry-after': '1' }));
+        if (steps >= 0) refuse();
         await settled();
         begunIn.add(state ?? 'not yet');
         await vi.advanceTimersByTimeAsync(1_000);

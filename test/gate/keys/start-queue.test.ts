@@ -4,7 +4,7 @@ import { ServiceGate } from '../../../src/gate/service-gate.js';
 import { JobQueue } from '../../../src/internal/job-queue.js';
 import { onFakeTimers, settled } from '../../support/fake-timers.js';
 import { httpError } from '../../support/gates.js';
-import { deferred, microtasks } from '../../support/promises.js';
+import { deferred, endOfTurn, microtasks } from '../../support/promises.js';
 
 onFakeTimers();
 afterEach(() => vi.restoreAllMocks());
@@ -102,6 +102,7 @@ describe('calls that wait for a window', () => {
     expect(used).toEqual(['key-a']);
     response.resolve(new Response('', { status: 429, headers: { 'retry-after': '1' } }));
     await settled();
+    await endOfTurn();
     expect(used).toEqual(['key-a', 'key-b']);
     body.resolve();
     await vi.advanceTimersByTimeAsync(2_000);
@@ -221,8 +222,8 @@ describe('calls that wait for a window', () => {
     const calls = Array.from({ length: 450 }, () => gate.run(() => {}));
     await expect(failing).rejects.toThrow();
     await settled();
-    // A batch in each turn of the event loop.
-    await vi.advanceTimersByTimeAsync(10);
+    // A batch in each turn of the real event loop.
+    for (let turn = 0; turn < 20; turn++) await endOfTurn();
     expect(gate.stats()).toMatchObject({ queuedForStart: 0, backingOff: 450, limiter: { active: 0 } });
     await vi.advanceTimersByTimeAsync(60_000);
     await Promise.all(calls);
