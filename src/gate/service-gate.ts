@@ -134,10 +134,10 @@ export class ServiceGate<M extends string = string> {
     options: GateCallOptions = NO_OPTIONS,
   ): Promise<R> {
     try {
-      const known = this.#check('run', fn, options);
+      const checked = this.#check('run', fn, options);
       const run =
-        known.cacheKey === undefined ? fn : async (context: AttemptContext) => dataOnly(await fn(context));
-      return this.#answer<R>(known, { run, observe: asResult, discard: discardResponse });
+        checked.cacheKey === undefined ? fn : async (context: AttemptContext) => dataOnly(await fn(context));
+      return this.#answer<R>(checked, { run, observe: asResult, discard: discardResponse });
     } catch (error) {
       return Promise.reject(error);
     }
@@ -160,10 +160,10 @@ export class ServiceGate<M extends string = string> {
     fn: GateStreamSource<T>,
     options: Omit<GateCallOptions, 'cacheKey'> = NO_OPTIONS,
   ): AsyncIterableIterator<T> & AsyncDisposable {
-    const known = this.#check('stream', fn, options);
+    const checked = this.#check('stream', fn, options);
     return new GateStream<T>(
       (work) => ({
-        ...this.#begin(known, work),
+        ...this.#begin(checked, work),
         onItem: (attempt, item) => attempt.readUsage(item),
       }),
       streamWork(fn),

@@ -3,10 +3,11 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { openAiPreset } from '../../src/gate/llm-presets.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import { PER_TURN } from '../../src/internal/clock.js';
+import { countedSource } from '../support/counted-source.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
-import { type Deferred, deferred, follow } from '../support/promises.js';
+import { deferred, follow } from '../support/promises.js';
 import { countListeners } from '../support/signals.js';
 
 onFakeTimers();
@@ -152,18 +153,8 @@ describe('ServiceGate.stream', () => {
 
   it('asks its source for one item at a time', async () => {
     const { gate, expectAllFree } = oneAtATime();
-    const asked: Deferred<IteratorResult<number>>[] = [];
-    const next = () => {
-      const answer = deferred<IteratorResult<number>>();
-      asked.push(answer);
-      return answer.promise;
-    };
-    const stream = gate.stream(() => ({ [Symbol.asyncIterator]: () => ({ next }) }));
-    const answer = async (result: IteratorResult<number>) => {
-      await settled();
-      asked.at(-1)?.resolve(result);
-      await settled();
-    };
+    const { asked, answer, iterator } = countedSource();
+    const stream = gate.stream(() => ({ [Symbol.asyncIterator]: () => iterator }));
     const first = stream.next();
     await answer({ done: false, value: 1 });
     await first;

@@ -10,8 +10,9 @@ import {
   PipelinePool,
 } from 'pipeline-pool';
 import { describe, expect, it, vi } from 'vitest';
+import { countedSource } from '../support/counted-source.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
-import { type Deferred, deferred } from '../support/promises.js';
+import { deferred } from '../support/promises.js';
 
 function build({
   size = 1,
@@ -526,25 +527,9 @@ describe('the source of a stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
-  /** An iterator that counts what is asked of it, and answers when it is asked to. */
-  function counted() {
-    const asked: Deferred<IteratorResult<number>>[] = [];
-    const close = vi.fn(async () => ({ done: true, value: undefined }) as const);
-    const next = () => {
-      const answer = deferred<IteratorResult<number>>();
-      asked.push(answer);
-      return answer.promise;
-    };
-    const answer = async (result: IteratorResult<number>) => {
-      asked.at(-1)?.resolve(result);
-      await settled();
-    };
-    return { asked, close, answer, iterator: { next, return: close } };
-  }
-
   it('is asked for one item at a time', async () => {
     const { manager, held } = build();
-    const { asked, answer, close, iterator } = counted();
+    const { asked, answer, close, iterator } = countedSource();
     const stream = manager.stream('t', () => iterator);
     const items = [stream.next(), stream.next(), stream.next()];
     await settled();
@@ -560,7 +545,7 @@ describe('the source of a stream', () => {
 
   it('is closed only when the item that it makes has come, after an abort', async () => {
     const { manager, held } = build();
-    const { answer, close, iterator } = counted();
+    const { answer, close, iterator } = countedSource();
     const controller = new AbortController();
     const stream = manager.stream('t', () => iterator, { signal: controller.signal });
     const first = stream.next();
@@ -577,7 +562,7 @@ describe('the source of a stream', () => {
 
   it('is not asked for an item in the step in which the request is aborted', async () => {
     const { manager } = build();
-    const { asked, answer, iterator } = counted();
+    const { asked, answer, iterator } = countedSource();
     const controller = new AbortController();
     const stream = manager.stream('t', () => iterator, { signal: controller.signal });
     const first = stream.next();

@@ -601,7 +601,7 @@ describe('ToolManager.answer', () => {
     expect(await tools.answer('no\udc00ne')).toContain('There is no tool "no\ufffdne"');
   });
 
-  it('searches of a long result only what is shown for keys, and shows none of a key that begins there', async () => {
+  it('searches only the shown part of a long result for keys, and shows no part of a key that begins there', async () => {
     const key = 'serper-key-0123456789';
     const gate = new ServiceGate({ name: 'serper', keys: [key] });
     const { tools } = await managerOf(
