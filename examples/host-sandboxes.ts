@@ -1,11 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { Sandbox } from '@e2b/code-interpreter';
+import type { ServiceSettings } from './host-clients.js';
 
-/** The address of E2B, unless it is the SDK's default. */
-export interface E2bUrls {
-  readonly apiUrl?: string;
-  readonly sandboxUrl?: string;
-}
+/** The addresses of E2B, where they are not the SDK's defaults. */
+type E2bUrls = Omit<ServiceSettings['e2b'], 'keys'>;
 
 /** The sandboxes of one task: each program has its own, which does not outlive its call. */
 export class TaskSandboxes {
@@ -14,7 +12,7 @@ export class TaskSandboxes {
   readonly #metadata: Record<string, string>;
   readonly #creations: { readonly apiKey: string; readonly sandbox: Promise<Sandbox> }[] = [];
 
-  constructor(urls: E2bUrls, taskId: string) {
+  constructor({ keys: _, ...urls }: ServiceSettings['e2b'], taskId: string) {
     this.#urls = urls;
     this.#metadata = { taskId, run: randomUUID() };
   }

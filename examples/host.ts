@@ -26,39 +26,40 @@ import {
   serperPreset,
   type ToolManager,
 } from 'pipeline-pool';
-import { connectClients } from './host-clients.js';
+import { startStubServices } from 'pipeline-pool/testing';
+import { z } from 'zod';
+import { connectClients, serviceSettings } from './host-clients.js';
+import { TaskSandboxes } from './host-sandboxes.js';
+import { scriptedModel } from './scripted-model.js';
 
 const { PORT = '0', DRAIN_MS = '15000' } = process.env;
 const MAX_STEPS = 12;
 const QUESTIONS = ['Why do glaciers look blue?', 'How old is the oldest tree?', 'How deep is the sea?'];
 
-const clients = await connectClients(process.env);
-const { openai, model, keys } = clients;
+// With the limits of the smallest plans.
+const stubs = await startStubServices({
+  llm: { reply: scriptedModel, latencyMs: 150, maxNumSeqs: 8 },
+  serper: { latencyMs: 200, rate: { limit: 50, perMs: 1_000 } },
+  jina: { latencyMs: 300, rate: { limit: 500, perMs: 60_000 } },
+  e2b: { latencyMs: 300, maxSandboxes: 20, createRate: { limit: 1, perMs: 1_000 } },
+});
+const services = serviceSettings(process.env, stubs);
+const clients = connectClients(services);
 
 // One gate for each service, shared by all tasks. They all emit to the same hooks.
 const hooks = new LifecycleHooks();
 const cache = { max: 1_000, ttlMs: 600_000 };
 const gates = {
   llm: new ServiceGate({ name: 'llm', ...openAiPreset(), maxConcurrent: 8, hooks }),
-  serper: new ServiceGate({ name: 'serper', ...serperPreset(), keys: keys.serper, cache, hooks }),
-  jina: new ServiceGate({ name: 'jina', ...jinaPreset(), keys: keys.jina, cache, hooks }),
-  e2b: new ServiceGate({ name: 'e2b', ...e2bPreset(), keys: keys.e2b, hooks }),
+  serper: new ServiceGate({ name: 'serper', ...serperPreset(), keys: services.serper.keys, cache, hooks }),
+  jina: new ServiceGate({ name: 'jina', ...jinaPreset(), keys: services.jina.keys, cache, hooks }),
+  e2b: new ServiceGate({ name: 'e2b', ...e2bPreset(), keys: services.e2b.keys, hooks }),
 };
-
-/** The input schema of a tool with one text. */
-const takes = <Name extends string>(name: Name) => ({
-  inputSchema: { type: 'object', properties: { [name]: { type: 'string' } }, required: [name] },
-  parse(input: unknown): Record<Name, string> {
-    const value = (input as Partial<Record<Name, unknown>> | null)?.[name];
-    if (typeof value === 'string' && value !== '') return { [name]: value } as Record<Name, string>;
-    throw new TypeError(`"${name}" must be a text`);
-  },
-});
 
 const tools = defineTools({
   search: {
     description: 'Searches the web; gives titles, links and snippets.',
-    ...takes('query'),
+    schema: z.object({ query: z.string().min(1) }),
     scope: 'shared',
     connect: () => clients,
     gate: gates.serper,
@@ -67,7 +68,7 @@ const tools = defineTools({
   },
   read: {
     description: 'Gives the text of a web page.',
-    ...takes('url'),
+    schema: z.object({ url: z.string().min(1) }),
     scope: 'shared',
     connect: () => clients,
     gate: gates.jina,
@@ -76,9 +77,9 @@ const tools = defineTools({
   },
   python: {
     description: 'Runs a Python program; gives what it printed.',
-    ...takes('code'),
+    schema: z.object({ code: z.string().min(1) }),
     scope: 'task',
-    connect: ({ taskId = '' }: ConnectContext) => clients.sandboxesOf(taskId),
+    connect: ({ taskId = '' }: ConnectContext) => new TaskSandboxes(services.e2b, taskId),
     disconnect: (sandboxes) => sandboxes.sweep(),
     gate: gates.e2b,
     // The sandbox lives within this call, so the permit of the call counts it.
@@ -86,18 +87,13 @@ const tools = defineTools({
   },
 });
 
-/** The agent: its model calls tools until it answers. */
-async function answer(
-  agent: ToolManager<typeof tools>,
-  question: string,
-  ids: { readonly taskId: string; readonly requestId: string; readonly signal: AbortSignal },
-): Promise<string> {
+/** The agent: its model calls tools until it answers. Gates and tools take signal and ids from the current request. */
+async function answer(agent: ToolManager<typeof tools>, question: string): Promise<string> {
   const messages: OpenAI.ChatCompletionMessageParam[] = [{ role: 'user', content: question }];
   for (let step = 0; step < MAX_STEPS; step++) {
-    const { choices } = await gates.llm.run(
-      ({ signal }) =>
-        openai.chat.completions.create({ model, messages, tools: agent.definitions() }, { signal }),
-      ids,
+    const prompt = { model: services.model, messages, tools: agent.definitions() };
+    const { choices } = await gates.llm.run(({ signal }) =>
+      clients.openai.chat.completions.create(prompt, { signal }),
     );
     const said = choices[0]?.message;
     if (!said?.tool_calls?.length) return said?.content ?? '';
@@ -106,7 +102,7 @@ async function answer(
       role: 'tool' as const,
       tool_call_id: id,
       // Text in every case: the result, or the failure.
-      content: await agent.answer(name, input, { signal: ids.signal }),
+      content: await agent.answer(name, input),
     }));
     messages.push(said, ...(await Promise.all(results)));
   }
@@ -130,9 +126,7 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
 
 async function serve(taskId: string, question: string): Promise<void> {
   try {
-    const text = await manager.run(taskId, ({ pipeline, requestId, signal }) =>
-      answer(pipeline.mainAgentToolManager, question, { taskId, requestId, signal }),
-    );
+    const text = await manager.run(taskId, ({ pipeline }) => answer(pipeline.mainAgentToolManager, question));
     console.log(`${taskId}: ${text}`);
   } catch (error) {
     process.exitCode = 1;
@@ -146,6 +140,6 @@ await Promise.all(questions.map((question, i) => serve(`task-${i + 1}`, question
 
 await drain();
 await factory.close();
-await clients.close();
+await stubs.stop();
 server.close();
 console.log(`Drained: ${manager.stats().pool.live} instances are left.`);

@@ -248,17 +248,15 @@ export class DrainTimeoutError extends PipelinePoolError {
   declare readonly held: number;
 
   /** @internal */
-  constructor(source: string, timeoutMs: number, held: number | readonly LeaseHolder[]) {
-    const holders = typeof held === 'number' ? [] : held;
-    const who = holders.map(
-      ({ instanceId, taskId, heldMs }) =>
-        `instance ${instanceId}${taskId === undefined ? '' : ` by task ${taskId}`} for ${Math.round(heldMs)} ms`,
-    );
-    const what = typeof held === 'number' ? `${held} held` : `held are ${who.join(', ') || 'none'}`;
-    super('ERR_DRAIN_TIMEOUT', source, `${source} is not empty after ${timeoutMs} ms: ${what}`, {
-      holders,
-      held: typeof held === 'number' ? held : held.length,
-    });
+  constructor(
+    source: string,
+    timeoutMs: number,
+    held: number,
+    holders: readonly LeaseHolder[] = [],
+    what = `${held} held`,
+  ) {
+    const message = `${source} is not empty after ${timeoutMs} ms: ${what}`;
+    super('ERR_DRAIN_TIMEOUT', source, message, { holders, held });
   }
 }
 
@@ -372,12 +370,12 @@ export class InstanceGoneError extends PipelinePoolError {
   }
 }
 
-/** The manager is shutting down and accepts no further requests. */
+/** The manager is shutting down: it accepts no further requests, and aborts those that its `timeoutMs` leaves. */
 export class ManagerClosedError extends PipelinePoolError {
   static override readonly pipelinePoolError = 'ManagerClosedError';
   /** @internal */
-  constructor(source: string) {
-    super('ERR_MANAGER_CLOSED', source, `${source} is shut down and takes no further requests`);
+  constructor(source: string, effect = 'takes no further requests') {
+    super('ERR_MANAGER_CLOSED', source, `${source} is shut down and ${effect}`);
   }
 }
 

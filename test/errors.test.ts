@@ -49,9 +49,9 @@ const EXAMPLES: Record<string, [error: PipelinePoolError, code: PipelinePoolErro
     'pool is draining and gives no further leases',
   ],
   DrainTimeoutError: [
-    new errors.DrainTimeoutError('pool', 100, [{ instanceId: 7, taskId: 'report', heldMs: 250.2 }]),
+    new errors.DrainTimeoutError('admission', 100, 3),
     'ERR_DRAIN_TIMEOUT',
-    'pool is not empty after 100 ms: held are instance 7 by task report for 250 ms',
+    'admission is not empty after 100 ms: 3 held',
   ],
   CreateError: [
     new errors.CreateError(poolFigures, cause),
@@ -196,10 +196,11 @@ describe('The figures of an error', () => {
   it('count what is still held, named or not', () => {
     expect(new errors.DrainTimeoutError('admission', 100, 3)).toMatchObject({ held: 3, holders: [] });
     const holders = [{ instanceId: 1, heldMs: 5 }];
-    expect(new errors.DrainTimeoutError('pool', 100, holders)).toMatchObject({ held: 1, holders });
-    expect(new errors.DrainTimeoutError('pool', 100, []).message).toBe(
-      'pool is not empty after 100 ms: held are none',
-    );
+    expect(new errors.DrainTimeoutError('pool', 100, 1, holders, 'held is one')).toMatchObject({
+      message: 'pool is not empty after 100 ms: held is one',
+      held: 1,
+      holders,
+    });
   });
 });
 

@@ -7,11 +7,11 @@
  * Also: /health, /health/live, /live (a page), /metrics, /diagnosis, /timeline.svg.
  *
  * It runs against stub services on loopback, or the real ones that the environment names:
- * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY, E2B_API_KEY. Several keys of one service are
- * separated by commas. PORT and DRAIN_MS are its own settings; the others are those of `loadConfig`.
+ * BASE_URL and API_KEY (and MODEL) for the LLM, SERPER_API_KEY, JINA_API_KEY (and their _URL), E2B_API_KEY. Several keys of one
+ * service are separated by commas. PORT and DRAIN_MS are its own settings; the others are those of `loadConfig`.
  */
 import { startStubServices } from 'pipeline-pool/testing';
-import { serviceSettings } from './clients.js';
+import { serviceSettings } from '../host-clients.js';
 import { startResearchServer } from './server.js';
 
 const { PORT = '8080', DRAIN_MS = '15000' } = process.env;

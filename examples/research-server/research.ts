@@ -12,7 +12,8 @@ import {
   serperPreset,
   type ToolManager,
 } from 'pipeline-pool';
-import type { Clients, ServiceSettings } from './clients.js';
+import type { ServiceSettings } from '../host-clients.js';
+import type { Clients } from './clients.js';
 
 /** Options of the gates that differ from the smallest plans. */
 export type GateSettings = Partial<
@@ -76,7 +77,7 @@ export function buildTools(clients: Clients, gates: Gates) {
       // One sandbox per request, started on first use, killed at the end of its lease.
       scope: 'task',
       connect: ({ taskId = '', signal }: ConnectContext): Promise<Sandbox> =>
-        gates.e2b.run((attempt) => clients.startSandbox(taskId, attempt), { signal, taskId }),
+        gates.e2b.run((attempt) => clients.startSandbox(taskId, attempt), { signal }),
       disconnect: (sandbox) => sandbox.kill(),
       call: async (sandbox, { code }: { code: string }) => (await sandbox.runCode(code)).logs.stdout.join(''),
     },
@@ -93,17 +94,16 @@ interface ResearchPipeline {
   readonly mainAgentToolManager: ToolManager<ReturnType<typeof buildTools>>;
 }
 
-/** Plans, searches, reads, calculates, and streams the answer. */
+/** Plans, searches, reads, calculates, and streams the answer. Gates and tools take signal and ids from the request. */
 export async function* research(
-  { pipeline, signal, taskId, requestId }: RequestContext<ResearchPipeline>,
+  { pipeline }: RequestContext<ResearchPipeline>,
   question: string,
   clients: Clients,
   { llm }: Gates,
 ): AsyncGenerator<Progress, void> {
   const tools = pipeline.mainAgentToolManager;
-  const ids = { signal, taskId, requestId };
   async function* say(prompt: string): AsyncGenerator<string> {
-    for await (const { choices } of llm.stream((attempt) => clients.say(prompt, attempt), ids)) {
+    for await (const { choices } of llm.stream((attempt) => clients.say(prompt, attempt))) {
       const text = choices[0]?.delta.content;
       if (text) yield text;
     }
@@ -116,16 +116,15 @@ export async function* research(
   yield { event: 'step', step: 'search' };
   const found = await tools.callAll(
     [question, plan].map((query) => ({ name: 'search', input: { query } }) as const),
-    { signal },
   );
   const links = found.flatMap((result) => (result.status === 'fulfilled' ? result.value : []));
   const sources = [...new Set(links.map(({ link }) => link))].slice(0, 3);
 
   yield { event: 'step', step: 'read' };
-  const pages = await Promise.all(sources.map((url) => tools.answer('read', { url }, { signal })));
+  const pages = await Promise.all(sources.map((url) => tools.answer('read', { url })));
 
   yield { event: 'step', step: 'calculate' };
-  const size = await tools.answer('python', { code: `print(${pages.join('').length})` }, { signal });
+  const size = await tools.answer('python', { code: `print(${pages.join('').length})` });
 
   yield { event: 'step', step: 'answer' };
   const reading = pages.map((page) => page.slice(0, 2_000)).join('\n');

@@ -19,7 +19,8 @@ import { traceTo } from 'pipeline-pool/opentelemetry';
 import { collectMetrics } from 'pipeline-pool/prometheus';
 import { recordTimeline } from 'pipeline-pool/timeline';
 import { Registry } from 'prom-client';
-import { connectClients, type ServiceSettings } from './clients.js';
+import type { ServiceSettings } from '../host-clients.js';
+import { connectResearchClients } from './clients.js';
 import { buildGates, buildTools, type GateSettings, research } from './research.js';
 
 /** The longest question with its JSON around it: a larger body is rejected before it is read. */
@@ -51,15 +52,10 @@ export async function startResearchServer({
   isOperator = ({ socket }) => socket.remoteAddress === '127.0.0.1' || socket.remoteAddress === '::1',
 }: ResearchServerOptions) {
   const hooks = new LifecycleHooks();
-  const clients = connectClients(services);
+  const clients = connectResearchClients(services);
   const gates = buildGates(services, gateSettings, hooks);
   const factory = pipelineFactory({ mainAgent: buildTools(clients, gates), hooks });
-  const manager = createPipelineManager({
-    ...factory,
-    config,
-    gates: Object.values(gates),
-    hooks,
-  });
+  const manager = createPipelineManager({ ...factory, config, gates: Object.values(gates), hooks });
 
   // Observers. None of them affects a request.
   logTo(hooks, logger);

@@ -11,16 +11,16 @@ import {
 import { settleInTurn } from '../internal/clock.js';
 import { wholeNumber } from '../internal/validate.js';
 import type { AdaptiveCall } from '../limiter/adaptive-limit.js';
-import { lossSignalOf, releasePermit, returnPermit } from '../limiter/foreign-permit.js';
 import type { Permit } from '../limiter/limiter.js';
+import { lossSignalOf, releasePermit, returnPermit } from '../limiter/semaphore.js';
 import type { CallBounds } from './call-context.js';
 import type { CallCost } from './call-cost.js';
 import type { Classification } from './classify.js';
 import { type GateState, GRACE_MS, isWeight } from './gate-state.js';
 import type { KeyReservation } from './keys/api-key.js';
 import type { UsageReader } from './options.js';
-import { inputTokensOf, outputTokensOf } from './response-content.js';
 import { type HeaderSource, reportedLimits } from './retry-after.js';
+import { inputTokensOf, outputTokensOf } from './token-usage.js';
 
 /** What the code of an attempt receives. */
 export interface AttemptContext {
@@ -108,11 +108,15 @@ export class Attempt implements AbortListener, AbortWatcher {
 
   /** Whether its permit was lost, or its key went into cooldown, after they were chosen. */
   get isStale(): boolean {
-    // Read again, which checks the clock: after a stop of the process, no timer may have fired yet.
-    if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
-    if (this.#isPermitLost || this.#reservation.shared?.isCertain() === false) return true;
+    if (this.#losesPermit() || this.#reservation.shared?.isCertain() === false) return true;
     const { key } = this.#reservation;
     return !key.isReady && key.cooldownMs(this.#gate.ring.now()) > 0;
+  }
+
+  /** Reads its signal again, which checks the clock: after a stop of the process, no timer may have fired yet. */
+  #losesPermit(): boolean {
+    if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
+    return this.#isPermitLost;
   }
 
   /** Whether the attempt failed because its permit was lost. */
@@ -134,13 +138,14 @@ export class Attempt implements AbortListener, AbortWatcher {
     return this.#controller.signal;
   }
 
-  /** What host code receives as the attempt of this number. */
+  /** What host code receives as the attempt of this number, with fields of its own, so that it may copy it. */
   context(attempt: number): AttemptContext {
-    return attemptContextOf(this, this.#reservation.key.key, attempt);
+    const reportUsage = (actual: number): void => this.#reportUsage(actual);
+    return withSignal({ key: this.#reservation.key.key, attempt, reportUsage }, this);
   }
 
-  reportUsage(actual: number): void {
-    this.#gate.ring.correct(this.#reservation, wholeNumber('actual', actual, 0));
+  #reportUsage(actual: number): void {
+    this.#gate.ring.correct(this.#reservation, wholeNumber('reportUsage(actual)', actual, 0));
     this.#hasReportedUsage = true;
     this.#usage = actual;
   }
@@ -205,8 +210,7 @@ export class Attempt implements AbortListener, AbortWatcher {
   begin(streamed = false): void {
     const gate = this.#gate;
     const now = gate.ring.now();
-    if (this.#permitSignal !== undefined) void lossSignalOf(this.#permit);
-    if (!this.#isPermitLost && this.#reservation.shared?.begin() === false)
+    if (!this.#losesPermit() && this.#reservation.shared?.begin() === false)
       this.onAbort(new LimitLostError(gate.settings.name, 'expired'));
     if (this.#isPermitLost) throw this.#reason;
     this.#state = 'begun';
@@ -388,10 +392,4 @@ function readTokens(value: unknown, tokens: TokenCounts): void {
   const output = outputTokensOf(value);
   if (input !== undefined) tokens.inputTokens = input;
   if (output !== undefined) tokens.outputTokens = output;
-}
-
-/** With fields of its own, so that host code may copy it. */
-function attemptContextOf(attempt: Attempt, key: string, number: number): AttemptContext {
-  const reportUsage = (actual: number): void => attempt.reportUsage(actual);
-  return withSignal({ key, attempt: number, reportUsage }, attempt);
 }

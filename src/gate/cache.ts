@@ -1,8 +1,9 @@
 import { LRUCache } from 'lru-cache';
-import { type AbortListener, boundedCall, ignoreRejection } from '../internal/abort.js';
+import { boundedCall, ignoreRejection } from '../internal/abort.js';
 import { settleInTurn } from '../internal/clock.js';
 import { MAX_TIMER_MS } from '../internal/validate.js';
 import { CallBounds } from './call-context.js';
+import { waitWithin } from './wait.js';
 
 /** Which results a gate caches, how many, and for how long. */
 export interface CacheOptions {
@@ -122,36 +123,19 @@ export class Flight extends CallBounds {
 
   /** Waits for the result, within the waiter's own bounds. */
   join(waiter: CallBounds): Promise<unknown> {
-    if (waiter.aborted) return Promise.reject(waiter.reason);
-    this.#waiters.add(waiter);
-    const result = new Promise((resolve, reject) => {
-      const listener: AbortListener = {
-        handleEvent: () => {
-          settleInTurn(() => reject(waiter.reason));
-          this.#waiters.delete(waiter);
-          if (this.#waiters.size > 0) return;
-          this.#onDeserted(this);
-          this.fire(waiter.reason);
-        },
-      };
-      waiter.addEventListener('abort', listener);
-      const leave = (): void => {
-        waiter.removeEventListener('abort', listener);
+    const joined = waitWithin(waiter, (end) => {
+      this.#waiters.add(waiter);
+      const settle = (): void => settleInTurn(() => end(this.#result));
+      this.#result.then(settle, settle);
+      return () => {
         this.#waiters.delete(waiter);
+        if (this.#waiters.size > 0) return;
+        this.#onDeserted(this);
+        this.fire(waiter.reason);
       };
-      this.#result.then(
-        (value) => {
-          leave();
-          settleInTurn(() => resolve(value));
-        },
-        (error: unknown) => {
-          leave();
-          settleInTurn(() => reject(error));
-        },
-      );
     });
     this.onJoin(waiter);
-    return result;
+    return joined;
   }
 }
 

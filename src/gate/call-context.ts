@@ -31,28 +31,6 @@ export abstract class CallBounds extends LazySignal {
   abstract rejectUnmeetable(waitMs: number, reason: () => unknown): void;
 }
 
-/** Settles as `work` does, or rejects with the call's reason in the step in which the call ends early. */
-export function withinBounds<T>(bounds: CallBounds, work: Promise<T>): Promise<T> {
-  if (bounds.aborted) {
-    work.catch(() => {});
-    return Promise.reject(bounds.reason);
-  }
-  return new Promise((resolve, reject) => {
-    const listener = { handleEvent: () => reject(bounds.reason) };
-    bounds.addEventListener('abort', listener);
-    work.then(
-      (value) => {
-        bounds.removeEventListener('abort', listener);
-        resolve(value);
-      },
-      (error: unknown) => {
-        bounds.removeEventListener('abort', listener);
-        reject(error);
-      },
-    );
-  });
-}
-
 /** The option by which a tool passes the context of its call on to its gate. */
 export const CALL_CONTEXT: unique symbol = Symbol('call context');
 

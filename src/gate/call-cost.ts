@@ -29,7 +29,6 @@ export class CallCost {
   readonly #gate: GateState;
   readonly #events: CallEventEmitter;
   readonly #budget: Budget;
-  readonly #where: string;
   /** The meters of the estimate, and behind them those that only an actual cost has named. */
   readonly #meters: string[];
   readonly #estimate: readonly number[];
@@ -52,7 +51,6 @@ export class CallCost {
     this.#gate = gate;
     this.#events = events;
     this.#budget = budget;
-    this.#where = name;
     const given = cost === undefined ? {} : cost.estimate({ weight, tenant, taskId, cacheKey });
     const { meters, amounts } = countedAmounts(
       `cost.estimate of ${name}`,
@@ -80,7 +78,7 @@ export class CallCost {
    */
   check(): void {
     try {
-      this.#budget.check(this.#where, this.#claim, false);
+      this.#budget.check(this.#gate.settings.name, this.#claim, false);
     } catch (error) {
       throw this.#emitted(error);
     }
@@ -94,7 +92,7 @@ export class CallCost {
    */
   reserve(lastError: unknown): void {
     try {
-      this.#budget.reserve(this.#where, this.#claim, lastError);
+      this.#budget.reserve(this.#gate.settings.name, this.#claim, lastError);
     } catch (error) {
       throw this.#emitted(error);
     }
@@ -140,7 +138,7 @@ export class CallCost {
   settle(hasStarted: boolean): void {
     const estimate = this.#estimate;
     const cost = this.#meters.map((_, i) => (hasStarted ? this.#costAt(i, estimate[i] ?? 0) : 0));
-    this.#budget.settle(this.#where, this.#claim, cost);
+    this.#budget.settle(this.#gate.settings.name, this.#claim, cost);
     if (hasStarted)
       for (let i = 0; i < cost.length; i++) this.#spent[i] = (this.#spent[i] ?? 0) + (cost[i] as number);
   }

@@ -2,38 +2,32 @@ import { AsyncResource } from 'node:async_hooks';
 import { GateTimeoutError, KeysExhaustedError } from '../errors.js';
 import { boundedCall, ignoreRejection } from '../internal/abort.js';
 import { afterThisTurn } from '../internal/clock.js';
-import { releasePermit, returnPermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Permit } from '../limiter/limiter.js';
-import type { Budget } from '../request/budget.js';
+import { releasePermit, returnPermit } from '../limiter/semaphore.js';
 import { Attempt, type AttemptContext, type TokenCounts } from './attempt.js';
 import { type CallBounds, isTimeout } from './call-context.js';
 import { CallCost } from './call-cost.js';
 import {
   type Classification,
-  checkedClassification,
   classificationOf,
+  classify,
   classifyOutcome,
   isOfService,
+  type Judge,
+  losesKey,
   type Observed,
-  type OutcomeJudgement,
 } from './classify.js';
 import { type CallEventEmitter, FailureSummary } from './events.js';
 import { type GateState, GRACE_MS, type OpenCall } from './gate-state.js';
 import type { KeyReservation } from './keys/api-key.js';
 import type { GateCallOptions } from './options.js';
-import {
-  contentOf,
-  discardResponse,
-  errorHeadersOf,
-  headersIn,
-  isPage,
-  isResponse,
-} from './response-content.js';
-import { backoffMs, sleep } from './retry.js';
+import { contentOf, discardResponse, errorHeadersOf, headersIn, isResponse } from './response-content.js';
+import { backoffMs } from './retry.js';
 import type { HeaderSource } from './retry-after.js';
+import { sleep } from './wait.js';
 
 /** What the attempts of a call do, and how its results are treated. */
-export interface Work<T> {
+export interface Work<T> extends Judge {
   run(context: AttemptContext): T | PromiseLike<T>;
   /** Whether the weight in the call's options is only an estimate, for which no window is too small. */
   readonly isEstimated?: boolean | undefined;
@@ -43,8 +37,6 @@ export interface Work<T> {
   readonly keepsAttempt?: boolean | undefined;
   /** What a classifier receives of a result. */
   observe(value: T): Observed;
-  /** Says what a result means that the gate's classifier leaves to the default; `undefined` leaves it to `classifyOutcome`. */
-  judge?(observed: Observed): OutcomeJudgement | undefined;
   /** Whether it can be done again. @default always */
   isRepeatable?(): boolean;
   /** Reads what a result weighed, where that is not what `usage` makes of the value that a classifier receives. */
@@ -76,12 +68,9 @@ const FATAL = /* @__PURE__ */ classificationOf({ class: 'fatal' });
 const LOST = /* @__PURE__ */ classificationOf({ class: 'retryable', overload: false });
 const TIMED_OUT = /* @__PURE__ */ classificationOf({ class: 'retryable' });
 
-const losesKey = (classification: Classification): boolean =>
-  classification.class === 'unauthorized' || classification.class === 'quota-exhausted';
-
 /**
- * One call through the gate, attempt by attempt. `#attempt` and `#goOn` are the whole flow; below them, in this order: the
- * start of an attempt (permit, then key), the attempt itself, its classification, and the decision about the next one.
+ * One call through the gate, attempt by attempt, in this order: the start of an attempt (permit, then key), the attempt itself,
+ * its classification, and the decision about the next one.
  *
  * Invariants:
  * - Each attempt runs in the AsyncLocalStorage context of its caller.
@@ -142,98 +131,16 @@ export class GateCall<T> implements OpenCall {
   /** Makes attempts until one is the last, and settles as it did. */
   perform(): Promise<T> {
     try {
-      if (this.options.budget !== undefined) this.#estimateCost(this.options.budget);
+      const { budget } = this.options;
+      if (budget !== undefined) {
+        this.bounds.throwIfAborted();
+        this.cost = new CallCost(this.#gate, this.events, budget, this.options);
+      }
       this.#gate.settings.retry.budget?.noteCall(this.openedMs);
       return this.#next(this.openedMs);
     } catch (error) {
       return Promise.reject(this.#failed(error));
     }
-  }
-
-  /** Makes an attempt and, if it is not the last, those that follow. */
-  #attempt(attempt: Attempt): Promise<T> {
-    try {
-      // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
-      this.bounds.throwIfAborted();
-      // What waits reserves nothing.
-      this.cost?.reserve(this.#met?.error);
-      attempt.cost = this.cost;
-      return this.#try(attempt).then(
-        (result) => {
-          // Only data, which needs no classifier, ends here; the rest is in a function of its own, which few processes run.
-          if (result.classification !== OK || this.bounds.aborted) return this.#goOn(attempt, result);
-          attempt.report(OK);
-          return this.#succeeded(attempt, result.value, OK);
-        },
-        (error: unknown) => this.#goOn(attempt, { error }),
-      );
-    } catch (error) {
-      attempt.end();
-      return Promise.reject(this.#failed(error));
-    }
-  }
-
-  /** Classifies what an attempt came to, and makes those that follow. */
-  async #goOn(attempt: Attempt, result: Result<T>): Promise<T> {
-    const bounds = this.bounds;
-    try {
-      const tried = await this.#classified(attempt, result);
-      const { classification } = tried;
-      const retryAfterMs = this.#retryAfterMs(classification);
-      const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
-      if ('value' in tried) {
-        if (retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost)
-          return this.#succeeded(attempt, tried.value, classification);
-        this.#discard(attempt, tried.value);
-      }
-      attempt.end();
-      bounds.throwIfAborted();
-      if (retryAfterMs === undefined) {
-        const error = 'error' in tried ? tried.error : undefined;
-        bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
-        throw isLastKeyLost ? this.#keysExhausted(this.#closedMs()) : error;
-      }
-      await this.#backOff(classification, retryAfterMs);
-      // Not awaited: it reports its own failure.
-      return this.#next(this.#gate.ring.now());
-    } catch (error) {
-      throw this.#failed(error);
-    }
-  }
-
-  #succeeded(attempt: Attempt, value: T, classification: Classification): T {
-    this.bounds.outcome = classification.class;
-    if (this.#work.keepsAttempt) this.attempt = attempt;
-    else attempt.end();
-    this.#onEnd?.(this, undefined);
-    return value;
-  }
-
-  /** Reports the end of the call. Returns the error. */
-  #failed(error: unknown): unknown {
-    this.#onEnd?.(this, { error });
-    return error;
-  }
-
-  /** A stream failed after its first item: too late for another attempt, but not for its key. */
-  async failLater(attempt: Attempt, error: unknown): Promise<void> {
-    const { classification } = await this.#classified(attempt, { error });
-    if (!this.bounds.aborted)
-      this.bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
-  }
-
-  /** A stream was aborted after its first item. Only an exceeded deadline says anything about the service. */
-  abortLater(attempt: Attempt): void {
-    const classification = this.#classificationOfAbort(attempt);
-    if (classification === TIMED_OUT) attempt.report(classification);
-  }
-
-  /** Keys went into cooldown, or a caller joined with its own `bounds`: can a waiting call still meet them? */
-  recheck(bounds = this.bounds): boolean {
-    if (this.bounds.aborted || this.#waitsSinceMs === undefined) return false;
-    const closedMs = this.#closedMs();
-    if (closedMs > 0) this.#rejectUnmeetable(closedMs, bounds);
-    return this.bounds.aborted;
   }
 
   // The start of an attempt: a permit, then a key with capacity in all its windows. Plain `then` calls, since most calls of a
@@ -378,23 +285,37 @@ export class GateCall<T> implements OpenCall {
     });
   }
 
-  #estimateCost(budget: Budget): void {
-    this.bounds.throwIfAborted();
-    this.cost = new CallCost(this.#gate, this.events, budget, this.options);
-  }
-
   // The attempt.
 
-  /** Rejects where the host code fails or is given up. */
-  #try(attempt: Attempt): Promise<Returned<T>> {
-    this.attempts++;
-    this.key = attempt.keyLabel;
-    attempt.tokens = this.tokens;
-    this.events.started(this.attempts, this.key, this.#attemptWaitMs, this.#work.url);
-    return attempt.step(
-      () => this.#run(attempt),
-      ({ value }) => this.#discard(attempt, value),
-    );
+  /** Makes an attempt and, if it is not the last, those that follow. */
+  #attempt(attempt: Attempt): Promise<T> {
+    try {
+      // Aborted in the microtasks between its start and this step: an attempt does not hear of what was before it.
+      this.bounds.throwIfAborted();
+      // What waits reserves nothing.
+      this.cost?.reserve(this.#met?.error);
+      attempt.cost = this.cost;
+      attempt.tokens = this.tokens;
+      this.attempts++;
+      this.key = attempt.keyLabel;
+      this.events.started(this.attempts, this.key, this.#attemptWaitMs, this.#work.url);
+      const returned = attempt.step(
+        () => this.#run(attempt),
+        ({ value }) => this.#discard(attempt, value),
+      );
+      return returned.then(
+        (result) => {
+          // Only data, which needs no classifier, ends here; the rest is in a function of its own, which few processes run.
+          if (result.classification !== OK || this.bounds.aborted) return this.#goOn(attempt, result);
+          attempt.report(OK);
+          return this.#succeeded(attempt, result.value, OK);
+        },
+        (error: unknown) => this.#goOn(attempt, { error }),
+      );
+    } catch (error) {
+      attempt.end();
+      return Promise.reject(this.#failed(error));
+    }
   }
 
   /** Runs the host code, and reads what it returns. */
@@ -464,6 +385,48 @@ export class GateCall<T> implements OpenCall {
 
   // What the attempt means.
 
+  /** Classifies what an attempt came to, and makes those that follow. */
+  async #goOn(attempt: Attempt, result: Result<T>): Promise<T> {
+    const bounds = this.bounds;
+    try {
+      const tried = await this.#classified(attempt, result);
+      const { classification } = tried;
+      const retryAfterMs = this.#retryAfterMs(classification);
+      const isLastKeyLost = retryAfterMs === undefined && this.#isLastKeyLost(classification);
+      if ('value' in tried) {
+        if (retryAfterMs === undefined && !bounds.aborted && !isLastKeyLost)
+          return this.#succeeded(attempt, tried.value, classification);
+        this.#discard(attempt, tried.value);
+      }
+      attempt.end();
+      bounds.throwIfAborted();
+      if (retryAfterMs === undefined) {
+        const error = 'error' in tried ? tried.error : undefined;
+        bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
+        throw isLastKeyLost ? this.#keysExhausted(this.#closedMs()) : error;
+      }
+      await this.#backOff(classification, retryAfterMs);
+      // Not awaited: it reports its own failure.
+      return this.#next(this.#gate.ring.now());
+    } catch (error) {
+      throw this.#failed(error);
+    }
+  }
+
+  #succeeded(attempt: Attempt, value: T, classification: Classification): T {
+    this.bounds.outcome = classification.class;
+    if (this.#work.keepsAttempt) this.attempt = attempt;
+    else attempt.end();
+    this.#onEnd?.(this, undefined);
+    return value;
+  }
+
+  /** Reports the end of the call. Returns the error. */
+  #failed(error: unknown): unknown {
+    this.#onEnd?.(this, { error });
+    return error;
+  }
+
   async #classified(attempt: Attempt, result: Result<T>): Promise<Tried<T>> {
     const bounds = this.bounds;
     let tried: Tried<T>;
@@ -487,43 +450,21 @@ export class GateCall<T> implements OpenCall {
   }
 
   #classificationOf(result: Result<T>): Classification | Promise<Classification> {
-    const { classify, name } = this.#gate.settings;
+    const { settings } = this.#gate;
     if ('value' in result && result.classification !== undefined) return result.classification;
     const observed: Observed =
       'error' in result ? { kind: 'error', error: result.error } : this.#work.observe(result.value);
-    if (classify === undefined) return this.#classify(observed);
+    if (settings.classify === undefined) return this.#classify(observed);
     // No body has to be read, so this cannot take long.
     return boundedCall(() => this.#classify(observed), {
       signal: this.bounds.signal,
       timeoutMs: GRACE_MS,
-      timeoutError: (ms) => new TypeError(`\`classify\` of ${name} took longer than ${ms} ms`),
+      timeoutError: (ms) => new TypeError(`\`classify\` of ${settings.name} took longer than ${ms} ms`),
     });
   }
 
-  /** Rejects where the host's classifier fails or returns something else than a class. */
   #classify(observed: Observed): Classification | Promise<Classification> {
-    const { classify } = this.#gate.settings;
-    if (classify === undefined) return this.#byDefault(observed);
-    return (async () => {
-      const answer = await classify(observed);
-      return answer === undefined || answer === null
-        ? this.#byDefault(observed)
-        : checkedClassification(answer);
-    })();
-  }
-
-  /** A page under a status that refuses a key is that of an intermediary, and says nothing about the key. */
-  #byDefault(observed: Observed): Classification | Promise<Classification> {
-    const judged = this.#judge(observed);
-    const byStatus = classificationOf(judged);
-    if (!losesKey(byStatus) || !('value' in observed) || !isResponse(observed.value)) return byStatus;
-    return isPage(observed.value).then((isForeign) =>
-      isForeign ? classificationOf({ ...judged, class: 'retryable' }) : byStatus,
-    );
-  }
-
-  #judge(observed: Observed): OutcomeJudgement {
-    return this.#work.judge?.(observed) ?? classifyOutcome(observed);
+    return classify(observed, this.#gate.settings.classify, this.#work);
   }
 
   /**
@@ -606,5 +547,28 @@ export class GateCall<T> implements OpenCall {
     const isOwn = this.#met !== undefined && this.#met.failure === lastFailure;
     const cause = (isOwn ? this.#met?.error : undefined) ?? lastFailure?.toError();
     return new KeysExhaustedError(settings.name, Number.isFinite(closedMs) ? closedMs : undefined, cause);
+  }
+
+  // What happens to a call from outside.
+
+  /** A stream failed after its first item: too late for another attempt, but not for its key. */
+  async failLater(attempt: Attempt, error: unknown): Promise<void> {
+    const { classification } = await this.#classified(attempt, { error });
+    if (!this.bounds.aborted)
+      this.bounds.outcome = error instanceof GateTimeoutError ? 'timeout' : classification.class;
+  }
+
+  /** A stream was aborted after its first item. Only an exceeded deadline says anything about the service. */
+  abortLater(attempt: Attempt): void {
+    const classification = this.#classificationOfAbort(attempt);
+    if (classification === TIMED_OUT) attempt.report(classification);
+  }
+
+  /** Keys went into cooldown, or a caller joined with its own `bounds`: can a waiting call still meet them? */
+  recheck(bounds = this.bounds): boolean {
+    if (this.bounds.aborted || this.#waitsSinceMs === undefined) return false;
+    const closedMs = this.#closedMs();
+    if (closedMs > 0) this.#rejectUnmeetable(closedMs, bounds);
+    return this.bounds.aborted;
   }
 }

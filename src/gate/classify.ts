@@ -1,9 +1,17 @@
 import { GateTimeoutError } from '../errors.js';
 import type { OutcomeClass, PermitOutcome } from '../hooks/events.js';
-import { fieldOf, readError } from '../internal/redaction.js';
+import { fieldAt, fieldOf, readError } from '../internal/redaction.js';
 import { flag, oneOf, options, refusal } from '../internal/validate.js';
-import { errorContentOf, isResponse, type Observed, textOf } from './response-content.js';
-import { type HeaderSource, headerOf, retryAfterMsInBody, retryAfterMsOf } from './retry-after.js';
+import {
+  errorContentOf,
+  isErrorStatus,
+  isHtmlType,
+  isPage,
+  isResponse,
+  type Observed,
+  textOf,
+} from './response-content.js';
+import { type HeaderSource, retryAfterMsInBody, retryAfterMsOf } from './retry-after.js';
 
 export type { Observed } from './response-content.js';
 
@@ -103,7 +111,7 @@ export function classifyOutcome(observed: Observed): OutcomeJudgement {
   if (observed.kind !== 'error') {
     if (!isResponse(observed.value)) return OK;
     const { status, headers } = observed.value;
-    return judgeStatus(status, headers, /\bhtml\b/i.test(headerOf(headers, 'content-type') ?? ''));
+    return judgeStatus(status, headers, isHtmlType(headers));
   }
   const { error } = observed;
   if (error instanceof GateTimeoutError) return { class: 'retryable', overload: true };
@@ -111,7 +119,8 @@ export function classifyOutcome(observed: Observed): OutcomeJudgement {
   const { status, headers, body, format } = errorContentOf(error);
   if (status !== undefined) {
     const judged = withBodyTime(judgeStatus(status, headers, format === 'html'), body);
-    return isSpentCode(codeOf(error, body)) ? spent(judged) : judged;
+    // Its rate limits do not say when that changes.
+    return isSpentCode(codeOf(error, body)) ? known('quota-exhausted', status) : judged;
   }
   const symptom = symptomOf(error);
   return symptom === undefined ? { class: 'fatal' } : { class: 'retryable', overload: symptom === 'timeout' };
@@ -125,16 +134,10 @@ const OK: OutcomeJudgement = { class: 'ok' };
  */
 export function judgeStatus(status: number, headers?: HeaderSource, isForeign = false): OutcomeJudgement {
   const byStatus = classOfStatus(status);
-  const refuses = byStatus === 'unauthorized' || byStatus === 'quota-exhausted';
-  const outcome = refuses && isForeign ? 'retryable' : byStatus;
-  if (outcome === 'ok') return { class: outcome, status };
-  const retryAfterMs = retryAfterMsOf(status, headers);
-  return retryAfterMs === undefined ||
-    outcome === 'fatal' ||
-    outcome === 'client-error' ||
-    outcome === 'unauthorized'
-    ? { class: outcome, status }
-    : { class: outcome, status, retryAfterMs };
+  const outcome = isForeign && losesKey({ class: byStatus }) ? 'retryable' : byStatus;
+  const passes = outcome !== 'unauthorized' && isOfService({ class: outcome });
+  const retryAfterMs = passes ? retryAfterMsOf(status, headers) : undefined;
+  return retryAfterMs === undefined ? { class: outcome, status } : { class: outcome, status, retryAfterMs };
 }
 
 /** Adds the time that the body names, where the headers name none. */
@@ -145,11 +148,9 @@ export function withBodyTime(judged: OutcomeJudgement, body: unknown): OutcomeJu
   return retryAfterMs === undefined ? judged : { ...judged, retryAfterMs };
 }
 
-/** The same for an account whose quota is exhausted. Its rate limits do not say when that changes. */
-export const spent = ({ status }: OutcomeJudgement): OutcomeJudgement => ({
-  class: 'quota-exhausted',
-  ...(status === undefined ? {} : { status }),
-});
+/** A judgement that does not depend on headers or body. */
+export const known = (said: OutcomeClass, status: unknown): OutcomeJudgement =>
+  isErrorStatus(status) ? { class: said, status } : { class: said };
 
 /** A judgement with all defaults. */
 export interface Classification {
@@ -165,18 +166,55 @@ export interface Classification {
 
 /** Whether the service failed, or its key: not the page that was requested, and not the host. */
 export const isOfService = ({ class: said }: Pick<Classification, 'class'>): boolean =>
-  said === 'retryable' || said === 'rate-limited' || said === 'quota-exhausted' || said === 'unauthorized';
+  said === 'retryable' || said === 'rate-limited' || losesKey({ class: said });
+
+/** Whether it puts a key out of use. */
+export const losesKey = ({ class: said }: Pick<Classification, 'class'>): boolean =>
+  said === 'unauthorized' || said === 'quota-exhausted';
+
+/** Says what an outcome means that the host's classifier leaves to the default; `undefined` leaves it to `classifyOutcome`. */
+export interface Judge {
+  judge?(observed: Observed): OutcomeJudgement | undefined;
+}
+
+/**
+ * What an outcome means: to the host's classifier, to the work that made it, or by default. Rejects where the classifier fails or
+ * returns something else than a class.
+ */
+export function classify(
+  observed: Observed,
+  classifier: Classifier | undefined,
+  work: Judge,
+): Classification | Promise<Classification> {
+  if (classifier === undefined) return byDefault(observed, work);
+  return (async () => {
+    const answer = await classifier(observed);
+    return answer === undefined || answer === null
+      ? byDefault(observed, work)
+      : checkedClassification(answer);
+  })();
+}
+
+/** A page under a status that refuses a key is that of an intermediary, and says nothing about the key. */
+function byDefault(observed: Observed, work: Judge): Classification | Promise<Classification> {
+  const judged = work.judge?.(observed) ?? classifyOutcome(observed);
+  const byStatus = classificationOf(judged);
+  if (!losesKey(byStatus) || !('value' in observed) || !isResponse(observed.value)) return byStatus;
+  return isPage(observed.value).then((isForeign) =>
+    isForeign ? classificationOf({ ...judged, class: 'retryable' }) : byStatus,
+  );
+}
 
 /** Completes what a host's classifier returned. Throws where that is not one of its results. */
 export function checkedClassification(answer: OutcomeClass | OutcomeJudgement): Classification {
   const said: OutcomeJudgement = typeof answer === 'string' ? { class: answer } : answer;
-  options('the answer of `classify`', said, ['class', 'status', 'retryAfterMs', 'retry', 'overload']);
+  options('classify()', said, ['class', 'status', 'retryAfterMs', 'retry', 'overload']);
   const { retryAfterMs, retry, overload } = said;
-  oneOf('class', said.class, CLASSES);
-  if (retry !== undefined) flag('retry', retry);
-  if (overload !== undefined) flag('overload', overload);
+  oneOf('classify().class', said.class, CLASSES);
+  if (retry !== undefined) flag('classify().retry', retry);
+  if (overload !== undefined) flag('classify().overload', overload);
   if (retryAfterMs !== undefined && !(typeof retryAfterMs === 'number' && retryAfterMs >= 0)) {
-    throw new TypeError(refusal('retryAfterMs', 'a number of milliseconds from 0', retryAfterMs));
+    throw new TypeError(refusal('classify().retryAfterMs', 'a number of milliseconds from 0', retryAfterMs));
   }
   return classificationOf(said);
 }
@@ -213,9 +251,8 @@ function codeOf(error: unknown, body: unknown): unknown {
 /** Whether an error says, by itself and not by its cause, that the connection to a service failed. */
 export function isNetworkFailure(error: unknown): boolean {
   const { code, message } = readError(error);
-  const text = typeof code === 'string' ? code : '';
   return (
-    [TIMEOUT_CODE, NETWORK_CODE, BROKEN_CODE].some((pattern) => pattern.test(text)) ||
+    [TIMEOUT_CODE, NETWORK_CODE, BROKEN_CODE].some((pattern) => pattern.test(String(code))) ||
     message === 'fetch failed' ||
     DENO_NETWORK_MESSAGE.test(message)
   );
@@ -226,9 +263,9 @@ function symptomOf(error: unknown): 'timeout' | 'network' | undefined {
   let current = error;
   for (let depth = 0; depth < 5 && typeof current === 'object' && current !== null; depth++) {
     const { name, code, message, cause } = readError(current);
-    const text = typeof code === 'string' ? code : '';
+    const text = String(code);
     // The timeouts of SDKs have a class of their own, but not always a name or a code.
-    const className = textOf(fieldOf(fieldOf(current, 'constructor'), 'name'));
+    const className = textOf(fieldAt(current, 'constructor.name'));
     if (name === 'TimeoutError' || TIMEOUT_CODE.test(text) || /TimeoutError$/.test(className))
       return 'timeout';
     if (NETWORK_CODE.test(text) || DENO_NETWORK_MESSAGE.test(message)) return 'network';

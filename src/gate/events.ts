@@ -69,6 +69,16 @@ export class CallEventEmitter {
     if (hooks.hasListeners('call:throttled')) hooks.emit('call:throttled', { reason, waitMs, ...this.ids() });
   }
 
+  cacheHit(shared: boolean): void {
+    const { hooks } = this.#settings;
+    if (hooks.hasListeners('cache:hit')) hooks.emit('cache:hit', { shared, ...this.ids() });
+  }
+
+  cacheMiss(): void {
+    const { hooks } = this.#settings;
+    if (hooks.hasListeners('cache:miss')) hooks.emit('cache:miss', this.ids());
+  }
+
   budgetExceeded({ meter, limit, spent, reserved, wanted }: BudgetExceededError): void {
     const { hooks } = this.#settings;
     if (!hooks.hasListeners('budget:exceeded')) return;

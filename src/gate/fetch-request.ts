@@ -50,15 +50,15 @@ export class FetchRequest implements GateFetchRequest {
   readonly headers: Headers;
   /** Whatever aborts the call. */
   readonly signals: AbortSignal[];
+  /** Whether it is a `Request` with a body. Once read, that has a length, and can be shown to the host. */
+  readonly isToBeRead: boolean;
   readonly #parts: RequestInit;
-  readonly #input: FetchInput;
   readonly #body: unknown;
   readonly #stream: BodyStream | undefined;
   #json: { readonly value: unknown } | undefined;
 
   /** @throws {TypeError} as `fetch` does, for headers, a signal or a body that it does not take */
   constructor(input: FetchInput, init: RequestInit | undefined, maxReplayBytes: number) {
-    this.#input = input;
     const given = init ?? {};
     const request = isRequest(input) ? input : undefined;
     this.url = request?.url ?? String(input);
@@ -74,6 +74,7 @@ export class FetchRequest implements GateFetchRequest {
       throw new TypeError('Cannot send a Request whose body has been used already');
     this.#stream = isStream(body) ? new BodyStream(body, maxReplayBytes) : undefined;
     this.#body = this.#stream === undefined ? copyOf(body) : undefined;
+    this.isToBeRead = this.#stream !== undefined && request !== undefined;
   }
 
   get body(): unknown {
@@ -90,13 +91,9 @@ export class FetchRequest implements GateFetchRequest {
     return this.#stream?.isRepeatable ?? true;
   }
 
-  /** Reads the body of a `Request`, up to the bound: it then has a length, and can be shown to the host. */
-  get isToBeRead(): boolean {
-    return this.#stream !== undefined && isRequest(this.#input);
-  }
-
-  read(): Promise<void> {
-    return this.#stream?.read() ?? Promise.resolve();
+  /** Reads the body, up to the bound. */
+  async read(): Promise<void> {
+    await this.#stream?.read();
   }
 
   /** What the next attempt passes to `fetch`. */

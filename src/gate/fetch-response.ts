@@ -25,15 +25,22 @@ const MAX_USAGE_EVENTS = 16;
 const isEventStream = (headers: Headers): boolean =>
   /^\s*text\/event-stream\b/i.test(headerOf(headers, 'content-type') ?? '');
 
-/** A response without its body, as `fetch` describes it. */
-interface ResponseHead {
+/** A response of `gate.fetch` as the gate caches it: plain data, which a shared store can keep. */
+export interface CachedResponse {
   readonly status: number;
   readonly statusText: string;
-  readonly headers: Headers;
+  readonly headers: readonly (readonly [name: string, value: string])[];
   readonly url: string;
   readonly redirected: boolean;
   readonly type: Response['type'];
+  /** `null` if it has none. */
+  readonly body: string | null;
+  /** How `body` holds its bytes: `base64` where they are no text. */
+  readonly encoding: 'utf8' | 'base64';
 }
+
+/** A response without its body, as `fetch` describes it. */
+type ResponseHead = Omit<CachedResponse, 'headers' | 'body' | 'encoding'> & { readonly headers: Headers };
 
 /** A `Response` with the properties that only `fetch` can set otherwise. */
 function responseOf(head: ResponseHead, body: ConstructorParameters<typeof Response>[0]): Response {
@@ -56,20 +63,6 @@ function withHead(response: Response, head: ResponseHead): Response {
   for (const [name, value] of Object.entries(shown))
     Object.defineProperty(response, name, { value, configurable: true });
   return response;
-}
-
-/** A response of `gate.fetch` as the gate caches it: plain data, which a shared store can keep. */
-export interface CachedResponse {
-  readonly status: number;
-  readonly statusText: string;
-  readonly headers: readonly (readonly [name: string, value: string])[];
-  readonly url: string;
-  readonly redirected: boolean;
-  readonly type: Response['type'];
-  /** `null` if it has none. */
-  readonly body: string | null;
-  /** How `body` holds its bytes: `base64` where they are no text. */
-  readonly encoding: 'utf8' | 'base64';
 }
 
 export function responseOfCached({ headers, body, encoding, ...head }: CachedResponse): Response {
@@ -106,25 +99,22 @@ function cachedOf({ headers, ...head }: ResponseHead, body: Uint8Array | null): 
   };
 }
 
-/** What the iterator of a response gives: first the response itself, then the chunks of its body. */
-export type ResponsePart = ResponseSource | Uint8Array<ArrayBuffer>;
-
 /**
- * A response of the service: first what is known when its call is classified, then the chunks of its body.
+ * A response of the service: what is known when its call is classified, and an iterator of the chunks of its body.
  *
- * Invariant: after the first part, the service is read only when a reader waits for a chunk.
+ * Invariant: once it is open, the service is read only when a reader waits for a chunk.
  */
-export class ResponseSource implements AsyncIterator<ResponsePart, undefined> {
+export class ResponseSource implements AsyncIterator<Uint8Array<ArrayBuffer>, undefined> {
   readonly #upstream: Response;
   readonly #head: ResponseHead;
   /** All of the body, where nothing is left to be read from the service; `null` if it has none. */
   #whole: Uint8Array<ArrayBuffer> | null | undefined;
-  readonly #chunks: Uint8Array<ArrayBuffer>[] = [];
+  /** What was read of the body for its first event, in one chunk, until it is passed on. */
+  readonly #begun: Uint8Array<ArrayBuffer>[] = [];
   #body: CheckedIterator<unknown> | undefined;
   readonly #readUsage: UsageReader | undefined;
   readonly #tap: UsageTap | undefined;
   #firstEvent: Observed | undefined;
-  #isFirst = true;
   #isOver = false;
 
   private constructor(upstream: Response, read: UsageReader | undefined, isRead: boolean) {
@@ -206,17 +196,13 @@ export class ResponseSource implements AsyncIterator<ResponsePart, undefined> {
     return cachedOf(this.#head, this.#whole ?? null);
   }
 
-  async next(): Promise<IteratorResult<ResponsePart, undefined>> {
-    if (this.#isFirst) {
-      this.#isFirst = false;
-      return { done: false, value: this };
-    }
-    const chunk = await this.#nextChunk();
-    return chunk === undefined ? { done: true, value: undefined } : { done: false, value: chunk };
+  async next(): Promise<IteratorResult<Uint8Array<ArrayBuffer>, undefined>> {
+    const value = await this.#nextChunk();
+    return value === undefined ? { done: true, value } : { done: false, value };
   }
 
   /** Frees the connection. */
-  async return(): Promise<IteratorResult<ResponsePart, undefined>> {
+  async return(): Promise<IteratorReturnResult<undefined>> {
     const wasOver = this.#isOver;
     this.#isOver = true;
     if (this.#body === undefined) discardResponse(this.#upstream);
@@ -225,7 +211,7 @@ export class ResponseSource implements AsyncIterator<ResponsePart, undefined> {
   }
 
   async #nextChunk(): Promise<Uint8Array<ArrayBuffer> | undefined> {
-    const chunk = this.#chunks.shift() ?? (await this.#read());
+    const chunk = this.#begun.shift() ?? (await this.#read());
     if (chunk !== undefined) this.#tap?.add(chunk);
     return chunk;
   }
@@ -256,31 +242,33 @@ export class ResponseSource implements AsyncIterator<ResponsePart, undefined> {
 
   async #readFirstEvent(): Promise<void> {
     const decoder = new TextDecoder();
-    let text = '';
+    const chunks: Uint8Array[] = [];
     let bytes = 0;
-    while (bytes < MAX_FIRST_EVENT_BYTES) {
+    let text = '';
+    let end = '';
+    let event: Observed | undefined;
+    while (event === undefined && bytes < MAX_FIRST_EVENT_BYTES) {
       const chunk = await this.#read();
-      if (chunk !== undefined) {
-        this.#chunks.push(chunk);
-        bytes += chunk.byteLength;
-        text += decoder.decode(chunk, { stream: true });
+      if (chunk === undefined) {
+        // The last one may end with the stream.
+        event = firstEventIn([text]) ?? { kind: 'no-item' };
+        break;
       }
+      chunks.push(chunk);
+      bytes += chunk.byteLength;
+      const piece = decoder.decode(chunk, { stream: true });
+      text += piece;
+      // Only what is new is searched, with what may have begun an empty line: chunks may be single bytes.
+      end = end.slice(-3) + piece;
+      if (!EMPTY_LINE.test(end)) continue;
       const blocks = blocksIn(text);
       // The last one is incomplete, and comments before it are done with.
-      if (chunk !== undefined) text = blocks.pop() ?? '';
-      const event = blocks.map(eventIn).find(({ data }) => data !== undefined);
-      if (event !== undefined) {
-        this.#firstEvent =
-          event.data === '[DONE]' ? { kind: 'no-item' } : { kind: 'first-item', value: contentOf(event) };
-        return;
-      }
-      if (chunk === undefined) {
-        this.#firstEvent = { kind: 'no-item' };
-        this.#complete(joined(this.#chunks));
-        return;
-      }
+      text = blocks.pop() ?? '';
+      event = firstEventIn(blocks);
     }
-    this.#firstEvent = { kind: 'first-item', value: undefined };
+    this.#firstEvent = event ?? { kind: 'first-item', value: undefined };
+    if (this.#isOver && event?.kind === 'no-item') this.#complete(joined(chunks));
+    else this.#begun.push(joined(chunks));
   }
 }
 
@@ -290,8 +278,18 @@ interface ServerSentEvent {
   readonly data: string | undefined;
 }
 
+/** What ends an event. A service may end its lines, and a proxy the event, in different ways. */
+const EMPTY_LINE = /\n\r?\n|\r\r/;
+
 /** The texts of events, of which the last may be incomplete. */
-const blocksIn = (text: string): string[] => text.split(/\r\n\r\n|\n\n|\r\r/);
+const blocksIn = (text: string): string[] => text.split(EMPTY_LINE);
+
+/** The first of these events, as a classifier receives it; `undefined` if all are comments. */
+function firstEventIn(blocks: readonly string[]): Observed | undefined {
+  const event = blocks.map(eventIn).find(({ data }) => data !== undefined);
+  if (event === undefined) return undefined;
+  return event.data === '[DONE]' ? { kind: 'no-item' } : { kind: 'first-item', value: contentOf(event) };
+}
 
 function eventIn(block: string): ServerSentEvent {
   const lines = block.split(/\r\n|\n|\r/);

@@ -1,7 +1,7 @@
 import { GateTimeoutError, PipelinePoolError } from '../errors.js';
 import { boundedCall, linkedController } from '../internal/abort.js';
 import { CheckedIterator } from '../internal/iteration.js';
-import { fieldOf } from '../internal/redaction.js';
+import { fieldAt, fieldOf } from '../internal/redaction.js';
 import {
   callable,
   durationMs,
@@ -18,13 +18,7 @@ import type { AttemptContext } from './attempt.js';
 import type { Work } from './call.js';
 import { judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
 import { FetchRequest, type GateFetchRequest } from './fetch-request.js';
-import {
-  type CachedResponse,
-  isCachedResponse,
-  type ResponsePart,
-  ResponseSource,
-  responseOfCached,
-} from './fetch-response.js';
+import { type CachedResponse, isCachedResponse, ResponseSource, responseOfCached } from './fetch-response.js';
 import type { GateCallOptions, GateSettings, UsageReader } from './options.js';
 import { isErrorStatus, isResponse } from './response-content.js';
 import { GateStream, type OpenedStream, type StreamCall } from './stream.js';
@@ -142,7 +136,7 @@ export function gatedFetch(
     isEstimated: boolean,
     onOver: () => void,
   ): Promise<Response> => {
-    const idle = new IdleTimer(idleMs, () => body.abort(new GateTimeoutError(settings.name, 'body', idleMs)));
+    const idle = idleTimer(idleMs, () => body.abort(new GateTimeoutError(settings.name, 'body', idleMs)));
     const over = (): void => {
       idle.end();
       unreadBodies.unregister(body);
@@ -163,41 +157,30 @@ export function gatedFetch(
         };
       },
       {
+        ...workOf(request, isEstimated),
         keepsAttempt: true,
-        isEstimated,
-        run: async (context) => {
+        run: async (context): Promise<OpenedResponse> => {
           const source = await send(request, context, callOptions);
-          const iterator = CheckedIterator.of<ResponsePart, undefined>(
-            source,
-            'the response',
-            'an async iterator',
-          );
-          return { iterator, first: await iterator.next() };
+          const iterator = CheckedIterator.of(source, 'the response', 'an async iterator');
+          return { source, iterator, first: { value: source } };
         },
-        observe: ({ first }) => sourceIn(first).observe(),
-        url: request.url,
-        headersOf: ({ first }) => sourceIn(first).headers,
-        judge: judgeFirstEvent,
-        isRepeatable: () => request.isRepeatable,
-        readUsage: ({ first }, attempt) => sourceIn(first).readFirstUsage(attempt),
+        observe: ({ source }: OpenedResponse) => source.observe(),
+        headersOf: ({ source }: OpenedResponse) => source.headers,
+        readUsage: ({ source }: OpenedResponse, attempt) => source.readFirstUsage(attempt),
         discard: ({ iterator }) => iterator.return(),
       },
     );
     try {
-      source = sourceIn(await body.next());
-    } catch (error) {
-      // The gate may have rejected it before it began.
-      over();
-      throw error;
-    }
-    try {
+      source = (await body.next()).value as ResponseSource;
       const whole = source.whole();
       if (whole === undefined) return source.withBody(readableOf(body, idle));
       await body.return();
       return whole;
     } catch (error) {
-      // The inner `fetch` returned something of which no Response can be made.
+      // The inner `fetch` may have returned something of which no Response can be made.
       await body.return();
+      // The gate may have rejected the call before it began.
+      over();
       throw error;
     }
   };
@@ -209,16 +192,17 @@ export function gatedFetch(
   ): Promise<Response> => {
     let source: ResponseSource;
     const response = await calls.answer<CachedResponse>(callOptions, {
-      isEstimated,
+      ...workOf(request, isEstimated),
       run: async (context) => {
-        source = await send(request, context, callOptions);
-        return source.read();
+        const sent = await send(request, context, callOptions);
+        const read = await sent.read();
+        // An attempt that was given up may come to its end during the next one.
+        context.signal.throwIfAborted();
+        source = sent;
+        return read;
       },
       observe: () => source.observe(),
-      url: request.url,
       headersOf: () => source.headers,
-      judge: judgeFirstEvent,
-      isRepeatable: () => request.isRepeatable,
       readUsage: (_, attempt) => {
         source.readUsage(attempt);
         attempt.settleUsage();
@@ -272,43 +256,49 @@ export function gatedFetch(
   };
 }
 
-const sourceIn = ({ value }: IteratorResult<ResponsePart>): ResponseSource => value as ResponseSource;
+/** What each attempt of a call begins with: its response, and then the chunks of its body. */
+type ResponsePart = ResponseSource | Uint8Array<ArrayBuffer>;
 
-/** Runs out when the body of a response is not read. It keeps no process alive. */
-class IdleTimer {
-  readonly #ms: number;
-  readonly #onIdle: () => void;
-  #timer: NodeJS.Timeout | undefined;
-  #hasEnded = false;
+interface OpenedResponse extends OpenedStream<ResponsePart> {
+  readonly source: ResponseSource;
+}
 
-  constructor(ms: number, onIdle: () => void) {
-    this.#ms = ms;
-    this.#onIdle = onIdle;
-  }
+/** What the work of every call has. */
+const workOf = (request: FetchRequest, isEstimated: boolean) => ({
+  isEstimated,
+  url: request.url,
+  judge: judgeFirstEvent,
+  isRepeatable: () => request.isRepeatable,
+});
 
-  start(): void {
-    this.stop();
-    if (this.#hasEnded) return;
-    this.#timer = setTimeout(this.#onIdle, this.#ms);
-    this.#timer.unref?.();
-  }
-
-  stop(): void {
-    clearTimeout(this.#timer);
-  }
-
-  /** Stops it for good. */
-  end(): void {
-    this.#hasEnded = true;
-    this.stop();
-  }
+/** Calls `onIdle` when the body of a response has not been read for so long. It keeps no process alive. */
+function idleTimer(ms: number, onIdle: () => void) {
+  let timer: NodeJS.Timeout | undefined;
+  let hasEnded = false;
+  const stop = (): void => clearTimeout(timer);
+  return {
+    start(): void {
+      if (hasEnded) return;
+      timer = setTimeout(onIdle, ms);
+      timer.unref?.();
+    },
+    stop,
+    /** Stops it for good. */
+    end(): void {
+      hasEnded = true;
+      stop();
+    },
+  };
 }
 
 /**
  * The body that a client reads. The service is read only while its reader waits. Nothing else refers to it, so that it can
  * be garbage-collected while its call is in progress.
  */
-function readableOf(parts: GateStream<ResponsePart>, idle: IdleTimer): ReadableStream<Uint8Array> {
+function readableOf(
+  parts: GateStream<ResponsePart>,
+  idle: ReturnType<typeof idleTimer>,
+): ReadableStream<Uint8Array> {
   const body = new ReadableStream({
     type: 'bytes',
     async pull(controller) {
@@ -332,18 +322,13 @@ function readableOf(parts: GateStream<ResponsePart>, idle: IdleTimer): ReadableS
 }
 
 /** Several services open a stream with 200, and report a failure in its first event. */
-function judgeFirstEvent({ kind, ...observed }: Observed): OutcomeJudgement | undefined {
-  if (kind !== 'first-item' || !('value' in observed)) return undefined;
+function judgeFirstEvent(observed: Observed): OutcomeJudgement | undefined {
+  if (observed.kind !== 'first-item') return undefined;
   const { value } = observed;
   const error = fieldOf(value, 'error');
   if (error === undefined || error === null || error === '') return undefined;
-  const status = [
-    fieldOf(error, 'status'),
-    fieldOf(error, 'code'),
-    fieldOf(value, 'status'),
-    fieldOf(value, 'code'),
-  ]
-    .map(Number)
+  const status = ['error.status', 'error.code', 'status', 'code']
+    .map((path) => Number(fieldAt(value, path)))
     .find(isErrorStatus);
   return status === undefined ? { class: 'retryable' } : withBodyTime(judgeStatus(status), value);
 }

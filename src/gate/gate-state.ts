@@ -3,16 +3,15 @@ import { ignoreRejection } from '../internal/abort.js';
 import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { enableRedaction, registerKeys } from '../internal/redaction.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
-import type { FleetStats, Limiter, LimiterStats } from '../limiter/limiter.js';
+import type { FleetStats, LimiterStats } from '../limiter/limiter.js';
 import type { CallBounds, GateOutcome } from './call-context.js';
 import type { FailureSummary } from './events.js';
 import { CooldownQueue } from './keys/cooldown-queue.js';
 import { KeyRing, type KeyStats } from './keys/key-ring.js';
 import { SharedStartQueue } from './keys/shared-start-queue.js';
 import { StartQueue, type Starts } from './keys/start-queue.js';
-import { LayeredLimiter } from './layered-limiter.js';
 import type { GateSettings } from './options.js';
-import type { SharedGate } from './shared-limits.js';
+import { type GateLimiter, LayeredLimiter, type SharedGate } from './shared-limits.js';
 
 /** Milliseconds for which host code may continue after its signal aborted. */
 export const GRACE_MS = 5_000;
@@ -85,7 +84,6 @@ export interface OpenCall {
 /** What all calls of one gate share. */
 export class GateState {
   readonly settings: GateSettings;
-  readonly limiter: Limiter | undefined;
   /** The limiter that closes with the gate. */
   readonly ownLimiter: ConcurrencyLimiter | undefined;
   /** Detaches the host's adaptive limit. */
@@ -96,7 +94,7 @@ export class GateState {
   /** What is shared with other processes. */
   readonly shared: SharedGate | undefined;
   /** A limiter of which no more is known than the interface. */
-  readonly foreignLimiter: Limiter | undefined;
+  readonly foreignLimiter: GateLimiter | undefined;
   /** All that have not ended, in the order in which they began. */
   readonly open = new Set<OpenCall>();
   /** Calls that wait for a permit or a start. While there is none, the next call starts without a queue. */
@@ -120,17 +118,19 @@ export class GateState {
   /** Whether a cooldown became longer meanwhile. */
   #checksAgain = false;
   #turns = 0;
-  #idleWaiters: (() => void)[] = [];
+  /** The average weight of the last calls, by what `usage` read from their results. */
+  #averageUsage: number | undefined;
+  /** Called when no attempt holds anything. */
+  #onIdle: (() => void) | undefined;
 
   constructor(settings: GateSettings) {
-    const { name, maxConcurrent, adaptive, keyed, keys } = settings;
+    const { name, hooks, maxConcurrent, adaptive, fairness, limits, keyed, keys, sharedRate } = settings;
     this.settings = settings;
-    const { limits } = settings;
     const limit = adaptive?.limit ?? (limits === undefined ? maxConcurrent : undefined);
     if (limit !== undefined) {
       this.ownLimiter = new ConcurrencyLimiter({
         maxConcurrent: limit,
-        ...settings.fairness,
+        ...fairness,
         name,
         hooks: SILENT_HOOKS,
       });
@@ -142,10 +142,10 @@ export class GateState {
     this.ring = new KeyRing(settings);
     this.shared = limits?.gate({
       name,
-      hooks: settings.hooks,
+      hooks,
       maxConcurrent,
-      fairness: settings.fairness,
-      sharedRate: settings.sharedRate,
+      fairness,
+      sharedRate,
       keys: this.ring.sharedKeys(),
       onKey: (key, why, ms) => this.ring.onSharedKey(key, why, ms),
     });
@@ -155,9 +155,18 @@ export class GateState {
       ownLimiter !== undefined && shared?.limiter !== undefined
         ? new LayeredLimiter(ownLimiter, shared.limiter)
         : (settings.limiter ?? shared?.limiter);
-    this.limiter = this.foreignLimiter ?? ownLimiter;
+    const isLimiterPaused = (): boolean => {
+      try {
+        return this.foreignLimiter?.stats().paused === true;
+      } catch {
+        // Those of the host's limiter.
+        return false;
+      }
+    };
     this.startQueue =
-      shared === undefined ? new StartQueue(this.ring) : new SharedStartQueue(this.ring, shared.starts);
+      shared === undefined
+        ? new StartQueue(this.ring, isLimiterPaused)
+        : new SharedStartQueue(this.ring, isLimiterPaused, shared.starts);
     this.cooldownQueue = new CooldownQueue(this.ring);
     this.ring.onCapacity = () => {
       if (this.queued === 0) return;
@@ -169,14 +178,7 @@ export class GateState {
       this.#checkedUntilMs = new Map();
     };
     this.ring.heldMs = () => (this.isPaused ? Number.POSITIVE_INFINITY : (adaptive?.blockedForMs ?? 0));
-    if (this.foreignLimiter !== undefined) {
-      const limiter = this.foreignLimiter;
-      this.startQueue.isLimiterPaused = () => limiter.stats().paused === true;
-    }
   }
-
-  /** The average weight of the last calls, by what `usage` read from their results. */
-  #averageUsage: number | undefined;
 
   /** What a call without a weight is taken to weigh. */
   estimateWeight(): number {
@@ -260,22 +262,20 @@ export class GateState {
 
   /** An attempt has released what it held. */
   releaseHeld(): void {
-    if (--this.held > 0) return;
-    const waiters = this.#idleWaiters;
-    this.#idleWaiters = [];
-    for (const resolve of waiters) resolve();
+    if (--this.held === 0) this.#onIdle?.();
   }
 
-  /** Settles when no attempt holds anything. */
-  onIdle(): Promise<void> {
-    return this.held === 0 ? Promise.resolve() : new Promise((resolve) => this.#idleWaiters.push(resolve));
-  }
-
-  /** Closes the gate's own limiter, once no call can request a permit, and leaves what is shared. */
-  async closeLimiter(): Promise<void> {
+  /**
+   * Closes the gate's own limiter, once no call can request a permit, and leaves what is shared when no attempt holds
+   * anything.
+   */
+  async close(): Promise<void> {
     this.#detach?.();
     this.ownLimiter?.close().catch(() => {});
-    await this.onIdle();
+    if (this.held > 0)
+      await new Promise<void>((resolve) => {
+        this.#onIdle = resolve;
+      });
     await this.shared?.close().catch(() => {});
   }
 }

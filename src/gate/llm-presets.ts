@@ -1,10 +1,11 @@
 import { fieldOf } from '../internal/redaction.js';
-import { optional, options } from '../internal/validate.js';
-import { type Classifier, isSpentCode, type Observed, type OutcomeJudgement } from './classify.js';
+import { optional, options, wholeNumber } from '../internal/validate.js';
+import { type Classifier, isSpentCode, known, type Observed, type OutcomeJudgement } from './classify.js';
 import type { GateCost, UsageReader } from './options.js';
-import { type GatePreset, judged, known, limitOf, MINUTE_MS } from './presets.js';
+import { type GatePreset, judged, MINUTE_MS } from './presets.js';
 import { contentOf, type Fields, fields, isErrorStatus, textOf } from './response-content.js';
 import { type HeaderSource, headerOf } from './retry-after.js';
+import { anthropicUsage, geminiUsage, openAiUsage } from './token-usage.js';
 
 /**
  * An LLM behind an OpenAI-compatible interface: OpenAI itself, vLLM, SGLang and many others. Give the SDK
@@ -58,8 +59,8 @@ function llmPreset(
   usage: UsageReader,
 ): GatePreset {
   options(name, limits, ['requestsPerMinute', 'tokensPerMinute']);
-  const requests = optional('requestsPerMinute', limits.requestsPerMinute, limitOf);
-  const tokens = optional('tokensPerMinute', limits.tokensPerMinute, limitOf);
+  const requests = optional('requestsPerMinute', limits.requestsPerMinute, wholeNumber);
+  const tokens = optional('tokensPerMinute', limits.tokensPerMinute, wholeNumber);
   return {
     rate: [
       ...(requests === undefined ? [] : [{ limit: requests, perMs: MINUTE_MS }]),
@@ -79,37 +80,6 @@ const TOKENS: GateCost<'tokens'> = {
   estimate: ({ weight }) => ({ tokens: weight }),
   actual: (_, weight) => ({ tokens: weight }),
 };
-
-/** The tokens of a completion, of the last chunk of a stream, or of an event of the Responses API. */
-function openAiUsage(value: unknown): number | undefined {
-  const usage = fieldOf(value, 'usage') ?? fieldOf(fieldOf(value, 'response'), 'usage');
-  const total = fieldOf(usage, 'total_tokens');
-  if (typeof total === 'number') return total;
-  const input = numberOf(fieldOf(usage, 'input_tokens'));
-  const output = numberOf(fieldOf(usage, 'output_tokens'));
-  return input === undefined || output === undefined ? undefined : input + output;
-}
-
-/**
- * The tokens of a message. A stream has those of the request in its first event, and counts those of the response up in later
- * ones, where newer versions of the API repeat the former. A prompt that is read from the cache counts against no limit.
- */
-function anthropicUsage(value: unknown, previous: number | undefined): number | undefined {
-  const isStart = fieldOf(value, 'type') === 'message_start';
-  const usage = fieldOf(isStart ? fieldOf(value, 'message') : value, 'usage');
-  const [input, written, output] = ['input_tokens', 'cache_creation_input_tokens', 'output_tokens'].map(
-    (name) => numberOf(fieldOf(usage, name)),
-  );
-  const request = input === undefined ? previous : input + (written ?? 0);
-  if (isStart || request === undefined) return request;
-  return output === undefined ? undefined : request + output;
-}
-
-/** The tokens of a response, or of a chunk: each has those of the chunks before it. */
-const geminiUsage = (value: unknown): number | undefined =>
-  numberOf(fieldOf(fieldOf(value, 'usageMetadata'), 'totalTokenCount'));
-
-const numberOf = (value: unknown): number | undefined => (typeof value === 'number' ? value : undefined);
 
 /** English text has about four characters to a token. */
 const CHARS_PER_TOKEN = 4;
@@ -239,24 +209,22 @@ export async function classifyGemini(observed: Observed): Promise<OutcomeJudgeme
   const isOwn = isErrorStatus(error.code) && typeof error.status === 'string';
   const failed = content.status ?? (isOwn ? error.code : undefined);
   if (!isErrorStatus(failed)) return undefined;
-  const details = Array.isArray(error.details) ? error.details.slice(0, 20) : [];
+  const details = itemsIn(error.details);
   const reasons = details
     .map((detail) => textOf(fieldOf(detail, 'reason')))
     .filter((reason) => reason !== '');
   if (isOwn && reasons.includes('API_KEY_INVALID')) return known('unauthorized', failed);
-  const quotas = details.flatMap((detail) => {
-    const violations = fieldOf(detail, 'violations');
-    return Array.isArray(violations)
-      ? violations.slice(0, 20).map((violation) => textOf(fieldOf(violation, 'quotaId')))
-      : [];
-  });
-  if (isOwn && failed === 429 && quotas.some((quota) => /PerDay/i.test(quota)))
-    return known('quota-exhausted', failed);
+  const violations = details.flatMap((detail) => itemsIn(fieldOf(detail, 'violations')));
+  const isDaily = violations.some((violation) => /PerDay/i.test(textOf(fieldOf(violation, 'quotaId'))));
+  if (isOwn && failed === 429 && isDaily) return known('quota-exhausted', failed);
   // Refusing a file or a model is not refusing the key.
   if (isOwn && failed === 403 && reasons.length === 0 && !/api key/i.test(textOf(error.message)))
     return known('client-error', failed);
   return judged(failed, { ...content, body: error }, isOwn);
 }
+
+/** The first items of a foreign list. */
+const itemsIn = (value: unknown): readonly unknown[] => (Array.isArray(value) ? value.slice(0, 20) : []);
 
 /** The `error` of a body. A stream puts it into a list; its SDK, as text, into the message of another one. */
 function googleErrorIn(body: Fields): Fields {

@@ -24,8 +24,7 @@ import { type Amounts, type Budget, isBudget } from '../request/budget.js';
 import type { CacheOptions, CacheStore } from './cache.js';
 import { CALL_CONTEXT, type CallContext } from './call-context.js';
 import type { Classifier } from './classify.js';
-import type { CooldownSettings } from './keys/api-key.js';
-import type { KeySpec } from './keys/key-ring.js';
+import type { CooldownSettings, KeySpec } from './keys/api-key.js';
 import { checkWindows, type RateWindow } from './keys/sliding-window.js';
 import { type RetryOptions, type RetryPolicy, retryPolicy } from './retry.js';
 import type { SharedLimits } from './shared-limits.js';
@@ -342,7 +341,9 @@ function checkKeys(given: readonly GateKeyOption[], rate: readonly RateWindow[])
   const seen = new Set<string>();
   return given.map((entry: GateKeyOption, i) => {
     if (typeof entry !== 'string' && (typeof entry !== 'object' || entry === null)) {
-      throw new TypeError(`Expected \`keys[${i}]\` to be a key or an object with one, got neither`);
+      throw new TypeError(
+        `Expected \`keys[${i}]\` to be a key or an object with one, got ${entry === null ? entry : typeof entry}`,
+      );
     }
     const own = typeof entry === 'string' ? { key: entry } : options(`keys[${i}]`, entry, ['key', 'rate']);
     if (typeof own.key !== 'string' || own.key === '') {

@@ -1,9 +1,8 @@
 import { fieldOf } from '../internal/redaction.js';
 import { options, wholeNumber } from '../internal/validate.js';
-import { judgeStatus, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
+import { judgeStatus, known, type Observed, type OutcomeJudgement, withBodyTime } from './classify.js';
 import type { ServiceGateOptions } from './options.js';
 import { type Content, contentOf, isErrorStatus, textOf } from './response-content.js';
-import { parseRetryAfter } from './retry-after.js';
 
 /**
  * What a gate needs to know about one kind of service: its limits (`rate`), how long an attempt may take, what its outcomes
@@ -19,19 +18,12 @@ export type GatePreset = Pick<
 const SECOND_MS = 1_050;
 export const MINUTE_MS = 60_050;
 
-export const limitOf = (option: string, value: unknown): number => wholeNumber(option, value);
-
 /**
  * What a status means with its headers and its body. Only the form of the service itself takes a key out of use: any other
  * body, also in JSON, is that of an intermediary.
  */
 export const judged = (status: number, { body, headers }: Content, isOwn: boolean): OutcomeJudgement =>
   withBodyTime(judgeStatus(status, headers, !isOwn), body);
-
-/** A judgement that does not depend on headers or body. */
-export function known(said: OutcomeJudgement['class'], status: unknown): OutcomeJudgement {
-  return isErrorStatus(status) ? { class: said, status } : { class: said };
-}
 
 /**
  * Web search by Serper. It sends no headers about its limits: 50 to 300 requests a second, by the pack bought.
@@ -41,7 +33,7 @@ export function known(said: OutcomeJudgement['class'], status: unknown): Outcome
  */
 export function serperPreset(limits: { readonly perSecond?: number | undefined } = {}): GatePreset {
   options('serperPreset', limits, ['perSecond']);
-  const limit = limitOf('perSecond', limits.perSecond ?? 50);
+  const limit = wholeNumber('perSecond', limits.perSecond ?? 50);
   return {
     rate: [{ limit, perMs: SECOND_MS }],
     attemptTimeoutMs: 20_000,
@@ -57,7 +49,7 @@ export function serperPreset(limits: { readonly perSecond?: number | undefined }
  */
 export function jinaPreset(limits: { readonly perMinute?: number | undefined } = {}): GatePreset {
   options('jinaPreset', limits, ['perMinute']);
-  const limit = limitOf('perMinute', limits.perMinute ?? 500);
+  const limit = wholeNumber('perMinute', limits.perMinute ?? 500);
   return { rate: [{ limit, perMs: MINUTE_MS }], attemptTimeoutMs: 60_000, classify: classifyJina };
 }
 
@@ -75,8 +67,8 @@ export function e2bPreset(
 ): GatePreset & { readonly maxConcurrent: number } {
   options('e2bPreset', limits, ['sandboxes', 'createsPerSecond']);
   return {
-    maxConcurrent: limitOf('sandboxes', limits.sandboxes ?? 20),
-    rate: [{ limit: limitOf('createsPerSecond', limits.createsPerSecond ?? 1), perMs: SECOND_MS }],
+    maxConcurrent: wholeNumber('sandboxes', limits.sandboxes ?? 20),
+    rate: [{ limit: wholeNumber('createsPerSecond', limits.createsPerSecond ?? 1), perMs: SECOND_MS }],
     classify: classifyE2b,
   };
 }
@@ -116,12 +108,7 @@ export async function classifyJina(observed: Observed): Promise<OutcomeJudgement
   // Refusing a page is not refusing the key.
   if (failed === 403 && content.format === 'json' && !/auth|key/i.test(textOf(body.name)))
     return known('client-error', failed);
-  const judgement = judged(failed, content, isErrorStatus(body.code));
-  if (judgement.class !== 'rate-limited' || judgement.retryAfterMs !== undefined) return judgement;
-  const seconds = typeof body.retryAfter === 'number' && body.retryAfter >= 0 ? body.retryAfter : undefined;
-  const retryAfterMs =
-    seconds === undefined ? parseRetryAfter(asHttpDate(body.retryAfterDate)) : seconds * 1_000;
-  return retryAfterMs === undefined ? judgement : { ...judgement, retryAfterMs };
+  return judged(failed, content, isErrorStatus(body.code));
 }
 
 /**
@@ -149,8 +136,3 @@ export async function classifyE2b(observed: Observed): Promise<OutcomeJudgement 
   const isOfSdk = content.format !== 'html' && said.trim().startsWith(`${failed}: `);
   return judged(failed, content, isErrorStatus(body.code) || isOfSdk);
 }
-
-const asHttpDate = (value: unknown): string => {
-  const moment = Date.parse(textOf(value));
-  return Number.isNaN(moment) ? '' : new Date(moment).toUTCString();
-};

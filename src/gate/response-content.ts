@@ -7,7 +7,7 @@ import { PipelinePoolError } from '../errors.js';
 import { boundedCall, ignoreRejection } from '../internal/abort.js';
 import { afterThisTurn } from '../internal/clock.js';
 import { CheckedIterator } from '../internal/iteration.js';
-import { fieldOf } from '../internal/redaction.js';
+import { fieldAt, fieldOf } from '../internal/redaction.js';
 import { refusal } from '../internal/validate.js';
 import { type HeaderSource, headerOf, knownNamesOf } from './retry-after.js';
 
@@ -79,70 +79,33 @@ export function discardResponse(value: unknown): void {
  * clients), of a response whose body was cut off (axios), of its metadata (AWS), or `code`, where an event of a stream has
  * one.
  */
-export function errorStatusOf(error: unknown): number | undefined {
-  const response = fieldOf(error, 'response');
-  return [
-    fieldOf(error, 'status'),
-    fieldOf(error, 'statusCode'),
-    fieldOf(response, 'status'),
-    fieldOf(response, 'statusCode'),
-    fieldOf(fieldOf(error, 'res'), 'status'),
-    fieldOf(fieldOf(error, 'res'), 'statusCode'),
-    fieldOf(fieldOf(fieldOf(error, 'request'), 'res'), 'statusCode'),
-    fieldOf(fieldOf(error, '$metadata'), 'httpStatusCode'),
-    fieldOf(error, 'code'),
-  ].find(isErrorStatus);
-}
+export const errorStatusOf = (error: unknown): number | undefined =>
+  [
+    'status',
+    'statusCode',
+    'response.status',
+    'response.statusCode',
+    'res.status',
+    'res.statusCode',
+    'request.res.statusCode',
+    '$metadata.httpStatusCode',
+    'code',
+  ]
+    .map((path) => fieldAt(error, path))
+    .find(isErrorStatus);
 
 /** The headers of a failure: `headers`, `responseHeaders` (AI SDK), or those of its response. */
-export function errorHeadersOf(error: unknown): HeaderSource {
-  const candidates = [
-    fieldOf(error, 'headers'),
-    fieldOf(error, 'responseHeaders'),
-    fieldOf(fieldOf(error, 'response'), 'headers'),
-    fieldOf(fieldOf(error, 'res'), 'headers'),
-    fieldOf(fieldOf(error, '$response'), 'headers'),
-    fieldOf(fieldOf(fieldOf(error, 'request'), 'res'), 'headers'),
-  ];
-  return candidates.find((headers) => typeof headers === 'object' && headers !== null) as HeaderSource;
-}
-
-/** How many tokens a model has generated, as OpenAI, Anthropic and Gemini report it. */
-export function outputTokensOf(value: unknown): number | undefined {
-  const usage = usageOf(value);
-  const gemini = fieldOf(value, 'usageMetadata');
-  return (
-    countIn(usage, 'completion_tokens') ??
-    countIn(usage, 'output_tokens') ??
-    sumIn(gemini, 'candidatesTokenCount', 'thoughtsTokenCount')
-  );
-}
-
-/** How many tokens a request had, as OpenAI, Anthropic (which counts those of its cache apart) and Gemini report it. */
-export function inputTokensOf(value: unknown): number | undefined {
-  const usage = usageOf(value) ?? fieldOf(fieldOf(value, 'message'), 'usage');
-  return (
-    countIn(usage, 'prompt_tokens') ??
-    sumIn(usage, 'input_tokens', 'cache_creation_input_tokens', 'cache_read_input_tokens') ??
-    countIn(fieldOf(value, 'usageMetadata'), 'promptTokenCount')
-  );
-}
-
-const usageOf = (value: unknown): unknown =>
-  fieldOf(value, 'usage') ?? fieldOf(fieldOf(value, 'response'), 'usage');
-
-function countIn(usage: unknown, name: string): number | undefined {
-  const tokens = fieldOf(usage, name);
-  return typeof tokens === 'number' && tokens >= 0 && tokens < Number.POSITIVE_INFINITY ? tokens : undefined;
-}
-
-/** The first count with those that are there besides. */
-function sumIn(usage: unknown, name: string, ...others: readonly string[]): number | undefined {
-  const count = countIn(usage, name);
-  return count === undefined
-    ? undefined
-    : others.reduce((sum, other) => sum + (countIn(usage, other) ?? 0), count);
-}
+export const errorHeadersOf = (error: unknown): HeaderSource =>
+  [
+    'headers',
+    'responseHeaders',
+    'response.headers',
+    'res.headers',
+    '$response.headers',
+    'request.res.headers',
+  ]
+    .map((path) => fieldAt(error, path))
+    .find((headers) => typeof headers === 'object' && headers !== null) as HeaderSource;
 
 /** The headers of a result: of a `Response`, or of the one beside the data (`withResponse()` of the SDKs). */
 export function headersIn(value: unknown): HeaderSource {
@@ -187,17 +150,10 @@ export function errorBodyOf(
   error: unknown,
   message = textOf(fieldOf(error, 'message')),
 ): { readonly found: unknown; readonly parsed: Fields | undefined } {
-  const response = fieldOf(error, 'response');
-  const parts = [
-    // The SDKs put the body's `error` on theirs; others keep the body.
-    fieldOf(error, 'error'),
-    fieldOf(error, 'body'),
-    fieldOf(response, 'data'),
-    fieldOf(response, 'body'),
-    fieldOf(error, 'data'),
-    fieldOf(error, 'responseBody'),
-  ];
-  const found = parts.find((part) => part !== undefined && part !== null && part !== '');
+  // The SDKs put the body's `error` on theirs; others keep the body.
+  const found = ['error', 'body', 'response.data', 'response.body', 'data', 'responseBody']
+    .map((path) => fieldAt(error, path))
+    .find((part) => part !== undefined && part !== null && part !== '');
   return { found, parsed: parsedBody(found) ?? parsedBody(message) };
 }
 
@@ -240,7 +196,7 @@ export const textOf = (value: unknown): string =>
 
 export const isJsonType = (headers: HeaderSource): boolean =>
   /\bjson\b/i.test(headerOf(headers, 'content-type') ?? '');
-const isHtmlType = (headers: HeaderSource): boolean =>
+export const isHtmlType = (headers: HeaderSource): boolean =>
   /\bhtml\b/i.test(headerOf(headers, 'content-type') ?? '');
 const isHtmlText = (value: unknown): boolean =>
   typeof value === 'string' && /<(!doctype html|html|head|body)\b/i.test(value.slice(0, 1_000));
@@ -295,27 +251,32 @@ async function boundedBytesOf(
   response: Response,
   timeoutMs: number | undefined,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const { body } = response;
-  if (body === null || body === undefined) return new TextEncoder().encode(await response.text());
-  const source = chunksOf(body);
   const chunks: Uint8Array[] = [];
-  const read = async (signal: AbortSignal): Promise<void> => {
-    for (let bytes = 0; bytes < MAX_BODY_BYTES && !signal.aborted; ) {
-      const { done, value } = await source.next();
-      if (done) return;
-      const chunk = bytesOfChunk(value);
-      bytes += chunk.byteLength;
-      if (chunk.byteLength > 0) chunks.push(chunk);
-    }
-  };
+  let body: CheckedIterator<unknown> | undefined;
   try {
+    const source = chunksOf(response.body ?? textIn(response));
+    body = source;
+    const read = async (signal: AbortSignal): Promise<void> => {
+      for (let bytes = 0; bytes < MAX_BODY_BYTES && !signal.aborted; ) {
+        const { done, value } = await source.next();
+        if (done) return;
+        const chunk = bytesOfChunk(value);
+        bytes += chunk.byteLength;
+        if (chunk.byteLength > 0) chunks.push(chunk);
+      }
+    };
     await boundedCall(read, { timeoutMs, timeoutError: () => new Error() });
   } catch (error) {
     if (timeoutMs === undefined) throw error;
   } finally {
-    ignoreRejection(source.return());
+    ignoreRejection(body?.return());
   }
   return joined(chunks);
+}
+
+/** The body of a response that shows none. */
+async function* textIn(response: Response): AsyncGenerator<string> {
+  yield await response.text();
 }
 
 /** All chunks in one, in memory of its own. */

@@ -53,14 +53,13 @@ function textIn(value: unknown): string | undefined {
     : undefined;
 }
 
-/** A number of seconds from 0. From 1e9 on it is a time since 1970: no service asks for a wait of 31 years. */
-function seconds(value: string): number | undefined {
-  if (!/^\d{1,15}(\.\d+)?$/.test(value)) return undefined;
-  return relativeMs(Number(value) * 1_000);
-}
-
-/** Milliseconds from now, where the number may also be a time since 1970, in milliseconds or microseconds. */
-function relativeMs(ms: number): number {
+/**
+ * A number of seconds, or of what else is `unitMs` long. From 31 years on it is a time since 1970: no service asks for such
+ * a wait.
+ */
+function durationIn(text: string, unitMs = 1_000): number | undefined {
+  if (!/^\d{1,15}(\.\d+)?$/.test(text)) return undefined;
+  const ms = Number(text) * unitMs;
   if (ms < 1e12) return ms;
   // Seconds, milliseconds or microseconds since 1970, each taken for seconds.
   const epochMs = ms < 1e14 ? ms : ms < 1e17 ? ms / 1e3 : ms / 1e6;
@@ -94,7 +93,7 @@ function parseDate(value: string): number {
  */
 export function parseRetryAfter(value: string, date = ''): number | undefined {
   const text = value.trim();
-  const ms = seconds(text);
+  const ms = durationIn(text);
   if (ms !== undefined) return ms;
   const until = parseDate(text);
   if (Number.isNaN(until)) return undefined;
@@ -116,7 +115,7 @@ const GO_UNITS: Readonly<Record<string, number>> = {
 /** A duration as Go prints it (`12ms`, `6m0s`, `1h23m31s`), or a bare number of seconds. */
 export function parseGoDuration(value: string): number | undefined {
   const text = value.trim();
-  const ms = seconds(text);
+  const ms = durationIn(text);
   if (ms !== undefined) return ms;
   if (!/^(\d+(\.\d+)?(h|ms|m|s|us|\u00b5s|\u03bcs|ns))+$/.test(text)) return undefined;
   let sum = 0;
@@ -132,12 +131,15 @@ function parseReset(value: string): number | undefined {
   return parseGoDuration(text) ?? (ISO_DATE.test(text) ? parseRetryAfter(text) : undefined);
 }
 
-/** Where services say what is left of a limit, and when it is reset; OpenAI has the first two. */
-const LIMITS: readonly (readonly [remaining: string, reset: string])[] = [
-  ['x-ratelimit-remaining-requests', 'x-ratelimit-reset-requests'],
-  ['x-ratelimit-remaining-tokens', 'x-ratelimit-reset-tokens'],
-  ['ratelimit-remaining', 'ratelimit-reset'],
-  ['x-ratelimit-remaining', 'x-ratelimit-reset'],
+/**
+ * Where services say when a limit is reset; OpenAI has the first two. The headers with `remaining` and `limit` in place of
+ * `reset` say how much is left of it, and of how much.
+ */
+const RESETS: readonly string[] = [
+  'x-ratelimit-reset-requests',
+  'x-ratelimit-reset-tokens',
+  'ratelimit-reset',
+  'x-ratelimit-reset',
 ];
 /** The same of Anthropic, and of those that name the window, as Cerebras does. */
 const otherResets = (): readonly string[] => [
@@ -148,19 +150,14 @@ const otherResets = (): readonly string[] => [
     ['requests', 'tokens'].map((unit) => `x-ratelimit-reset-${unit}-${window}`),
   ),
 ];
-/** Any of that kind. */
-const RESET = /^(?:(x-ratelimit-)reset(-.+)|(.*ratelimit-.+-)reset)$/;
+/** Whether it is any of that kind. Without a pattern, which would go back over a long name again and again. */
+const isReset = (name: string): boolean =>
+  name.startsWith('x-ratelimit-reset-') ||
+  (name.endsWith('-reset') && name.slice(0, -'-reset'.length).includes('ratelimit-'));
 
 /** These, and what else of that kind there is in `Headers`, or may be in a plain object. */
-function limitsIn(headers: HeaderSource): typeof LIMITS {
-  const others = namesOf(headers).flatMap((name) => {
-    const found = RESET.exec(name);
-    if (found === null) return [];
-    const [, before = found[3], after = ''] = found;
-    return [[`${before}remaining${after}`, name] as const];
-  });
-  return [...LIMITS, ...others];
-}
+const resetsIn = (headers: HeaderSource): ReadonlySet<string> =>
+  new Set([...RESETS, ...namesOf(headers).filter(isReset)]);
 
 /** A limit that a response reports. */
 export interface ReportedLimit {
@@ -176,18 +173,18 @@ export interface ReportedLimit {
 
 /** The limits of requests and tokens, with all that is known of them. */
 export function reportedLimits(headers: HeaderSource): readonly ReportedLimit[] {
-  const found = new Map<string, ReportedLimit>();
-  for (const [name, reset] of limitsIn(headers)) {
+  const limits: ReportedLimit[] = [];
+  for (const reset of resetsIn(headers)) {
+    const name = reset.replace('reset', 'remaining');
     const unit = unitOf(name);
-    const limit = countIn(headerOf(headers, name.replace('remaining', 'limit')));
+    const limit = countIn(headerOf(headers, reset.replace('reset', 'limit')));
     const remaining = countIn(headerOf(headers, name));
     const resetMs = parseReset(headerOf(headers, reset) ?? '');
     if (unit === undefined || !limit || remaining === undefined || resetMs === undefined) continue;
-    found.set(name, { name, unit, limit, remaining, resetMs });
+    limits.push({ name, unit, limit, remaining, resetMs });
   }
   // Anthropic reports the tighter of the two under `tokens`.
   const isSplit = (name: string): boolean => /-(in|out)put-tokens-/.test(name);
-  const limits = [...found.values()];
   const hasWhole = limits.some(({ name, unit }) => unit === 'weight' && !isSplit(name));
   return [...(hasWhole ? limits.filter(({ name }) => !isSplit(name)) : limits), ...standardLimits(headers)];
 }
@@ -230,8 +227,7 @@ function namesOf(headers: HeaderSource): readonly string[] {
   if (typeof headers !== 'object' || headers === null) return names;
   try {
     const { get, keys } = headers as Partial<Headers>;
-    if (typeof get !== 'function') return otherResets();
-    if (typeof keys !== 'function') return names;
+    if (typeof get !== 'function' || typeof keys !== 'function') return otherResets();
     for (const name of (headers as Headers).keys()) if (names.push(String(name)) === MAX_FIELDS) break;
   } catch {
     // What was read until then is read.
@@ -248,11 +244,12 @@ function resetMsOf(status: number, headers: HeaderSource): number | undefined {
   if (status !== 429 && status !== 503) return undefined;
   let usedUp = 0;
   let last = 0;
-  for (const [remaining, reset] of limitsIn(headers)) {
+  for (const reset of resetsIn(headers)) {
     const ms = parseReset(headerOf(headers, reset) ?? '') ?? 0;
     if (ms === 0) continue;
     last = Math.max(last, ms);
-    if (/^\s*0+\s*$/.test(headerOf(headers, remaining) ?? '')) usedUp = Math.max(usedUp, ms);
+    if (/^\s*0+\s*$/.test(headerOf(headers, reset.replace('reset', 'remaining')) ?? ''))
+      usedUp = Math.max(usedUp, ms);
   }
   return usedUp > 0 || status === 503 ? usedUp : last;
 }
@@ -262,8 +259,7 @@ function resetMsOf(status: number, headers: HeaderSource): number | undefined {
  * order. 0 means unknown: a literal 0 would make the retries a hot loop.
  */
 export function retryAfterMsOf(status: number, headers: HeaderSource): number | undefined {
-  const exact = headerOf(headers, 'retry-after-ms')?.trim() ?? '';
-  const exactMs = /^\d{1,15}(\.\d+)?$/.test(exact) ? relativeMs(Number(exact)) : 0;
+  const exactMs = durationIn(headerOf(headers, 'retry-after-ms')?.trim() ?? '', 1);
   const afterMs = parseRetryAfter(headerOf(headers, 'retry-after') ?? '', headerOf(headers, 'date'));
   return exactMs || afterMs || resetMsOf(status, headers) || undefined;
 }
@@ -319,7 +315,7 @@ function timeInField(name: string, value: unknown): number | undefined {
   if (name === 'message' && typeof value === 'string') return timeInText(value.slice(0, 2_000));
   if (!/^retry[-_]?(after|delay|in)([-_]?(ms|seconds|date))?$/i.test(name)) return undefined;
   const text = typeof value === 'number' ? String(value) : typeof value === 'string' ? value.trim() : '';
-  if (/ms$/i.test(name)) return /^\d{1,15}(\.\d+)?$/.test(text) ? relativeMs(Number(text)) : undefined;
+  if (/ms$/i.test(name)) return durationIn(text, 1);
   return parseGoDuration(text) ?? parseRetryAfter(text);
 }
 

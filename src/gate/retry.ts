@@ -1,13 +1,4 @@
-import { settleInTurn } from '../internal/clock.js';
-import {
-  durationMs,
-  finiteNumber,
-  MAX_TIMER_MS,
-  options,
-  refusal,
-  wholeNumber,
-} from '../internal/validate.js';
-import type { CallBounds } from './call-context.js';
+import { durationMs, finiteNumber, options, refusal, wholeNumber } from '../internal/validate.js';
 
 /** Attempts, backoff and retry budget. */
 export interface RetryOptions {
@@ -117,25 +108,4 @@ export function retryPolicy(given: RetryOptions = {}): RetryPolicy {
  */
 export function backoffMs({ baseMs, maxMs }: RetryPolicy, attempts: number): number {
   return Math.random() * Math.min(maxMs, baseMs * 2 ** (attempts - 1));
-}
-
-/** Waits, unless the call ends first; then it rejects with its reason, in that step. */
-export function sleep(ms: number, bounds: CallBounds): Promise<void> {
-  if (bounds.aborted) return Promise.reject(bounds.reason);
-  return new Promise((resolve, reject) => {
-    const listener = {
-      handleEvent: (): void => {
-        clearTimeout(timer);
-        settleInTurn(() => reject(bounds.reason));
-      },
-    };
-    const timer = setTimeout(
-      () => {
-        bounds.removeEventListener('abort', listener);
-        resolve();
-      },
-      Math.min(Math.ceil(ms), MAX_TIMER_MS),
-    );
-    bounds.addEventListener('abort', listener);
-  });
 }

@@ -31,8 +31,8 @@ export type { GateStats } from './gate-state.js';
  * In this folder: `call.ts` is one call from attempt to attempt, `attempt.ts` one attempt, `stream.ts` a call that returns
  * a stream; `call-context.ts` holds the signal and deadline of a call, `gate-state.ts` what all calls share, `classify.ts`
  * and `presets.ts` say what an outcome means, `retry-after.ts` reads the times that services send, `retry.ts` is backoff and
- * retry budget, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds the API keys, their
- * rate windows, declared and learned, and the queues in front of them.
+ * retry budget, `wait.ts` how calls wait, `cache.ts` cache and single flight, `events.ts` the events of a call. `keys/` holds
+ * the API keys, their rate windows, declared and learned, and the queues in front of them.
  */
 
 /** What answers a call, and how. */
@@ -55,7 +55,7 @@ interface Answer<T> {
  * - No window is exceeded, at any alignment, by any burst, blocked event loop or step of the wall clock.
  * - At most `maxConcurrent` attempts are in progress; a stream counts until its last item.
  * - A rejected key is not used until its cooldown ends; then one attempt goes first, as a probe.
- * - An abort settles the caller in that step, at any stage, and leaves nothing behind. Beyond the first 500 that are
+ * - An abort settles the caller in that step, at any stage, and leaves nothing behind. Beyond the first 50 that are
  *   aborted in one turn of the event loop, callers are settled in the following turns.
  * - The caller receives what the last attempt returned or threw. A `Response` that is a failure is returned, not thrown.
  *
@@ -244,7 +244,8 @@ export class ServiceGate<M extends string = string> {
   /** Counts at this moment. */
   stats(): GateStats {
     const {
-      limiter,
+      ownLimiter,
+      foreignLimiter = ownLimiter,
       shared,
       ring,
       settings,
@@ -267,7 +268,7 @@ export class ServiceGate<M extends string = string> {
       running,
       queuedForStart: startQueue.queued,
       backingOff: backingOff + cooldownQueue.queued,
-      limiter: limiter?.stats(),
+      limiter: foreignLimiter?.stats(),
       ...(shared && { fleet: shared.starts.fleet }),
       retriesLeft: settings.retry.budget?.left(now) ?? Number.POSITIVE_INFINITY,
       retryAfterMs: ring.retryAfterMs(now),
@@ -304,7 +305,7 @@ export class ServiceGate<M extends string = string> {
     });
     if (aborting !== undefined) await aborting;
     this.#cache.forget();
-    await this.#state.closeLimiter();
+    await this.#state.close();
   }
 
   #check(method: 'run' | 'stream' | 'fetch', fn: unknown, options: GateCallOptions): GateCallOptions {
@@ -362,13 +363,13 @@ export class ServiceGate<M extends string = string> {
     if (cached !== undefined) {
       answer.cache = 'hit';
       context.outcome = 'ok';
-      this.#emitHit(call, false);
+      call.events.cacheHit(false);
       return cached.value as R;
     }
     const inFlight = this.#cache.flight(cacheKey);
     answer.cache = inFlight === undefined ? 'miss' : 'shared';
-    if (inFlight !== undefined) this.#emitHit(call, true);
-    else if (!this.#cache.hasStore) this.#emitMiss(call);
+    if (inFlight !== undefined) call.events.cacheHit(true);
+    else if (!this.#cache.hasStore) call.events.cacheMiss();
     // A listener may have aborted it, and a call that no caller waits for would never end.
     context.throwIfAborted();
     const isOwn = inFlight === undefined;
@@ -377,9 +378,9 @@ export class ServiceGate<M extends string = string> {
       this.#cache.start(cacheKey, {
         onStored: () => {
           answer.cache = 'hit';
-          this.#emitHit(call, false);
+          call.events.cacheHit(false);
         },
-        onMiss: () => this.#emitMiss(call),
+        onMiss: () => call.events.cacheMiss(),
         acceptsStored: (value) => work.acceptsStored?.(value) ?? true,
         call: (bounds) => {
           const made = new GateCall(this.#state, call.events, call.options, bounds, work, (flown) =>
@@ -393,25 +394,21 @@ export class ServiceGate<M extends string = string> {
     answer.bounds = flight;
     try {
       return (await flight.join(context)) as R;
-    } catch (error) {
+    } catch (failure) {
+      // A caller may leave as the call fails, before it hears of that.
+      const { aborted } = context;
+      const error = aborted ? context.reason : failure;
       // The budget of the caller that started it: this one has its own.
       if (!isOwn && error instanceof BudgetExceededError && flight.outcome === undefined)
         return this.#share(call, answer, cacheKey, work);
       const stale = this.#cache.result(cacheKey, true);
-      if (stale === undefined || !isFailureOfService(flight.outcome, error)) throw error;
+      if (stale === undefined || !isFailureOfService(aborted ? undefined : flight.outcome, error))
+        throw error;
       answer.cache = 'hit';
       answer.bounds = context;
       context.outcome = 'ok';
       return stale.value as R;
     }
-  }
-
-  #emitHit(call: GateCall<unknown>, shared: boolean): void {
-    if (this.hooks.hasListeners('cache:hit')) this.hooks.emit('cache:hit', { shared, ...call.events.ids() });
-  }
-
-  #emitMiss(call: GateCall<unknown>): void {
-    if (this.hooks.hasListeners('cache:miss')) this.hooks.emit('cache:miss', call.events.ids());
   }
 
   #emitStoreFailed(operation: StoreOperation, error: unknown): void {

@@ -1,6 +1,7 @@
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import type { FleetStats, Limiter } from '../limiter/limiter.js';
-import type { FairnessOptions } from '../queue/options.js';
+import type { AcquireOptions, FleetStats, Limiter, LimiterStats, Permit } from '../limiter/limiter.js';
+import { lossSignalOf, releasePermit, returnPermit } from '../limiter/semaphore.js';
+import { type FairnessOptions, UNUSED } from '../queue/options.js';
 import type { RateWindow } from './keys/sliding-window.js';
 
 /** Why a key is in cooldown. */
@@ -35,6 +36,9 @@ export interface SharedKey {
   readonly key: string;
   readonly rate: readonly RateWindow[];
 }
+
+/** What a gate needs of a limiter that may be the host's. */
+export type GateLimiter = Pick<Limiter, 'acquire' | 'stats'>;
 
 /** A gate's part of the shared limits. */
 export interface SharedGate {
@@ -83,4 +87,51 @@ export interface SharedStart {
   succeeded(): void;
   /** It ended without a verdict. */
   end(): void;
+}
+
+/** A local limit below one that is shared: a permit of both, the local one first. */
+export class LayeredLimiter implements GateLimiter {
+  readonly #local: Limiter;
+  readonly #shared: Limiter;
+
+  constructor(local: Limiter, shared: Limiter) {
+    this.#local = local;
+    this.#shared = shared;
+  }
+
+  async acquire(options?: AcquireOptions): Promise<Permit> {
+    const local = await this.#local.acquire(options);
+    let shared: Permit;
+    try {
+      shared = await this.#shared.acquire(options);
+    } catch (error) {
+      returnPermit(local);
+      throw error;
+    }
+    const release: Permit['release'] = (outcome) => {
+      releasePermit(shared, outcome);
+      releasePermit(local, outcome);
+    };
+    return {
+      weight: shared.weight,
+      waitMs: local.waitMs + shared.waitMs,
+      get signal() {
+        return lossSignalOf(shared);
+      },
+      release,
+      [UNUSED]: () => {
+        returnPermit(shared);
+        returnPermit(local);
+      },
+      [Symbol.dispose]: () => release(),
+    };
+  }
+
+  stats(): LimiterStats {
+    return {
+      ...this.#shared.stats(),
+      maxConcurrent: Math.min(this.#local.maxConcurrent, this.#shared.maxConcurrent),
+      queued: this.#local.queuedCount + this.#shared.queuedCount,
+    };
+  }
 }

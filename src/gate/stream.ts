@@ -75,9 +75,9 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
   readonly #begin: (work: Work<OpenedStream<T>>) => StreamCall<T>;
   readonly #work: Work<OpenedStream<T>>;
   #state: StreamState<T> = { is: 'new' };
-  /** Whether an item has been requested that has not arrived. Items arrive in the order in which they were requested. */
-  #isBusy = false;
-  readonly #readers: (() => void)[] = [];
+  /** Calls of `next` that have not settled. They settle in the order in which they were made: each waits for the last one. */
+  #pending = 0;
+  #last: Promise<Result<T>> | undefined;
 
   constructor(begin: (work: Work<OpenedStream<T>>) => StreamCall<T>, work: Work<OpenedStream<T>>) {
     this.#begin = begin;
@@ -90,24 +90,23 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
 
   next(): Promise<Result<T>> {
     const state = this.#state;
-    if (this.#isBusy || state.is !== 'open') return this.#nextInTurn();
-    this.#isBusy = true;
-    return this.#read(state);
+    const isFirst = this.#pending++ === 0;
+    this.#last = isFirst && state.is === 'open' ? this.#read(state) : this.#nextAfter(this.#last);
+    return this.#last;
   }
 
-  async #nextInTurn(): Promise<Result<T>> {
-    if (this.#isBusy) await new Promise<void>((begin) => this.#readers.push(begin));
-    this.#isBusy = true;
+  async #nextAfter(last: Promise<Result<T>> | undefined): Promise<Result<T>> {
+    if (last !== undefined) await last.catch(() => {});
     const state = this.#state;
     if (state.is === 'open') return this.#read(state);
     try {
       return await this.#notOpen(state);
     } finally {
-      this.#endTurn();
+      this.#settled();
     }
   }
 
-  /** The turn of a reader. No async function and no closure: a stream has thousands of items. */
+  /** Requests an item. No async function and no closure: a stream has thousands of items. */
   #read(state: OpenState<T>): Promise<Result<T>> {
     state.pulling = true;
     return state.attempt.step(state.ask).then(state.onItem, state.onFailure);
@@ -127,7 +126,7 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
       if (this.#state !== state) return this.#ended(state.begun);
       return item.done ? this.#close(state) : item;
     } finally {
-      this.#endTurn();
+      this.#settled();
     }
   }
 
@@ -141,14 +140,12 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
       this.#drop(state, { error });
       throw error;
     } finally {
-      this.#endTurn();
+      this.#settled();
     }
   }
 
-  #endTurn(): void {
-    const begin = this.#readers.shift();
-    if (begin === undefined) this.#isBusy = false;
-    else begin();
+  #settled(): void {
+    if (--this.#pending === 0) this.#last = undefined;
   }
 
   /** Ends the stream. Settles when the source has ended as well, or has been given up. */
@@ -241,11 +238,9 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
 
   #close(state: OpenState<T>): Result<T> {
     this.#state = { is: 'over' };
-    state.begun.context.removeEventListener('abort', this);
     state.begun.onEnd?.(state.attempt);
     state.attempt.settleUsage();
-    state.attempt.end();
-    state.begun.finish();
+    this.#release(state);
     return { done: true, value: undefined };
   }
 
@@ -255,14 +250,12 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
     if (state.is === 'opening') state.begun.context.abort(new DOMException(LEFT, 'AbortError'), 'gate');
     if (state.is !== 'open') return;
     const { attempt, iterator, begun, pulling } = state;
-    begun.context.removeEventListener('abort', this);
     const left = new DOMException(LEFT, 'AbortError');
     // A source that works on an item is aborted; one that is idle may finish by itself.
     if (pulling) attempt.cancel(left);
     begun.onEnd?.(attempt);
     const ended = attempt.watch(() => iterator.return());
-    attempt.end();
-    begun.finish();
+    this.#release(state);
     try {
       const { signal } = begun.call.options;
       await boundedCall(() => ended, {
@@ -279,14 +272,18 @@ export class GateStream<T> implements AsyncIterableIterator<T>, AbortListener {
   }
 
   /** Ends a stream whose source must not continue. */
-  #drop(state: OpenState<T>, error: { readonly error: unknown }): void {
+  #drop(state: OpenState<T>, failure: { readonly error: unknown }): void {
     const { attempt, iterator, begun } = state;
-    begun.context.removeEventListener('abort', this);
-    attempt.cancel(error.error);
+    attempt.cancel(failure.error);
     begun.onEnd?.(attempt);
     attempt.watch(() => iterator.return()).catch(() => {});
+    this.#release(state, failure);
+  }
+
+  #release({ attempt, begun }: OpenState<T>, failure?: { readonly error: unknown }): void {
+    begun.context.removeEventListener('abort', this);
     attempt.end();
-    begun.finish(error);
+    begun.finish(failure);
   }
 }
 
@@ -296,7 +293,7 @@ export function streamWork<T>(source: GateStreamSource<T>): Work<OpenedStream<T>
     isStream: true,
     keepsAttempt: true,
     run: async (context) => {
-      const iterator = CheckedIterator.of(await source(context), 'the result of `fn`', 'an async iterable');
+      const iterator = CheckedIterator.of(await source(context), 'fn()', 'an async iterable');
       return { iterator, first: await iterator.next() };
     },
     observe: ({ first }) => (first.done ? { kind: 'no-item' } : { kind: 'first-item', value: first.value }),

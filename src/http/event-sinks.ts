@@ -1,4 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 
 /** A response before its headers: its status and its body. */
 export interface PlainAnswer {
@@ -17,7 +18,7 @@ export interface EventSink {
   readonly isHead: boolean;
   /** Sends the headers of the stream. */
   open(): void;
-  /** Sends an event; returns whether there is room for more. */
+  /** Sends a part of the body; returns whether there is room for more. */
   write(text: string): boolean;
   /** Answers with something else than a stream. */
   answer(plain: PlainAnswer): void;
@@ -41,18 +42,30 @@ export class NodeSink implements EventSink {
   onGone = nothing;
   readonly isHead: boolean;
   readonly #response: ServerResponse;
+  /** Of the request: that of the response is missing while it waits behind another of its connection (pipelining). */
+  readonly #socket: Socket | undefined | null;
 
   constructor(response: ServerResponse, request: IncomingMessage | undefined) {
     this.#response = response;
-    this.isHead = (request ?? response.req)?.method === 'HEAD';
+    const { method, socket } = request ?? response.req ?? {};
+    this.isHead = method === 'HEAD';
+    this.#socket = socket;
+    // A response that waits for its socket gets no `close` with the connection.
+    const waiting = response.socket === null ? socket : undefined;
+    const onClose = (): void => {
+      waiting?.removeListener('close', onClose);
+      this.onGone();
+    };
+    waiting?.on('close', onClose);
+    response.on('close', onClose);
     response.on('drain', () => this.onRoom());
-    response.on('close', () => this.onGone());
     // A broken connection is reported by `close` too; without a listener, its error would end the process.
     response.on('error', nothing);
   }
 
   get isGone(): boolean {
-    return this.#response.destroyed || this.#response.socket?.destroyed === true;
+    // HTTP/2 says it by the socket alone, which is null once the stream is closed.
+    return this.#response.destroyed || this.#socket === null || this.#socket?.destroyed === true;
   }
 
   open(): void {
@@ -69,7 +82,12 @@ export class NodeSink implements EventSink {
   }
 
   end(): void {
-    this.#response.end();
+    try {
+      this.#response.end();
+    } catch {
+      // Middleware of the host may have wrapped it.
+      this.destroy();
+    }
   }
 
   destroy(): void {
@@ -90,19 +108,20 @@ export class WebSink implements EventSink {
   #respond: (response: Response) => void = nothing;
   #controller: ReadableStreamDefaultController<Uint8Array> | undefined;
   readonly #encoder = new TextEncoder();
-  readonly #signal: AbortSignal | undefined;
+  /** Not its signal alone: in Node.js that aborts only as long as the request itself is not collected. */
+  readonly #request: Request | undefined;
 
   constructor(request: Request | undefined) {
     this.isHead = request?.method === 'HEAD';
-    this.#signal = request?.signal;
+    this.#request = request;
     this.response = new Promise((resolve) => {
       this.#respond = resolve;
     });
-    this.#signal?.addEventListener('abort', this.#onAbort, { once: true });
+    request?.signal.addEventListener('abort', this.#onAbort, { once: true });
   }
 
   get isGone(): boolean {
-    return this.#signal?.aborted === true;
+    return this.#request?.signal.aborted === true;
   }
 
   open(): void {
@@ -151,6 +170,6 @@ export class WebSink implements EventSink {
   readonly #onAbort = (): void => this.onGone();
 
   #unlink(): void {
-    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#request?.signal.removeEventListener('abort', this.#onAbort);
   }
 }

@@ -2,11 +2,12 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { ignoreRejection } from '../internal/abort.js';
 import { CheckedIterator } from '../internal/iteration.js';
 import {
+  type Checks,
   callable,
+  checkEach,
   options as checkOptions,
-  durationMs,
   oneOf,
-  optional,
+  positiveMs,
   refusal,
   synchronous,
 } from '../internal/validate.js';
@@ -97,7 +98,9 @@ export function eventStream<T>(
   target: NodeTarget | WebTarget = {},
   options: EventStreamOptions<T> = {},
 ): Promise<unknown> {
-  const settings = checkedSettings(options);
+  checkEach('eventStream', options, CHECKS);
+  const { heartbeatMs = 15_000, stallTimeoutMs = 60_000 } = options;
+  const settings = { ...options, heartbeatMs, stallTimeoutMs };
   const { request, response } = checkOptions('the target', target, ['request', 'response']);
   const items = typeof source === 'function' ? source : CheckedIterator.of(source, 'source', EXPECTED);
   if (response !== undefined) {
@@ -117,28 +120,19 @@ type Settings<T> = EventStreamOptions<T> & {
   readonly stallTimeoutMs: number;
 };
 
-function checkedSettings<T>(given: EventStreamOptions<T>): Settings<T> {
-  checkOptions('eventStream', given, [
-    'heartbeatMs',
-    'event',
-    'data',
-    'headers',
-    'stallTimeoutMs',
-    'onError',
-  ]);
-  optional('event', given.event, callable);
-  optional('data', given.data, callable);
-  optional('onError', given.onError, callable);
-  optional('headers', given.headers, (option, value) => oneOf(option, value, ['early', 'first-item']));
-  return {
-    ...given,
-    heartbeatMs: durationMs('heartbeatMs', given.heartbeatMs ?? 15_000, 1),
-    stallTimeoutMs: durationMs('stallTimeoutMs', given.stallTimeoutMs ?? 60_000, 1),
-  };
-}
+const CHECKS: Checks<EventStreamOptions<unknown>> = {
+  heartbeatMs: positiveMs,
+  event: callable,
+  data: callable,
+  headers: (option, value) => oneOf(option, value, ['early', 'first-item']),
+  stallTimeoutMs: positiveMs,
+  onError: callable,
+};
 
 const EXPECTED = 'an async iterable, or a function that returns one';
 const GONE = Symbol('the client has left');
+/** Of the parts in which events are written: at most 12 KiB, since a UTF-16 unit takes at most three bytes. */
+const PART_LENGTH = 4_096;
 
 /**
  * One stream.
@@ -159,6 +153,8 @@ class EventStream<T> {
   #isOpen = false;
   #isOver = false;
   #heartbeat: NodeJS.Timeout | undefined;
+  /** Whether an event waits for room: nothing may be written into it. */
+  #isBlocked = false;
   /** Ends the present wait, for the source or for room. */
   #endWait: () => void = () => {};
 
@@ -208,14 +204,14 @@ class EventStream<T> {
   }
 
   async #sendAll(iterator: CheckedIterator<T>): Promise<void> {
-    for (;;) {
-      if (this.#left.signal.aborted) break;
+    while (!this.#left.signal.aborted) {
       // If it rejects, the source is over.
       const result = await this.#orGone(iterator.next());
       if (result === GONE) break;
       if (result.done) return;
       try {
-        if (!(await this.#send(result.value))) break;
+        const sending = this.#send(result.value);
+        if (sending !== undefined) await sending;
       } catch (error) {
         ignoreRejection(iterator.return());
         throw error;
@@ -228,30 +224,52 @@ class EventStream<T> {
   #orGone<R>(work: Promise<R>): Promise<R | typeof GONE> {
     return new Promise((resolve, reject) => {
       this.#endWait = () => resolve(GONE);
+      // The source itself may have aborted the request.
+      if (this.#left.signal.aborted) resolve(GONE);
       work.then(resolve, reject);
     });
   }
 
-  /** Sends one item; resolves when there is room for the next, with `false` if the client has left. */
-  #send(item: T): boolean | Promise<boolean> {
-    const { event, data, stallTimeoutMs } = this.#settings;
+  /** Sends one item. Its promise, if there is one, resolves when there is room for the next, or the client has left. */
+  #send(item: T): Promise<void> | undefined {
+    const { event, data } = this.#settings;
     const text = eventText(
       synchronous('event', event?.(item)),
       data === undefined ? (JSON.stringify(item) ?? 'null') : synchronous('data', data(item)),
     );
     this.#open();
-    if (this.#left.signal.aborted) return false;
     this.#heartbeat?.refresh();
-    if (this.#sink.write(text)) return true;
+    return this.#write(text);
+  }
+
+  /** Writes in parts, each of which shows that the client reads. */
+  #write(text: string): Promise<void> | undefined {
+    for (let from = 0; from < text.length && !this.#left.signal.aborted; ) {
+      let to = from + PART_LENGTH;
+      // Never in the middle of a surrogate pair.
+      if ((text.charCodeAt(to) & 0xfc00) === 0xdc00) to++;
+      const part = text.slice(from, to);
+      from = to;
+      if (!this.#sink.write(part)) return this.#room().then(() => this.#write(text.slice(from)));
+    }
+    return undefined;
+  }
+
+  /** Waits for room. A client that takes nothing for too long counts as gone. */
+  #room(): Promise<void> {
+    this.#isBlocked = true;
     return new Promise((resolve) => {
-      const settle = (hasRoom: boolean): void => {
+      const stalled = setTimeout(() => this.#leave(), this.#settings.stallTimeoutMs);
+      const settle = (): void => {
         clearTimeout(stalled);
         this.#sink.onRoom = () => {};
-        resolve(hasRoom);
+        this.#isBlocked = false;
+        resolve();
       };
-      const stalled = setTimeout(() => this.#leave(), stallTimeoutMs);
-      this.#sink.onRoom = () => settle(true);
-      this.#endWait = () => settle(false);
+      this.#sink.onRoom = settle;
+      this.#endWait = settle;
+      // The write itself may have shown that the client has left.
+      if (this.#left.signal.aborted) settle();
     });
   }
 
@@ -260,9 +278,13 @@ class EventStream<T> {
     if (this.#isOpen || this.#left.signal.aborted) return;
     this.#sink.open();
     this.#isOpen = true;
-    if (this.#sink.isHead) return;
     this.#heartbeat = setTimeout(() => {
-      this.#sink.write(':\n\n');
+      try {
+        if (!this.#isBlocked) this.#sink.write(':\n\n');
+      } catch {
+        // Middleware of the host may have wrapped it.
+        this.#leave();
+      }
       this.#heartbeat?.refresh();
     }, this.#settings.heartbeatMs);
   }

@@ -114,7 +114,9 @@ export function poolErrorIn(
     code as PipelinePoolErrorCode,
     typeof source === 'string' && source !== '' ? source : 'unknown',
     message || `The request ended with ${code}`,
-    typeof retryAfterMs === 'number' ? { retryAfterMs } : undefined,
+    typeof retryAfterMs === 'number' && retryAfterMs < Number.POSITIVE_INFINITY
+      ? { retryAfterMs }
+      : undefined,
     original,
   );
 }

@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { options as checkOptions, oneOf, optional, refusal } from '../internal/validate.js';
+import { checkEach, oneOf, refusal } from '../internal/validate.js';
 import type { Health } from '../manager/health.js';
 
 /** Options of `healthHandler`. */
@@ -42,10 +42,9 @@ export function healthHandler(
   if (typeof manager?.health !== 'function') {
     throw new TypeError(refusal('manager', 'a PipelineManager', manager));
   }
-  checkOptions('healthHandler', options, ['probe']);
-  const probe = optional('probe', options.probe, (option, value) =>
-    oneOf(option, value, ['readiness', 'liveness']),
-  );
+  const { probe } = checkEach('healthHandler', options, {
+    probe: (option, value) => oneOf(option, value, ['readiness', 'liveness']),
+  });
   const answerTo = (method?: string): [number, Record<string, string>, string?] => {
     if (method !== 'GET' && method !== 'HEAD') return [405, { allow: 'GET, HEAD' }];
     const health = read(manager);

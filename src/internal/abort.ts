@@ -46,7 +46,11 @@ class SignalWatch {
 
   #stop(): void {
     watches.delete(this.#signal);
-    this.#signal.removeEventListener('abort', this);
+    try {
+      this.#signal.removeEventListener('abort', this);
+    } catch {
+      // Of a signal that the host made: the waiter keeps its grant.
+    }
   }
 }
 
@@ -141,13 +145,15 @@ export class LazySignal {
     if (this.#aborted) return;
     this.#aborted = true;
     this.#reason = reason;
-    const listeners = this.#listeners;
-    this.#listeners = NO_LISTENERS;
     this.#controller?.abort(reason);
     const watcher = this.#watcher;
     this.#watcher = undefined;
     watcher?.onAbort(reason);
-    for (const listener of listeners) listener.handleEvent();
+    // Code of the host that runs meanwhile may end what others wait for: they leave, and are not called.
+    for (let next = this.#listeners[0]; next !== undefined; next = this.#listeners[0]) {
+      this.removeEventListener('abort', next);
+      next.handleEvent();
+    }
   }
 }
 

@@ -39,9 +39,4 @@ export class JobQueue {
   run<R>(job: () => R | PromiseLike<R>, { priority = 0, signal }: JobOptions = {}): Promise<R> {
     return this.#queue.add<R>(async () => job(), signal === undefined ? { priority } : { priority, signal });
   }
-
-  /** Forgets the jobs that have not started. Their promises never settle: use it only if they are not awaited. */
-  clear(): void {
-    this.#queue.clear();
-  }
 }

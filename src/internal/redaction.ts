@@ -48,6 +48,9 @@ export function fieldOf(value: unknown, name: string): unknown {
   }
 }
 
+/** A field of a field, as `response.status`. Never throws. */
+export const fieldAt = (value: unknown, path: string): unknown => path.split('.').reduce(fieldOf, value);
+
 /** Reads what matters of a foreign error, or of any other value that was thrown. Never throws. */
 export function readError(error: unknown): ErrorParts {
   if ((typeof error !== 'object' && typeof error !== 'function') || error === null) {

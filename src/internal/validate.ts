@@ -21,7 +21,8 @@ export const refusal = (option: string, expected: string, value: unknown): strin
 
 /** A whole number of at least `min` and, where given, at most `max`. */
 export function wholeNumber(option: string, value: unknown, min = 1, max = Number.MAX_SAFE_INTEGER): number {
-  const expected = `a whole number from ${min}${max === Number.MAX_SAFE_INTEGER ? '' : ` to ${max}`}`;
+  const from = min === -Number.MAX_SAFE_INTEGER ? '' : ` from ${min}`;
+  const expected = `a whole number${from}${max === Number.MAX_SAFE_INTEGER ? '' : ` to ${max}`}`;
   if (typeof value !== 'number') throw new TypeError(refusal(option, expected, value));
   if (!Number.isSafeInteger(value) || value < min || value > max) {
     throw new RangeError(refusal(option, expected, value));
@@ -99,9 +100,8 @@ export function oneOf<const W extends string>(option: string, value: unknown, wo
 /** A plain options object; an option that `known` does not list is refused, since a misspelt one would be ignored. */
 export function options<O extends object>(where: string, value: O, known: readonly (keyof O & string)[]): O {
   optionsObject(where, value);
-  for (const key of Object.keys(value)) {
-    if (!known.includes(key as keyof O & string)) throw unknownOption(where, key, known);
-  }
+  // Inherited ones as well: those of an `AbortSignal`, passed in place of `{ signal }`, are its prototype's.
+  for (const key in value) if (!known.includes(key)) throw unknownOption(where, key, known);
   return value;
 }
 

@@ -4,7 +4,6 @@ import { linkedController, withDeadline } from '../internal/abort.js';
 import { type Check, callable, checkEach, refusal, text, wholeNumber } from '../internal/validate.js';
 import type { FairQueue } from '../queue/fair-queue.js';
 import { QUEUE_WATCH } from '../queue/options.js';
-import type { AdaptiveLimit } from './adaptive-limit.js';
 import type { AcquireOptions, Limiter, LimiterStats, MapContext, Permit } from './limiter.js';
 import {
   type ConcurrencyLimiterOptions,
@@ -57,19 +56,15 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   /** Where its events are emitted. */
   readonly hooks: LifecycleHooks;
   readonly #semaphore: Semaphore;
-  readonly #detectNested: boolean;
   /** Ends the control by the adaptive limit. */
   readonly #detach: (() => void) | undefined;
 
   constructor(options: ConcurrencyLimiterOptions) {
     checkLimiterOptions(options);
-    const { adaptive } = options;
     this.name = options.name ?? 'limiter';
     this.hooks = options.hooks ?? new LifecycleHooks();
-    this.#detectNested = options.detectNested !== undefined && options.detectNested !== false;
-    const maxConcurrent = options.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
-    this.#semaphore = new Semaphore(this, maxConcurrent, options);
-    this.#detach = adaptive?.attach(this);
+    this.#semaphore = new Semaphore(this, options);
+    this.#detach = options.adaptive?.attach(this);
   }
 
   /** The limit. Raising it admits waiters at once; lowering it revokes nothing. A whole number from 1. */
@@ -94,7 +89,7 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
 
   /** Waiters now. */
   get queuedCount(): number {
-    return this.#semaphore.queued;
+    return this.#semaphore.queue.size;
   }
 
   /** @internal For the diagnosis: the tenants, and who waits for room under a cap. */
@@ -342,7 +337,11 @@ export class ConcurrencyLimiter implements Limiter, AsyncDisposable {
   #start<R>(completion: RunCompletion, permit: ReadyPermit | WaitingPermit, work: Work<R>): Promise<R> {
     const signal = permit.extras?.signal;
     if (!signal?.aborted) {
-      return startRun(completion, { signal, permit }, this.#detectNested ? scoped(permit, work) : work);
+      return startRun(
+        completion,
+        { signal, permit },
+        this.#semaphore.detectsNested ? scoped(permit, work) : work,
+      );
     }
     completion.finish('ignored');
     return Promise.reject(signal.reason);

@@ -1,5 +1,4 @@
-import type { PipelinePoolError, PipelinePoolErrorCode, QueueFigures } from '../errors.js';
-
+import type { PipelinePoolError, QueueFigures } from '../errors.js';
 import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
 import { channelOf, type LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { AsyncContext } from '../internal/async-context.js';
@@ -13,9 +12,16 @@ import type { AcquireOptions, Limiter } from './limiter.js';
  */
 
 const QUEUED = /* @__PURE__ */ channelOf('permit:queued');
-export const ACQUIRED = /* @__PURE__ */ channelOf('permit:acquired');
+const ACQUIRED = /* @__PURE__ */ channelOf('permit:acquired');
 const REJECTED = /* @__PURE__ */ channelOf('permit:rejected');
 export const RELEASED = /* @__PURE__ */ channelOf('permit:released');
+
+/**
+ * Whether an event of a permit that was granted has listeners. By channel, not by name: look-ups were a tenth of what a wait
+ * costs.
+ */
+export const isObserved = (hooks: LifecycleHooks): boolean =>
+  hooks.hasAnyListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers;
 
 export type ObservableLimiter = Limiter & { readonly hooks: LifecycleHooks };
 
@@ -33,7 +39,7 @@ interface ObservablePermit {
 }
 
 interface QueuedPermit extends ObservablePermit {
-  place(): QueuePlace;
+  place(): QueuePlace | undefined;
 }
 
 /** The figures that a limiter's errors carry. */
@@ -44,18 +50,6 @@ export const queueFigures = (limiter: Limiter, waitMs: number): QueueFigures => 
   queued: limiter.queuedCount,
   size: limiter.maxConcurrent,
 });
-
-const REJECTIONS: { readonly [code in PipelinePoolErrorCode]?: PermitRejection } = {
-  ERR_QUEUE_FULL: 'queue-full',
-  ERR_DEADLINE_UNMEETABLE: 'deadline',
-  ERR_ACQUIRE_TIMEOUT: 'timeout',
-  ERR_LIMITER_CLOSED: 'closed',
-  ERR_NESTED_ACQUIRE: 'nested',
-};
-
-/** The `reason` in the event for a rejection with this error. */
-export const rejectionOf = ({ code }: PipelinePoolError): PermitRejection =>
-  REJECTIONS[code] as PermitRejection;
 
 /** What all events of a permit carry. */
 export const permitPayload = (limiter: Limiter, weight: number, options: AcquireOptions | undefined) => ({
@@ -116,27 +110,21 @@ export function emitRejected(
   limiter.hooks.emit('permit:rejected', payload);
 }
 
-// By channel, not by name: this precedes every wait, and three look-ups were a tenth of what a wait costs.
-const isObserved = (hooks: LifecycleHooks): boolean =>
-  hooks.hasAnyListeners ||
-  QUEUED.hasSubscribers ||
-  ACQUIRED.hasSubscribers ||
-  REJECTED.hasSubscribers ||
-  RELEASED.hasSubscribers;
-
 /** Reports that a permit is queued, and how its wait ends. */
 export function observeWait<G>(
   limiter: ObservableLimiter,
   permit: QueuedPermit,
   granted: Promise<G>,
 ): Promise<G> {
-  return isObserved(limiter.hooks) ? emitWait(limiter, permit, granted) : granted;
+  const isReported = isObserved(limiter.hooks) || QUEUED.hasSubscribers || REJECTED.hasSubscribers;
+  return isReported ? emitWait(limiter, permit, granted) : granted;
 }
 
 function emitWait<G>(limiter: ObservableLimiter, permit: QueuedPermit, granted: Promise<G>): Promise<G> {
-  if (permit.state === 'waiting' && limiter.hooks.hasListeners('permit:queued')) {
+  const place = limiter.hooks.hasListeners('permit:queued') ? permit.place() : undefined;
+  if (place !== undefined) {
     const payload = permitPayload(limiter, permit.weight, permit.extras);
-    limiter.hooks.emit('permit:queued', Object.assign(payload, permit.place()));
+    limiter.hooks.emit('permit:queued', Object.assign(payload, place));
   }
   return granted.then(
     (answer) => {

@@ -1,5 +1,5 @@
 import type { PermitOutcome } from '../hooks/events.js';
-import type { QUEUE_WATCH, QueueWatch } from '../queue/options.js';
+import type { QUEUE_WATCH, QueueWatch, UNUSED } from '../queue/options.js';
 
 /** Options of a request for a permit. */
 export interface AcquireOptions {
@@ -38,6 +38,8 @@ export interface Permit extends Disposable {
   readonly signal?: AbortSignal | undefined;
   /** Releases it. `outcome` is for an adaptive limit. @default 'ok' */
   release(outcome?: PermitOutcome): void;
+  /** @internal Its release, which follows, charges no tenant. */
+  [UNUSED]?(): void;
 }
 
 /** What work under a limiter receives. */

@@ -14,31 +14,28 @@ import {
   DeadlineUnmeetableError,
   LimiterClosedError,
   NestedAcquireError,
-  type PipelinePoolError,
   QueueFullError,
 } from '../errors.js';
-
 import type { PermitOutcome, PermitRejection, QueuePlace } from '../hooks/events.js';
 import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
 import { settleInTurn, turnMs, wholeTurnMs } from '../internal/clock.js';
 import { Condition } from '../internal/condition.js';
 import { sharedStack } from '../internal/shared-stack.js';
-import { refusal } from '../internal/validate.js';
+import { abortSignal, refusal } from '../internal/validate.js';
 import { DrainRate } from '../queue/drain-rate.js';
-import { FairQueue, type QueueNode, type QueuePosition, type Tenant } from '../queue/fair-queue.js';
-import type { QueueWatch } from '../queue/options.js';
+import { FairQueue, type QueueNode, type QueuePosition, refund, type Tenant } from '../queue/fair-queue.js';
+import { type QueueWatch, UNUSED } from '../queue/options.js';
 import type { AdaptiveLimit } from './adaptive-limit.js';
 import {
-  ACQUIRED,
   emitAcquired,
   emitRejected,
   emitReleased,
+  isObserved,
   type ObservableLimiter,
   observeWait,
   type PermitContext,
   queueFigures,
   RELEASED,
-  rejectionOf,
 } from './events.js';
 import type { LimiterStats, Permit, RunContext } from './limiter.js';
 import type { ConcurrencyLimiterOptions } from './options.js';
@@ -52,11 +49,11 @@ export interface PermitExtras extends PermitContext, QueuePosition {
   timer?: NodeJS.Timeout;
   /** When it was granted, on the clock of the adaptive limit. */
   grantedMs?: number;
-  /** The permit of the run around this one, which it runs under. */
+  /** The permit of the run around this one, which it runs under, or may while it waits. */
   lender?: LimiterPermit | undefined;
   /** Whether a nested run holds it now. */
   isLent?: boolean;
-  /** Nested runs that wait for it. They are queued as well, and one that got a permit there is no longer `waiting`. */
+  /** Nested runs that wait for it, or for any other. */
   nested?: Set<WaitingPermit>;
   /** The outcome of a run that has ended while a nested one still holds its permit. */
   outcome?: PermitOutcome;
@@ -69,7 +66,7 @@ export type LimiterPermit = ReadyPermit | WaitingPermit;
 export type Granted = LimiterPermit | number;
 
 /** Ends the holding. One function for both classes, or V8 inlines all that follows once for each. */
-export function releasePermit(permit: LimiterPermit, outcome: PermitOutcome): void {
+function endHolding(permit: LimiterPermit, outcome: PermitOutcome): void {
   if (permit.state === 'held') permit.state = 'released';
   else if (permit.state !== 'shared') return;
   permit.semaphore.release(permit, outcome);
@@ -98,7 +95,7 @@ export class ReadyPermit implements Permit {
   }
 
   release(outcome: PermitOutcome = 'ok'): void {
-    releasePermit(this, outcome);
+    endHolding(this, outcome);
   }
 
   /** @internal A promise of it. Made here, where V8 knows the shape of the value and need not look up its `then`. */
@@ -157,7 +154,7 @@ export class WaitingPermit implements Permit, QueueNode, AbortWatcher {
   }
 
   release(outcome: PermitOutcome = 'ok'): void {
-    releasePermit(this, outcome);
+    endHolding(this, outcome);
   }
 
   [Symbol.dispose](): void {
@@ -172,15 +169,14 @@ export class WaitingPermit implements Permit, QueueNode, AbortWatcher {
   }
 
   /** @internal */
-  reject(reason: PermitRejection, error: unknown): void {
-    this.state = reason;
+  reject(error: unknown): void {
     this.settle?.(Promise.reject(error));
     this.settle = undefined;
   }
 
   /** @internal Where it stands while it waits. */
-  place(): QueuePlace {
-    return this.semaphore.placeOf(this);
+  place(): QueuePlace | undefined {
+    return this.state === 'waiting' ? this.semaphore.placeOf(this) : undefined;
   }
 
   /** @internal */
@@ -220,7 +216,7 @@ export class RunCompletion {
     this.permit = undefined;
     this.next = spareCompletion;
     spareCompletion = this;
-    if (permit !== undefined) releasePermit(permit, outcome);
+    if (permit !== undefined) endHolding(permit, outcome);
   }
 
   /** Releases the permit of the run of that generation, if it is held, while the run goes on. */
@@ -228,7 +224,7 @@ export class RunCompletion {
     const { permit } = this;
     if (this.generation !== generation || permit === undefined) return;
     this.permit = undefined;
-    releasePermit(permit, outcome);
+    endHolding(permit, outcome);
   }
 }
 
@@ -372,12 +368,14 @@ export function scoped<R>(permit: LimiterPermit, work: Work<R>): Work<R> {
  * - Never runs user code while it hands over: settling a promise only schedules it.
  */
 export class Semaphore {
+  readonly queue: FairQueue<WaitingPermit>;
+  /** Whether runs have a scope, in which nested ones are found. */
+  readonly detectsNested: boolean;
   readonly #limiter: ObservableLimiter;
   readonly #adaptive: AdaptiveLimit | undefined;
   readonly #maxQueue: number;
   readonly #acquireTimeoutMs: number | undefined;
   readonly #rejectUnmeetable: boolean;
-  readonly #detectNested: boolean;
   readonly #lends: boolean;
   /** Whether nothing bounds the wait of a request without options. */
   #isUnbounded: boolean;
@@ -385,7 +383,6 @@ export class Semaphore {
   #sharedPermit: LimiterPermit | undefined;
   /** Whether nothing has to be known of a permit when it is granted and released. */
   #isPlain: boolean;
-  readonly #queue: FairQueue<WaitingPermit>;
   readonly #drainRate = new DrainRate();
   /** What the waiters weigh beyond one each. */
   #extraWeight = 0;
@@ -402,28 +399,25 @@ export class Semaphore {
   #isOpen = true;
   #idle: Condition | undefined;
 
-  constructor(limiter: ObservableLimiter, maxConcurrent: number, options: ConcurrencyLimiterOptions) {
-    const {
-      adaptive,
-      maxQueue = Infinity,
-      acquireTimeoutMs,
-      rejectUnmeetable = false,
-      detectNested = false,
-    } = options;
+  constructor(limiter: ObservableLimiter, options: ConcurrencyLimiterOptions) {
+    const { adaptive, acquireTimeoutMs, detectNested = false } = options;
     this.#limiter = limiter;
     this.#adaptive = adaptive;
-    this.#maxQueue = maxQueue;
+    this.#maxQueue = options.maxQueue ?? Infinity;
     this.#acquireTimeoutMs = acquireTimeoutMs;
-    this.#rejectUnmeetable = rejectUnmeetable;
-    this.#detectNested = detectNested !== false;
+    this.#rejectUnmeetable = options.rejectUnmeetable === true;
+    this.detectsNested = detectNested !== false;
     this.#lends = detectNested === 'lend';
-    this.#queue = new FairQueue(options, turnMs);
+    this.queue = new FairQueue(options, turnMs);
     this.#isPlain = adaptive === undefined && !this.#lends;
     this.#isUnbounded =
-      maxQueue === Infinity && acquireTimeoutMs === undefined && options.agingMs === undefined;
-    this.#maxConcurrent = maxConcurrent;
-    this.#highestLimit = adaptive?.max ?? maxConcurrent;
-    if (adaptive === undefined && !detectNested) {
+      options.maxQueue === undefined &&
+      acquireTimeoutMs === undefined &&
+      options.agingMs === undefined &&
+      !this.detectsNested;
+    this.#maxConcurrent = options.maxConcurrent ?? (adaptive as AdaptiveLimit).limit;
+    this.#highestLimit = adaptive?.max ?? this.#maxConcurrent;
+    if (adaptive === undefined && !this.detectsNested) {
       this.#sharedPermit = new ReadyPermit(this, 1, undefined);
       this.#sharedPermit.state = 'shared';
     }
@@ -448,31 +442,22 @@ export class Semaphore {
     return this.#active;
   }
 
-  /** Waiters. */
-  get queued(): number {
-    return this.#queue.size;
-  }
-
-  get queue(): FairQueue<WaitingPermit> {
-    return this.#queue;
-  }
-
   stats(): LimiterStats {
     return Object.freeze({
       maxConcurrent: this.#maxConcurrent,
       active: this.#active,
-      queued: this.#queue.size,
+      queued: this.queue.size,
       acquired: this.#acquired,
       rejected: this.#rejected,
       // Once closed, a pause holds back only those that still wait.
-      paused: this.#paused && (this.#isOpen || this.#queue.size > 0),
+      paused: this.#paused && (this.#isOpen || this.queue.size > 0),
       closed: !this.#isOpen,
     });
   }
 
   /** Whether a newcomer is next and there is room for it. Without a priority it is next only if the queue is empty. */
   isFree(weight: number, priority = -Infinity, extras?: PermitExtras): boolean {
-    return this.#isServing() && this.#fits(weight) && this.#queue.isNext(weight, priority, extras?.holder);
+    return this.#isServing() && this.#fits(weight) && this.queue.isNext(weight, priority, extras?.holder);
   }
 
   /**
@@ -484,34 +469,35 @@ export class Semaphore {
     this.#isPlain = false;
     this.#isUnbounded = false;
     this.#sharedPermit = undefined;
-    return this.#queue.tenant(name, weight);
+    return this.queue.tenant(name, weight);
   }
 
   /** Takes a permit that is free. */
   take(weight: number, extras: PermitExtras | undefined): ReadyPermit {
-    const permit = new ReadyPermit(this, weight, this.#isPlain ? extras : this.#charged(weight, extras));
+    const permit = new ReadyPermit(this, weight, extras);
+    if (this.queue.isShared) this.#charge(permit);
     this.#count(permit);
     if (this.#active >= this.#maxConcurrent) this.#saturate();
     // The charge may have put a lighter waiter of another tenant before a heavy one that has no room.
-    else if (!this.#isPlain && this.#queue.size > 0) this.#admit();
-    if (this.#isObserved()) emitAcquired(this.#limiter, permit);
+    else if (!this.#isPlain && this.queue.size > 0) this.#admit();
+    if (isObserved(this.#limiter.hooks)) emitAcquired(this.#limiter, permit);
     return permit;
   }
 
   /** Takes the permit that all runs without options share, if one of weight 1 is free and nothing has to be known of it. */
   takeShared(): LimiterPermit | undefined {
     const shared = this.#sharedPermit;
-    if (!this.#hasRoom || shared === undefined || this.#isObserved()) return undefined;
+    if (!this.#hasRoom || shared === undefined || isObserved(this.#limiter.hooks)) return undefined;
     this.#active++;
     this.#acquired++;
     if (this.#active >= this.#maxConcurrent) this.#saturate();
     return shared;
   }
 
-  /** A request without options. `work` is what a run will call. */
+  /** A request without options: most of those that wait, so they take a shorter way. `work` is what a run will call. */
   requestPlain(work: WaitingPermit['work']): ReadyPermit | Promise<Granted> {
-    const isPlainWait = this.#isUnbounded && !this.#detectNested && this.#isServing();
-    if (isPlainWait && this.#active >= this.#maxConcurrent) return this.#wait(1, undefined, work);
+    if (this.#isUnbounded && this.#active >= this.#maxConcurrent && this.#isServing())
+      return this.#wait(1, undefined, work);
     return this.request(1, undefined, work);
   }
 
@@ -531,9 +517,10 @@ export class Semaphore {
       if (lender.extras?.isLent !== true) return this.#takeLent(lender, weight, extras);
     }
     if (this.isFree(weight, extras?.priority ?? 0, extras)) return this.take(weight, extras);
-    const error = this.#rejection(weight, extras, lender === undefined);
-    if (error !== undefined) return this.reject(rejectionOf(error), error, extras);
-    return this.#wait(weight, lender === undefined ? extras : { ...extras, lender }, work);
+    return (
+      this.#rejectArrival(weight, extras, lender === undefined) ??
+      this.#wait(weight, lender === undefined ? extras : { ...extras, lender }, work)
+    );
   }
 
   /** A permit for a nested run, in place of that of the run around it. */
@@ -542,25 +529,22 @@ export class Semaphore {
     lender.extras ??= {};
     lender.extras.isLent = true;
     this.#acquired++;
-    if (this.#isObserved()) emitAcquired(this.#limiter, permit);
+    if (isObserved(this.#limiter.hooks)) emitAcquired(this.#limiter, permit);
     return permit;
   }
 
   /** Lends a permit that has come back to the next nested run that waits for it. */
   #lendNext(lender: LimiterPermit): void {
     const lent = lender.extras as PermitExtras;
-    for (const next of lent.nested ?? []) {
-      lent.nested?.delete(next);
-      if (next.extras === undefined || !this.#queue.remove(next.extras, next)) continue;
-      this.#endWait(next, next.extras);
-      next.extras.lender = lender;
-      lent.isLent = true;
-      this.#acquired++;
-      next.grant();
-      // It may have been next, with no room for what it weighs, ahead of a lighter waiter.
-      this.#admit();
-      return;
-    }
+    const [next] = lent.nested ?? [];
+    if (next === undefined) return;
+    this.#leave(next);
+    (next.extras as PermitExtras).lender = lender;
+    lent.isLent = true;
+    this.#acquired++;
+    next.grant();
+    // It may have been next, with no room for what it weighs, ahead of a lighter waiter.
+    this.#admit();
   }
 
   /** Counts and reports a request that is rejected on arrival. */
@@ -578,24 +562,26 @@ export class Semaphore {
 
   /** A waiter leaves without a permit, and waiters that its absence makes room for are granted. */
   abandon(permit: WaitingPermit, reason: 'aborted' | 'timeout', cause: unknown): void {
-    if (permit.extras === undefined || !this.#queue.remove(permit.extras, permit)) return;
-    this.#endWait(permit, permit.extras);
+    if (!this.#leave(permit)) return;
+    this.#rejectWaiter(permit, reason, () =>
+      reason === 'timeout' ? new AcquireTimeoutError(queueFigures(this.#limiter, permit.waitMs)) : cause,
+    );
+    if (this.queue.size === 0) this.#pauseTimer?.unref();
+    this.#admit();
+  }
+
+  /** Rejects a waiter that has left the queue; of many at once, most in the next turns. */
+  #rejectWaiter(permit: WaitingPermit, reason: PermitRejection, makeError: () => unknown): void {
     this.#rejected++;
     permit.state = reason;
-    settleInTurn(() => {
-      const error =
-        reason === 'timeout' ? new AcquireTimeoutError(queueFigures(this.#limiter, permit.waitMs)) : cause;
-      permit.reject(reason, error);
-    });
-    if (this.#queue.size === 0) this.#pauseTimer?.unref();
-    this.#admit();
+    settleInTurn(() => permit.reject(makeError()));
   }
 
   /** Raising the limit admits at once; lowering it revokes nothing. */
   resize(maxConcurrent: number): void {
     this.#drainRate.rescale(maxConcurrent / this.#maxConcurrent);
     this.#maxConcurrent = maxConcurrent;
-    if (maxConcurrent > this.#highestLimit) this.#highestLimit = maxConcurrent;
+    this.#highestLimit = Math.max(this.#highestLimit, maxConcurrent);
     this.#admit();
     if (this.#active >= maxConcurrent) this.#saturate();
   }
@@ -606,7 +592,7 @@ export class Semaphore {
     this.#hasRoom = false;
     this.#drainRate.end();
     this.#pauseTimer = timer;
-    if (this.#queue.size === 0) timer?.unref();
+    if (this.queue.size === 0) timer?.unref();
     else timer?.ref();
   }
 
@@ -620,7 +606,7 @@ export class Semaphore {
 
   /** Settles when nothing is held and the queue is empty. */
   onIdle(): Promise<void> {
-    this.#idle ??= new Condition(() => this.#active === 0 && this.#queue.size === 0);
+    this.#idle ??= new Condition(() => this.#active === 0 && this.queue.size === 0);
     return this.#idle.reached();
   }
 
@@ -628,21 +614,19 @@ export class Semaphore {
   drain(): void {
     this.#stopAccepting();
     // A paused limiter would never empty. A Retry-After ends by itself, and holds till then.
-    if (this.#adaptive === undefined || this.#adaptive.blockedForMs === 0) this.resume();
+    if (this.#blockedMs() === 0) this.resume();
     else this.#admit();
   }
 
   /** Accepts no new requests, and rejects the waiters. */
   rejectAll(): void {
     this.#stopAccepting();
-    const queue = this.#queue;
+    const { queue } = this;
     queue.stopSharing();
     const closedError = sharedStack(() => new LimiterClosedError(this.#limiter.name));
     for (let next = queue.peek(); next !== undefined; next = queue.peek()) {
       this.#takeNext(next);
-      this.#rejected++;
-      next.state = 'closed';
-      settleInTurn(() => next.reject('closed', closedError()));
+      this.#rejectWaiter(next, 'closed', closedError);
     }
     this.#pauseTimer?.unref();
     this.#admit();
@@ -663,11 +647,6 @@ export class Semaphore {
     return this.#active + weight <= this.#maxConcurrent || this.#active === 0;
   }
 
-  /** Whether an event would be emitted for a permit. A method, since V8 11 reads a private getter by a call into its runtime. */
-  #isObserved(): boolean {
-    return this.#limiter.hooks.hasAnyListeners || ACQUIRED.hasSubscribers || RELEASED.hasSubscribers;
-  }
-
   #count(permit: LimiterPermit): void {
     this.#active += permit.weight;
     this.#acquired++;
@@ -675,37 +654,41 @@ export class Semaphore {
   }
 
   /** Charges the tenant of a permit that was free; one that waits is charged as it leaves the queue. */
-  #charged(weight: number, extras: PermitExtras = {}): PermitExtras {
-    if (this.#queue.isShared) this.#queue.charge(extras, weight, extras.holder);
-    return extras;
+  #charge(permit: ReadyPermit): void {
+    permit.extras ??= {};
+    this.queue.charge(permit.extras, permit.weight, permit.extras.holder);
   }
 
   #stamp(permit: LimiterPermit, adaptive: AdaptiveLimit): void {
-    permit.extras = { ...permit.extras, grantedMs: adaptive.clockMs() };
+    permit.extras ??= {};
+    permit.extras.grantedMs = adaptive.clockMs();
   }
 
-  /** Why such a request may not be queued, if there is a reason. */
-  #rejection(
+  /** Rejects a request that may not be queued, if there is a reason. */
+  #rejectArrival(
     weight: number,
     extras: PermitExtras | undefined,
     refusesNested: boolean,
-  ): PipelinePoolError | undefined {
+  ): Promise<never> | undefined {
     const limiter = this.#limiter;
-    if (!this.#isOpen) return new LimiterClosedError(limiter.name);
-    if (this.#detectNested && refusesNested && enclosing(this) !== undefined)
-      return new NestedAcquireError(limiter.name);
+    if (!this.#isOpen) return this.reject('closed', new LimiterClosedError(limiter.name), extras);
+    if (this.detectsNested && refusesNested && enclosing(this) !== undefined)
+      return this.reject('nested', new NestedAcquireError(limiter.name), extras);
     const timeoutMs = extras?.timeoutMs ?? this.#acquireTimeoutMs;
-    if (this.#queue.size >= this.#maxQueue) {
+    if (this.queue.size >= this.#maxQueue) {
       const retryAfterMs = this.#estimateMs(weight, extras);
-      return new QueueFullError({ ...queueFigures(limiter, 0), retryAfterMs });
+      const error = new QueueFullError({ ...queueFigures(limiter, 0), retryAfterMs });
+      return this.reject('queue-full', error, extras);
     }
-    if (timeoutMs === 0) return new AcquireTimeoutError(queueFigures(limiter, 0));
+    if (timeoutMs === 0)
+      return this.reject('timeout', new AcquireTimeoutError(queueFigures(limiter, 0)), extras);
     if (timeoutMs === undefined || !this.#rejectUnmeetable) return undefined;
     // A Retry-After is known, measured or not.
     if (!this.#drainRate.isKnown && this.#blockedMs() <= timeoutMs) return undefined;
     const retryAfterMs = this.#estimateMs(weight, extras);
     if (retryAfterMs <= timeoutMs) return undefined;
-    return new DeadlineUnmeetableError({ ...queueFigures(limiter, 0), retryAfterMs, timeoutMs });
+    const error = new DeadlineUnmeetableError({ ...queueFigures(limiter, 0), retryAfterMs, timeoutMs });
+    return this.reject('deadline', error, extras);
   }
 
   /**
@@ -713,23 +696,17 @@ export class Semaphore {
    * need has been released, and any Retry-After is over.
    */
   #estimateMs(weight: number, extras: PermitExtras | undefined): number {
-    const { size } = this.#queue;
-    return this.#estimateBehind(
-      size === 0 ? 0 : this.#queue.aheadOf(extras?.priority, extras?.holder),
-      weight,
-      size,
-    );
+    return this.#estimateBehind(this.queue.aheadOf(extras?.priority, extras?.holder), weight);
   }
 
   /** Where a waiter stands. */
-  placeOf({ extras, weight }: WaitingPermit): QueuePlace {
-    const { size } = this.#queue;
-    // One without extras was the last to be queued.
-    const ahead = extras === undefined ? size - 1 : this.#queue.aheadOfQueued(extras);
-    return { position: ahead + 1, estimatedWaitMs: this.#estimateBehind(ahead, weight, size) };
+  placeOf(permit: WaitingPermit): QueuePlace {
+    const ahead = this.queue.aheadOfQueued(permit);
+    return { position: ahead + 1, estimatedWaitMs: this.#estimateBehind(ahead, permit.weight) };
   }
 
-  #estimateBehind(ahead: number, weight: number, size: number): number {
+  #estimateBehind(ahead: number, weight: number): number {
+    const { size } = this.queue;
     const meanWeight = size === 0 ? 0 : (size + this.#extraWeight) / size;
     const missing = ahead * meanWeight + weight + this.#active - this.#maxConcurrent;
     const blockedMs = this.#blockedMs();
@@ -747,57 +724,65 @@ export class Semaphore {
 
   #wait(weight: number, extras: PermitExtras | undefined, work: WaitingPermit['work']): Promise<Granted> {
     const permit = new WaitingPermit(this, weight, extras, work);
-    if (extras?.lender !== undefined) {
-      const { lender } = extras;
-      // Set again if it runs under that permit in the end.
-      extras.lender = undefined;
-      lender.extras ??= {};
-      lender.extras.nested ??= new Set();
-      lender.extras.nested.add(permit);
-    }
     return observeWait(this.#limiter, permit, this.#enqueue(permit));
   }
 
   /** Queues a permit; its signal must not be aborted yet. The promise settles as it is granted or rejected. */
   #enqueue(permit: WaitingPermit): Promise<Granted> {
     if (this.#hasRoom) this.#saturate();
-    this.#pauseTimer?.ref();
     permit.clockMs = wholeTurnMs();
     const answer = new Promise<Granted>((resolve) => {
       permit.settle = resolve;
     });
-    if (permit.extras === undefined && this.#isUnbounded) this.#queue.push(permit);
+    if (permit.extras === undefined && this.#isUnbounded) this.queue.push(permit);
     else this.#enqueueBounded(permit);
+    this.#pauseTimer?.ref();
     return answer;
   }
 
   #enqueueBounded(permit: WaitingPermit): void {
     permit.extras ??= {};
     const { extras } = permit;
-    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, holder, watch } = extras;
-    if (watch !== undefined)
-      watch.readPlace = () => (permit.state === 'waiting' ? permit.place() : undefined);
-    if (timeoutMs !== undefined) extras.timer = setTimeout(onTimeout, timeoutMs, permit);
+    const { timeoutMs = this.#acquireTimeoutMs, signal, priority = 0, holder, watch, lender } = extras;
+    // First: the signal is the host's, and may throw.
     if (signal !== undefined) watchAbort(signal, permit);
+    if (watch !== undefined) watch.readPlace = () => permit.place();
+    if (lender !== undefined) {
+      lender.extras ??= {};
+      lender.extras.nested ??= new Set();
+      lender.extras.nested.add(permit);
+    }
+    if (timeoutMs !== undefined) extras.timer = setTimeout(onTimeout, timeoutMs, permit);
     this.#extraWeight += permit.weight - 1;
-    this.#queue.pushAt(extras, permit, priority, holder);
+    this.queue.pushAt(permit, priority, holder);
     // It may be next. Or only its tenant's cap holds it back, which leaves the room to others.
-    if (this.#queue.isShared) this.#admit();
+    if (this.queue.isShared) this.#admit();
   }
 
   /** Takes the next waiter out, as `peek` has just returned it. */
   #takeNext(next: WaitingPermit): void {
-    this.#queue.take(next);
+    this.queue.take(next);
     if (next.extras === undefined) next.clockMs = (wholeTurnMs() - next.clockMs) | 0;
     else this.#endWait(next, next.extras);
   }
 
+  /** Takes a waiter out before its turn. Returns whether it was in the queue. */
+  #leave(permit: WaitingPermit): boolean {
+    if (permit.extras === undefined || !this.queue.remove(permit)) return false;
+    this.#endWait(permit, permit.extras);
+    return true;
+  }
+
   /** Clears what bounded the wait of a permit that has left the queue. */
-  #endWait(permit: WaitingPermit, { timer, signal }: PermitExtras): void {
+  #endWait(permit: WaitingPermit, extras: PermitExtras): void {
+    const { timer, signal, lender } = extras;
     permit.clockMs = (wholeTurnMs() - permit.clockMs) | 0;
     this.#extraWeight -= permit.weight - 1;
     if (timer !== undefined) clearTimeout(timer);
     if (signal !== undefined) unwatchAbort(signal, permit);
+    if (lender === undefined) return;
+    lender.extras?.nested?.delete(permit);
+    extras.lender = undefined;
   }
 
   #free(permit: LimiterPermit, outcome: PermitOutcome): void {
@@ -807,6 +792,7 @@ export class Semaphore {
       this.#admit();
     } else if (this.#active === 0) this.#idle?.check();
     const limiter = this.#limiter;
+    // On the hottest path there is one check less.
     if (limiter.hooks.hasAnyListeners || RELEASED.hasSubscribers) emitReleased(limiter, permit, outcome);
   }
 
@@ -833,22 +819,22 @@ export class Semaphore {
     }
     const lender = extras?.lender;
     if (lender === undefined) {
-      if (extras !== undefined) this.#queue.settle(extras, permit.weight);
+      if (extras !== undefined) this.queue.settle(extras, permit.weight);
       // There may be room under its tenant's cap.
-      if (this.#hasRoom && this.#queue.peek() !== undefined) this.#saturate();
+      if (this.#hasRoom && this.queue.peek() !== undefined) this.#saturate();
       this.#free(permit, outcome);
       return;
     }
     const lent = lender.extras as PermitExtras;
     lent.isLent = false;
     if (lender.state === 'held') this.#lendNext(lender);
-    else this.#end(lender, lent.outcome ?? 'ok');
-    if (this.#isObserved()) emitReleased(this.#limiter, permit, outcome);
+    else this.#end(lender, lent.outcome as PermitOutcome);
+    if (isObserved(this.#limiter.hooks)) emitReleased(this.#limiter, permit, outcome);
   }
 
   #sample(permit: LimiterPermit, outcome: PermitOutcome, adaptive: AdaptiveLimit): void {
     // While there are waiters the limit binds, also where the next is too heavy for what is left of it.
-    const binds = this.#queue.size > 0 && !this.#paused;
+    const binds = this.queue.size > 0 && !this.#paused;
     const inFlight = binds ? Math.max(this.#active, this.#maxConcurrent) : this.#active;
     const startedMs = permit.extras?.grantedMs;
     if (startedMs !== undefined) adaptive.onSample({ startedMs, outcome, inFlight });
@@ -863,7 +849,7 @@ export class Semaphore {
 
   /** Hands permits to the waiters, in order, as far as they go. */
   #admit(): void {
-    const queue = this.#queue;
+    const { queue } = this;
     while (this.#active < this.#maxConcurrent) {
       const next = queue.peek();
       if (next === undefined) {
@@ -872,7 +858,7 @@ export class Semaphore {
       }
       if (this.#paused) return;
       // Only a waiter with extras may be heavier than 1, or aborted.
-      if (next.extras !== undefined && !this.#admits(next, next.extras)) {
+      if (next.extras !== undefined && !this.#admits(next, next.extras.signal)) {
         if (next.state === 'waiting') return;
         continue;
       }
@@ -883,15 +869,12 @@ export class Semaphore {
   }
 
   /** Whether the next waiter may have its permit now. If not, it waits on, or has been rejected. */
-  #admits(next: WaitingPermit, extras: PermitExtras): boolean {
+  #admits(next: WaitingPermit, signal: AbortSignal | undefined): boolean {
     if (!this.#fits(next.weight)) return false;
-    const { signal } = extras;
     if (!signal?.aborted) return true;
     // A listener of that signal, ahead of ours, made room: the abort came first all the same.
-    this.#queue.remove(extras, next);
-    this.#endWait(next, extras);
-    this.#rejected++;
-    next.reject('aborted', signal.reason);
+    this.#leave(next);
+    this.#rejectWaiter(next, 'aborted', () => signal.reason);
     return false;
   }
 
@@ -905,3 +888,30 @@ export class Semaphore {
 }
 
 const onTimeout = (permit: WaitingPermit): void => permit.semaphore.abandon(permit, 'timeout', undefined);
+
+/** Releases a permit of any limiter. An error of a foreign one must not cost a call its result. */
+export function releasePermit(permit: Permit | undefined, outcome?: PermitOutcome): void {
+  try {
+    permit?.release(outcome);
+  } catch {}
+}
+
+/** Releases a permit that was not used, so that its request is charged when it is used, and once. */
+export function returnPermit(permit: Permit | undefined): void {
+  const isOurs = permit instanceof ReadyPermit || permit instanceof WaitingPermit;
+  if (isOurs && permit.extras !== undefined) refund(permit.extras);
+  try {
+    permit?.[UNUSED]?.();
+  } catch {}
+  releasePermit(permit, 'ignored');
+}
+
+/** The signal that aborts when the permit is lost, as far as a foreign limiter gives one. Never throws. */
+export function lossSignalOf(permit: Permit | undefined): AbortSignal | undefined {
+  try {
+    const signal = permit?.signal;
+    return signal === undefined ? undefined : abortSignal('permit.signal', signal);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,5 +1,6 @@
 import {
   type Checks,
+  checkEach,
   durationMs,
   finiteNumber,
   fromZero,
@@ -52,8 +53,6 @@ const CHECKS = {
   abortGraceMs: durationMs,
 } satisfies Checks<PipelineConfig>;
 
-const SETTINGS = /* @__PURE__ */ Object.keys(CHECKS) as (keyof PipelineConfig)[];
-
 /**
  * Reads the settings from the environment. A missing or empty variable leaves the default.
  *
@@ -71,24 +70,27 @@ export function completeConfig(
   given: Partial<PipelineConfig>,
   env: Readonly<Record<string, string | undefined>> = process.env,
 ): PipelineConfig {
-  options('config', given, SETTINGS);
+  checkEach('config', given, CHECKS);
   const config: { -readonly [S in keyof PipelineConfig]: PipelineConfig[S] } = { ...PRESETS.medium };
-  for (const setting of SETTINGS) {
-    const variable = CONFIG_VARIABLES[setting];
-    const own = given[setting];
-    const value = own === undefined ? readNumber(variable, env[variable]?.trim() ?? '') : own;
-    if (value === undefined) continue;
-    CHECKS[setting](own === undefined ? variable : setting, value);
-    config[setting] = value;
+  for (const setting of Object.keys(CHECKS) as (keyof PipelineConfig)[]) {
+    const value = given[setting] ?? fromEnvironment(setting, env);
+    if (value !== undefined) config[setting] = value;
   }
   return Object.freeze(config);
 }
 
-function readNumber(variable: string, written: string): number | undefined {
+function fromEnvironment(
+  setting: keyof PipelineConfig,
+  env: Readonly<Record<string, string | undefined>>,
+): number | undefined {
+  const variable = CONFIG_VARIABLES[setting];
+  const written = env[variable]?.trim() ?? '';
   if (written === '') return undefined;
-  // Number('') is 0 and Number('0x10') is 16: only a plain decimal number counts.
+  // Number('0x10') is 16: only a plain decimal number counts.
   if (!/^\d+$/.test(written)) throw new RangeError(refusal(variable, 'a whole number', written));
-  return Number(written);
+  const value = Number(written);
+  CHECKS[setting](variable, value);
+  return value;
 }
 
 /** A setting that is allowed but unwise. */
@@ -119,7 +121,10 @@ const GB = 1_073_741_824;
  * for (const { message } of checkConfig(loadConfig())) console.warn(message);
  */
 export function checkConfig(config: PipelineConfig, machine: Machine = {}): readonly ConfigWarning[] {
-  const { poolSize, maxConcurrentRequests } = checked(config);
+  const { poolSize, maxConcurrentRequests } = completeConfig(config, {});
+  // Whole as it is given: the defaults must not fill in what is missing.
+  for (const required of ['poolSize', 'maxConcurrentRequests'] as const)
+    CHECKS[required](required, config[required]);
   options('machine', machine, ['cores', 'memoryBytes', 'instanceBytes']);
   const cores = wholeNumber('cores', machine.cores ?? os().availableParallelism());
   const memoryBytes = finiteNumber(
@@ -130,34 +135,26 @@ export function checkConfig(config: PipelineConfig, machine: Machine = {}): read
   );
   const instanceBytes = finiteNumber('instanceBytes', machine.instanceBytes ?? GB / 2, 1, Number.MAX_VALUE);
   const warnings: ConfigWarning[] = [];
-  if (maxConcurrentRequests < poolSize) {
-    warnings.push({
-      code: 'fewer-requests-than-instances',
-      message: `Only ${maxConcurrentRequests} requests are admitted at once: ${poolSize - maxConcurrentRequests} of ${poolSize} instances will never be used. Raise ${CONFIG_VARIABLES.maxConcurrentRequests} or lower ${CONFIG_VARIABLES.poolSize}.`,
-    });
-  }
-  if (poolSize > 2 * cores) {
-    warnings.push({
-      code: 'more-instances-than-cores',
-      message: `${poolSize} instances on ${cores} cores: with more than two per core they slow one another down. Lower ${CONFIG_VARIABLES.poolSize} to ${2 * cores}.`,
-    });
-  }
+  const warn = (code: ConfigWarning['code'], message: string): void => {
+    warnings.push({ code, message });
+  };
+  if (maxConcurrentRequests < poolSize)
+    warn(
+      'fewer-requests-than-instances',
+      `Only ${maxConcurrentRequests} requests are admitted at once: ${poolSize - maxConcurrentRequests} of ${poolSize} instances will never be used. Raise ${CONFIG_VARIABLES.maxConcurrentRequests} or lower ${CONFIG_VARIABLES.poolSize}.`,
+    );
+  if (poolSize > 2 * cores)
+    warn(
+      'more-instances-than-cores',
+      `${poolSize} instances on ${cores} cores: with more than two per core they slow one another down. Lower ${CONFIG_VARIABLES.poolSize} to ${2 * cores}.`,
+    );
   const fitting = Math.floor(memoryBytes / instanceBytes);
-  if (poolSize > fitting) {
-    warnings.push({
-      code: 'more-instances-than-memory',
-      message: `${poolSize} instances need ${inGb(poolSize * instanceBytes)} to ${inGb(2 * poolSize * instanceBytes)} GB, and ${inGb(memoryBytes)} GB are available. Lower ${CONFIG_VARIABLES.poolSize} to ${Math.max(1, fitting)}.`,
-    });
-  }
+  if (poolSize > fitting)
+    warn(
+      'more-instances-than-memory',
+      `${poolSize} instances need ${inGb(poolSize * instanceBytes)} to ${inGb(2 * poolSize * instanceBytes)} GB, and ${inGb(memoryBytes)} GB are available. Lower ${CONFIG_VARIABLES.poolSize} to ${Math.max(1, fitting)}.`,
+    );
   return warnings;
-}
-
-/** A whole configuration, checked: the environment must not fill in what is missing. */
-function checked(config: PipelineConfig): PipelineConfig {
-  options('config', config, SETTINGS);
-  for (const required of ['poolSize', 'maxConcurrentRequests'] as const)
-    CHECKS[required](required, config[required]);
-  return completeConfig(config, {});
 }
 
 /** Loaded when it is first used. */

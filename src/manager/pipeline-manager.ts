@@ -13,11 +13,12 @@ import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { withDeadline } from '../internal/abort.js';
 import { inBatches, nowMs } from '../internal/clock.js';
 import {
+  type Checks,
   callable,
-  options as checkOptions,
+  checkEach,
   durationMs,
   flag,
-  optional,
+  positiveMs,
   refusal,
   text,
 } from '../internal/validate.js';
@@ -54,7 +55,10 @@ export interface PipelineManagerOptions<T> {
   readonly pool: PipelinePool<T>;
   /** Admits the requests. Give it a limit at least as high as the pool's size. */
   readonly limiter: Limiter;
-  /** The gates of the services that the pipelines call: included in `stats`, closed by `shutdown`. @default none */
+  /**
+   * The gates of the services that the pipelines call, each with a name of its own: included in `stats`, closed by
+   * `shutdown`. @default none
+   */
   readonly gates?: readonly ManagedGate[] | undefined;
   /** Milliseconds that a whole request may take, queueing included. @default unlimited */
   readonly requestTimeoutMs?: number | undefined;
@@ -87,16 +91,29 @@ export interface ManagerStats {
   readonly gates: Readonly<Record<string, GateStats>>;
 }
 
-const MANAGER_OPTIONS: readonly (keyof PipelineManagerOptions<unknown>)[] = [
-  'pool',
-  'limiter',
-  'gates',
-  'requestTimeoutMs',
-  'abortGraceMs',
-  'trackRequests',
-  'name',
-  'hooks',
-];
+const CHECKS: Checks<PipelineManagerOptions<unknown>> = {
+  pool: (option, pool) => {
+    if (typeof (pool as PipelinePool<unknown> | null | undefined)?.acquire !== 'function')
+      throw new TypeError(refusal(option, 'a PipelinePool', pool));
+  },
+  limiter: (option, limiter) => {
+    if (typeof (limiter as Limiter | null | undefined)?.acquire !== 'function')
+      throw new TypeError(refusal(option, 'a ConcurrencyLimiter', limiter));
+  },
+  gates: (option, gates) => {
+    if (!Array.isArray(gates) || !gates.every((gate) => gate?.stats))
+      throw new TypeError(refusal(option, 'an array of gates', gates));
+    const names = gates.map(({ name }) => name);
+    const twice = names.find((name, i) => names.indexOf(name) < i);
+    if (twice !== undefined)
+      throw new RangeError(`Expected \`${option}\` to have names of their own, got "${twice}" twice`);
+  },
+  requestTimeoutMs: positiveMs,
+  abortGraceMs: durationMs,
+  trackRequests: flag,
+  name: text,
+  hooks: checkHooks,
+};
 
 /**
  * Runs requests, each on a pipeline instance that it alone uses: admitted by a limiter, served from a pool.
@@ -138,29 +155,23 @@ export class PipelineManager<T> implements AsyncDisposable {
 
   // No comment of its own: it would hide the class's on hover.
   constructor(options: PipelineManagerOptions<T>) {
-    checkOptions('PipelineManager', options, MANAGER_OPTIONS);
-    const { pool, limiter, gates = [], requestTimeoutMs, abortGraceMs = 5_000, name = 'manager' } = options;
-    if (typeof pool?.acquire !== 'function') throw new TypeError(refusal('pool', 'a PipelinePool', pool));
-    if (typeof limiter?.acquire !== 'function') {
-      throw new TypeError(refusal('limiter', 'a ConcurrencyLimiter', limiter));
-    }
-    if (!Array.isArray(gates) || !gates.every((gate) => gate?.stats))
-      throw new TypeError(refusal('gates', 'an array of gates', gates));
-    this.name = text('name', name);
-    this.hooks = options.hooks === undefined ? new LifecycleHooks() : checkHooks('hooks', options.hooks);
+    checkEach('PipelineManager', options, CHECKS);
+    CHECKS.pool('pool', options.pool);
+    CHECKS.limiter('limiter', options.limiter);
+    const { pool, limiter, gates = [], name = 'manager', hooks = new LifecycleHooks() } = options;
+    this.name = name;
+    this.hooks = hooks;
     this.pool = pool;
     this.limiter = limiter;
     this.gates = [...gates];
-    this.#requestTimeoutMs = optional('requestTimeoutMs', requestTimeoutMs, (option, value) =>
-      durationMs(option, value, 1),
-    );
+    this.#requestTimeoutMs = options.requestTimeoutMs;
     this.#dependencies = {
       name,
-      hooks: this.hooks,
+      hooks,
       limiter,
       pool,
-      abortGraceMs: durationMs('abortGraceMs', abortGraceMs),
-      trackRequests: optional('trackRequests', options.trackRequests, flag) ?? true,
+      abortGraceMs: options.abortGraceMs ?? 5_000,
+      trackRequests: options.trackRequests ?? true,
       requests: this.#requests,
     };
   }
@@ -253,9 +264,12 @@ export class PipelineManager<T> implements AsyncDisposable {
     return this.#open(taskId, options).enter(true);
   }
 
-  /** Releases what `acquirePipeline` returned. Never rejects; a second call changes nothing. */
-  releasePipeline(lease: Lease<T>): Promise<void> {
-    return lease.release();
+  /**
+   * Releases what `acquirePipeline` returned. Never rejects; a second call changes nothing, nor does a call without a lease:
+   * in a `finally` after an `acquirePipeline` that rejected.
+   */
+  async releasePipeline(lease: Lease<T> | null | undefined): Promise<void> {
+    await lease?.release();
   }
 
   /**
@@ -312,8 +326,7 @@ export class PipelineManager<T> implements AsyncDisposable {
    * @throws {TypeError | RangeError} naming the option that is wrong, and its value
    */
   async shutdown(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
-    const { timeoutMs } = checkOptions('shutdown', options, ['timeoutMs']);
-    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    const { timeoutMs } = checkEach('shutdown', options, { timeoutMs: durationMs });
     this.#shutdown ??= this.#requests.empty().then(() => this.#closeAll());
     const tooLong = (ms: number): Error => new RangeError(`Requests were left after ${ms} ms`);
     await withDeadline(this.#requests.empty(), timeoutMs, tooLong).catch(() => this.#abortAll());
@@ -356,7 +369,10 @@ export interface CreatePipelineManagerOptions<T>
    * @default a ConcurrencyLimiter
    */
   readonly limiter?: Limiter | undefined;
-  /** The gates of the services that the pipelines call: included in `stats`, closed by `shutdown`. @default none */
+  /**
+   * The gates of the services that the pipelines call, each with a name of its own: included in `stats`, closed by
+   * `shutdown`. @default none
+   */
   readonly gates?: readonly ManagedGate[] | undefined;
   /** Whether `currentRequest()` works in the code of requests. @default true */
   readonly trackRequests?: boolean | undefined;

@@ -137,12 +137,14 @@ export class RequestStream<T, Y, R> implements StreamIterator<Y, R | undefined>,
     request?.end('aborted', new DOMException('The consumer left the stream', 'AbortError'));
   }
 
-  throw(error?: unknown): Promise<IteratorResult<Y, R | undefined>> {
-    if (this.#state.kind !== 'open' || this.#returned) {
-      if (this.#state.kind !== 'open') this.#state = OVER;
-      return Promise.reject(error);
+  async throw(error?: unknown): Promise<IteratorResult<Y, R | undefined>> {
+    if (this.#state.kind !== 'open') this.#state = OVER;
+    else if (!this.#returned) {
+      const result = await this.#send((iterator) => iterator.throw(error));
+      if (result !== END) return result;
     }
-    return this.#send((iterator) => iterator.throw(error));
+    // The source is over, or was when the error's turn came.
+    throw error;
   }
 
   /** Performs a command now, or after those that came before it. */

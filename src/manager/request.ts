@@ -26,8 +26,8 @@ import { Condition } from '../internal/condition.js';
 import { redactError } from '../internal/redaction.js';
 import { abortSignal, options as checkOptions, durationMs, text, wholeNumber } from '../internal/validate.js';
 import { ConcurrencyLimiter } from '../limiter/concurrency-limiter.js';
-import { lossSignalOf, releasePermit } from '../limiter/foreign-permit.js';
 import type { AcquireOptions, Limiter, Permit } from '../limiter/limiter.js';
+import { lossSignalOf, releasePermit } from '../limiter/semaphore.js';
 import type { Lease } from '../pool/lease.js';
 import type { PipelinePool } from '../pool/pipeline-pool.js';
 import { QUEUE_WATCH, type QueueWatch } from '../queue/options.js';
@@ -222,10 +222,6 @@ export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
     this.#emit('request:queued', {});
   }
 
-  get signal(): AbortSignal {
-    return this.abortable.signal;
-  }
-
   get isAdmitted(): boolean {
     return this.#admittedMs !== undefined;
   }
@@ -267,7 +263,7 @@ export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
 
   /** The manager is closing. */
   shutDown(): void {
-    this.end('shutdown', new ManagerClosedError(this.#dependencies.name));
+    this.end('shutdown', new ManagerClosedError(this.#dependencies.name, 'has aborted this request'));
   }
 
   /** Ends the request early; the first reason counts. */
@@ -362,7 +358,7 @@ export class ManagedRequest<T> implements AbortWatcher, QueueWatch {
     if (limiter instanceof ConcurrencyLimiter) return limiter.acquire(options);
     // A foreign limiter may do more with a signal than to watch it, or ignore it and grant a permit to a request that is over.
     return boundedCall((signal) => limiter.acquire({ ...options, signal }), {
-      signal: this.signal,
+      signal: this.abortable.signal,
       onLate: (late) => releasePermit(late, 'ignored'),
     });
   }

@@ -118,12 +118,9 @@ export class TenantUse {
         other.queued += queued;
       } else all.set(name, Object.assign(figures, { running, queued }));
     }
-    if (this.#tenants.size > this.#shown.size || other.started + other.waitMs > 0) {
-      // A tenant of that name is counted with the others.
-      const own = all.get(OTHER_TENANTS);
-      all.delete(OTHER_TENANTS);
-      all.set(OTHER_TENANTS, own === undefined ? other : sumOf(own, other));
-    }
+    const { running, queued, started, waitMs, spent } = other;
+    if (this.#tenants.size > this.#shown.size || running + queued + started + waitMs + spent.size > 0)
+      all.set(OTHER_TENANTS, other);
     return all;
   }
 
@@ -165,6 +162,8 @@ export class TenantUse {
   }
 
   #of(name: string): Tenant {
+    // A tenant of that name is counted with the others.
+    if (name === OTHER_TENANTS) return this.#other;
     let tenant = this.#tenants.get(name);
     if (tenant !== undefined) return tenant;
     if (this.#tenants.size >= FOLLOWED * this.#most && !this.#drop()) return this.#other;
@@ -209,17 +208,4 @@ function leastOf(tenants: Iterable<readonly [string, Tenant]>): readonly [string
   let least: readonly [string, Tenant] | undefined;
   for (const each of tenants) if (least === undefined || each[1].use < least[1].use) least = each;
   return least;
-}
-
-function sumOf(a: TenantFigures, b: TenantFigures): TenantFigures {
-  const spent = new Map(a.spent);
-  for (const [meter, amount] of b.spent) spent.set(meter, (spent.get(meter) ?? 0) + amount);
-  return {
-    running: a.running + b.running,
-    queued: a.queued + b.queued,
-    started: a.started + b.started,
-    runMs: a.runMs + b.runMs,
-    waitMs: a.waitMs + b.waitMs,
-    spent,
-  };
 }

@@ -1,14 +1,8 @@
-import type {
-  DestroyReason,
-  LeaseRejection,
-  LifecycleEventName,
-  LifecycleEvents,
-  RevocationReason,
-} from '../hooks/events.js';
+import type { LeaseRejection, LifecycleEventName, LifecycleEvents, PoolEvents } from '../hooks/events.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { channelOf, channels } from '../hooks/lifecycle-hooks.js';
 import { type ErrorSummary, enableRedaction, redactError } from '../internal/redaction.js';
-import type { Instance, InstanceRegistry, LeaseRequest } from './instances.js';
+import type { Failure, InstanceRegistry, LeaseRequest } from './instances.js';
 import type { LeaseOptions } from './options.js';
 import type { Waiters } from './waiters.js';
 
@@ -18,7 +12,10 @@ const ACQUIRED = /* @__PURE__ */ channelOf('lease:acquired');
 const REJECTED = /* @__PURE__ */ channelOf('lease:rejected');
 const RELEASED = /* @__PURE__ */ channelOf('lease:released');
 
-/** Emits the events of a pool. An event without a listener costs one check: no payload is made. */
+/** The fields of an event beyond those that every event has. */
+type OwnFields<E extends keyof PoolEvents> = Omit<PoolEvents[E], keyof PoolEvents['lease:queued'] | 'error'>;
+
+/** Emits the events of a pool. No payload is made for an event without a listener. */
 export class PoolEventEmitter<T> {
   readonly #source: string;
   readonly #hooks: LifecycleHooks;
@@ -34,58 +31,16 @@ export class PoolEventEmitter<T> {
     this.#waiters = waiters;
   }
 
-  creating(instanceId: number): void {
-    if (!this.#hasListeners('instance:creating')) return;
-    this.#hooks.emit('instance:creating', { instanceId, ...this.#payload(undefined) });
-  }
-
-  created(instanceId: number, createMs: number): void {
-    if (!this.#hasListeners('instance:created')) return;
-    this.#hooks.emit('instance:created', { instanceId, createMs, ...this.#payload(undefined) });
-  }
-
-  createFailed(
-    instanceId: number,
-    error: unknown,
-    details: Pick<LifecycleEvents['instance:create-failed'], 'createMs' | 'failures' | 'retryAfterMs'>,
-  ): void {
-    if (!this.#hasListeners('instance:create-failed')) return;
-    this.#hooks.emit('instance:create-failed', {
-      ...this.#payload(undefined),
-      instanceId,
-      ...details,
-      error: this.#summarize(error),
-    });
-  }
-
-  /** `failure` is what the callback threw, if it threw. */
-  unhealthy(
-    instanceId: number,
-    stage: 'validate' | 'prepare' | 'reset',
-    failure: { readonly error: unknown } | undefined,
+  /** `failure` is what the host's code threw, if it threw. */
+  emit<E extends keyof PoolEvents>(
+    event: E,
+    fields: OwnFields<E>,
+    failure?: Failure,
     options?: LeaseOptions,
   ): void {
-    if (!this.#hasListeners('instance:unhealthy')) return;
+    if (!this.#hasListeners(event)) return;
     const error = failure && { error: this.#summarize(failure.error) };
-    this.#hooks.emit('instance:unhealthy', { ...this.#payload(options), instanceId, stage, ...error });
-  }
-
-  destroyed({ id, uses }: Instance<T>, reason: DestroyReason, destroyMs: number, ageMs: number): void {
-    if (!this.#hasListeners('instance:destroyed')) return;
-    const payload = { instanceId: id, reason, destroyMs, ageMs, uses, ...this.#payload(undefined) };
-    this.#hooks.emit('instance:destroyed', payload);
-  }
-
-  destroyFailed(instanceId: number, reason: DestroyReason, destroyMs: number, error: unknown): void {
-    if (!this.#hasListeners('instance:destroy-failed')) return;
-    const payload = {
-      ...this.#payload(undefined),
-      instanceId,
-      reason,
-      destroyMs,
-      error: this.#summarize(error),
-    };
-    this.#hooks.emit('instance:destroy-failed', payload);
+    this.#hooks.emit(event, { ...this.#payload(options), ...fields, ...error } as LifecycleEvents[E]);
   }
 
   /** Whether any event of a waiter has a listener. */
@@ -117,36 +72,7 @@ export class PoolEventEmitter<T> {
   }
 
   rejected(options: LeaseOptions | undefined, reason: LeaseRejection, waitMs: number, error: unknown): void {
-    if (!this.#hasListeners('lease:rejected')) return;
-    const payload = {
-      reason,
-      waitMs,
-      error: this.#summarize(error),
-      ...this.#payload(options),
-    };
-    this.#hooks.emit('lease:rejected', payload);
-  }
-
-  leaked(
-    instanceId: number,
-    options: LeaseOptions | undefined,
-    heldMs: number,
-    kind: 'overdue' | 'returned' | 'collected',
-    stack: string | undefined,
-  ): void {
-    if (!this.#hasListeners('lease:leaked')) return;
-    const payload = { instanceId, heldMs, kind, ...this.#payload(options) };
-    this.#hooks.emit('lease:leaked', stack === undefined ? payload : { ...payload, stack });
-  }
-
-  revoked(
-    instanceId: number,
-    options: LeaseOptions | undefined,
-    heldMs: number,
-    reason: RevocationReason,
-  ): void {
-    if (!this.#hasListeners('lease:revoked')) return;
-    this.#hooks.emit('lease:revoked', { instanceId, heldMs, reason, ...this.#payload(options) });
+    this.emit('lease:rejected', { reason, waitMs }, { error }, options);
   }
 
   /** The part of an error that payloads carry. Close and abort reject many waiters with one error: it is redacted once. */

@@ -1,5 +1,6 @@
 import genericPool, { type Factory, type Options, type Pool } from 'generic-pool';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { JobQueue } from '../internal/job-queue.js';
 import type { Instance, InstanceRegistry } from './instances.js';
 import type { PoolSettings } from './options.js';
 import type { Teardown } from './teardown.js';
@@ -11,6 +12,8 @@ const LOOKS_PER_QUIET = 20;
 // Long idle instances are evicted this often in `idleTimeoutMs`, but not less often than once a minute.
 const EVICTIONS_PER_IDLE_TIMEOUT = 10;
 const RAREST_EVICTION_MS = 60_000;
+// Instances to validate are looked for this often in `validateIdleEveryMs`.
+const LOOKS_PER_VALIDATION = 2;
 
 /** What generic-pool holds: an object of ours with the instance, until that is taken. */
 class Slot<T> {
@@ -51,6 +54,7 @@ export class IdleInstances<T> {
   readonly #quietMs: number;
   readonly #turnNow: () => number;
   #quietTimer: NodeJS.Timeout | undefined;
+  #validationTimer: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
 
   constructor(
@@ -130,9 +134,28 @@ export class IdleInstances<T> {
     this.#emptySlot(instance);
   }
 
+  /** Calls `validate` in the background for each instance that was not known to be healthy for this long. */
+  validateEvery(everyMs: number, validate: (instance: Instance<T>) => Promise<void>): void {
+    // One at a time: an instance that is being validated is not available meanwhile.
+    const queue = new JobQueue({ concurrency: 1 });
+    const isDue = ({ state, goodMs }: Instance<T>): boolean =>
+      state.kind === 'idle' && this.#turnNow() - goodMs >= everyMs;
+    const validateDue = async (instance: Instance<T>): Promise<void> => {
+      // Its turn in the queue may come much later.
+      if (isDue(instance)) await validate(instance);
+    };
+    const look = (): void => {
+      const due = queue.queued === 0 ? this.#idle.filter(isDue) : [];
+      for (const instance of due) void queue.run(() => validateDue(instance));
+      this.#validationTimer = setTimeout(look, everyMs / LOOKS_PER_VALIDATION).unref();
+    };
+    NEUTRAL_CONTEXT.run(look);
+  }
+
   /** Ends the timers. All instances must have been taken. */
   close(): Promise<void> {
     clearTimeout(this.#quietTimer);
+    clearTimeout(this.#validationTimer);
     this.#closing ??= this.#closeInventory();
     return this.#closing;
   }

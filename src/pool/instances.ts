@@ -1,11 +1,10 @@
-import type { LeaseRevokedError } from '../errors.js';
+import { CallbackTimeoutError, type LeaseRevokedError, type LifecycleStage } from '../errors.js';
 import type { DestroyReason, LeaseRejection } from '../hooks/events.js';
-import { type AbortWatcher, LazySignal } from '../internal/abort.js';
-import type { AsyncContext } from '../internal/async-context.js';
+import { type AbortWatcher, boundedCall, LazySignal } from '../internal/abort.js';
+import { type AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import type { FairQueue, QueueNode, QueuePosition, Tenant, TenantQueue } from '../queue/fair-queue.js';
-import type { CallbackInvocation } from './callbacks.js';
 import type { Lease } from './lease.js';
-import type { LeaseOptions } from './options.js';
+import type { LeaseOptions, PoolSettings, TaskContext } from './options.js';
 
 /** For work that is over as soon as it has begun. */
 export const DONE: Promise<void> = /* @__PURE__ */ Promise.resolve();
@@ -15,12 +14,9 @@ export const DONE: Promise<void> = /* @__PURE__ */ Promise.resolve();
  * transitions, and a test compares the drawing with what happens.
  */
 export type InstanceState<T> =
-  | { readonly kind: 'creating'; readonly call: CallbackInvocation<T> }
+  | { readonly kind: 'creating' | 'validating' | 'preparing' | 'resetting'; readonly call: HostCall }
   | { readonly kind: 'idle' }
-  | { readonly kind: 'validating'; readonly call: CallbackInvocation<unknown> }
-  | { readonly kind: 'preparing'; readonly call: CallbackInvocation<unknown> }
   | LeaseRequest<T>
-  | { readonly kind: 'resetting'; readonly call: CallbackInvocation<unknown> }
   | { readonly kind: 'destroying'; readonly done: Promise<void> }
   | { readonly kind: 'gone' };
 
@@ -30,7 +26,7 @@ export const GONE = { kind: 'gone' } as const;
 /** The state of a request for a lease, from `acquire` to the end of the lease. See docs/lifecycle.md. */
 export type LeaseRequestState =
   | { readonly kind: 'waiting' }
-  | { readonly kind: 'preparing'; readonly call: CallbackInvocation<unknown> }
+  | { readonly kind: 'preparing'; readonly call: HostCall }
   | { readonly kind: 'held' }
   | LeaseEnd
   | { readonly kind: 'rejected'; readonly reason: LeaseRejection; readonly waitMs: number };
@@ -43,6 +39,61 @@ export type LeaseEnd =
 const WAITING: LeaseRequestState = { kind: 'waiting' };
 export const HELD: LeaseRequestState = { kind: 'held' };
 export const RELEASED: LeaseEnd = { kind: 'released', done: DONE };
+
+/** The stages that run a callback of the host. */
+type CallbackStage = Exclude<LifecycleStage, 'wait'>;
+type CallSettings = Pick<PoolSettings<unknown>, 'name' | `${CallbackStage}TimeoutMs`>;
+
+/** What a callback of the host threw or rejected with, or that it took too long. */
+export interface Failure {
+  readonly error: unknown;
+}
+
+type CallOutcome<R> =
+  | { readonly value: R; readonly failure?: undefined }
+  | { readonly value?: undefined; readonly failure: Failure };
+
+/**
+ * One call of a callback of the host, in the AsyncLocalStorage context of its caller.
+ *
+ * It ends when the callback does or at its deadline, and not before: callbacks of one instance never overlap, short of a
+ * deadline. `cancel` only aborts the callback's signal.
+ */
+export class HostCall {
+  readonly #settings: CallSettings;
+  readonly #abandoned: AbortSignal | undefined;
+  readonly #controller = new AbortController();
+
+  /** It also ends when `abandoned` aborts. */
+  constructor(settings: CallSettings, abandoned?: AbortSignal) {
+    this.#settings = settings;
+    this.#abandoned = abandoned;
+  }
+
+  /** Makes the call. Never rejects, and settles in every case. `onLate` receives a result that comes after that. */
+  async run<R>(
+    stage: CallbackStage,
+    callback: (signal: AbortSignal) => R | PromiseLike<R>,
+    onLate?: (result: R) => void,
+  ): Promise<CallOutcome<R>> {
+    const { name, [`${stage}TimeoutMs` as const]: timeoutMs } = this.#settings;
+    const call = (ended: AbortSignal): R | PromiseLike<R> => {
+      ended.addEventListener('abort', () => this.cancel(ended.reason));
+      return callback(this.#controller.signal);
+    };
+    const timeoutError = (): Error => new CallbackTimeoutError(name, stage, timeoutMs);
+    try {
+      return { value: await boundedCall(call, { timeoutMs, timeoutError, signal: this.#abandoned, onLate }) };
+    } catch (error) {
+      return { failure: { error } };
+    }
+  }
+
+  /** Aborts the callback's signal: its result is no longer needed. The call goes on until the callback ends. */
+  cancel(reason: unknown): void {
+    this.#controller.abort(reason);
+  }
+}
 
 /** The host's pipeline and what the pool knows of it. Only `InstanceRegistry` changes `state` and `evictionReason`. */
 export class Instance<T> {
@@ -143,6 +194,23 @@ export class LeaseRequest<T> implements QueueNode, AbortWatcher {
     return this.extras?.options;
   }
 
+  /** The context of its task, as far as `prepare` or `reset` needs it. */
+  get context(): AsyncContext {
+    return this.extras?.context ?? NEUTRAL_CONTEXT;
+  }
+
+  /** What `prepare` and `reset` receive. */
+  taskContext(instanceId: number, signal: AbortSignal): TaskContext {
+    const { taskId, requestId, tenant } = this.options ?? {};
+    return {
+      instanceId,
+      signal,
+      ...(taskId === undefined ? {} : { taskId }),
+      ...(requestId === undefined ? {} : { requestId }),
+      ...(tenant === undefined ? {} : { tenant }),
+    };
+  }
+
   /** Milliseconds from `sinceMs` to this time of the pool's clock. */
   elapsedMs(nowMs: number): number {
     return ((nowMs | 0) - this.sinceMs) | 0;
@@ -217,13 +285,16 @@ export class InstanceRegistry<T> {
   onEvicted: ((instance: Instance<T>) => void) | undefined = undefined;
   /** Called when an instance became idle or gone, or a waiter left. Set while the pool is draining or closed. */
   onProgress: (() => void) | undefined = undefined;
+  readonly #settings: PoolSettings<T>;
   readonly #instances = new Map<number, Instance<T>>();
+  readonly #abandoned = new AbortController();
   #lastId = 0;
 
-  constructor({ size, min, minIdle }: Record<'size' | 'min' | 'minIdle', number>) {
-    this.size = size;
-    this.min = min;
-    this.minIdle = minIdle;
+  constructor(settings: PoolSettings<T>) {
+    this.#settings = settings;
+    this.size = settings.size;
+    this.min = settings.min;
+    this.minIdle = settings.minIdle;
   }
 
   get live(): number {
@@ -244,17 +315,25 @@ export class InstanceRegistry<T> {
     return this.#instances.get(id);
   }
 
-  /** Adds an instance that is about to be created, with the next id. */
-  enter(callOf: (id: number) => CallbackInvocation<T>): {
-    readonly instance: Instance<T>;
-    readonly call: CallbackInvocation<T>;
-  } {
-    const id = ++this.#lastId;
-    const call = callOf(id);
-    const instance = new Instance<T>(id, { kind: 'creating', call });
-    this.#instances.set(id, instance);
+  /** Adds an instance that is about to be created by `call`, with the next id. */
+  enter(): { readonly instance: Instance<T>; readonly call: HostCall } {
+    const call = this.#newCall();
+    const instance = new Instance<T>(++this.#lastId, { kind: 'creating', call });
+    this.#instances.set(instance.id, instance);
     this.#count(instance, 1);
     return { instance, call };
+  }
+
+  /** Moves an instance to a state in which a callback of the host runs; returns the call to make. */
+  begin(instance: Instance<T>, kind: 'validating' | 'preparing' | 'resetting'): HostCall {
+    const call = this.#newCall();
+    this.move(instance, { kind, call });
+    return call;
+  }
+
+  /** Ends all calls in progress, except those of `destroy`. */
+  abandonCalls(reason: unknown): void {
+    this.#abandoned.abort(reason);
   }
 
   move(instance: Instance<T>, state: InstanceState<T>): void {
@@ -282,6 +361,10 @@ export class InstanceRegistry<T> {
   /** All live instances, the oldest first. */
   [Symbol.iterator](): IterableIterator<Instance<T>> {
     return this.#instances.values();
+  }
+
+  #newCall(): HostCall {
+    return new HostCall(this.#settings, this.#abandoned.signal);
   }
 
   #count({ state, evictionReason }: Instance<T>, by: 1 | -1): void {

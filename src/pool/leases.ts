@@ -1,4 +1,4 @@
-import { type LeaseHolder, LeaseReleasedError, LeaseRevokedError } from '../errors.js';
+import { DrainTimeoutError, type LeaseHolder, LeaseReleasedError, LeaseRevokedError } from '../errors.js';
 import type { RevocationReason } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
 import { options as checkOptions, flag } from '../internal/validate.js';
@@ -14,7 +14,6 @@ import {
 import type { Lease, ReleaseOptions } from './lease.js';
 import type { PoolSettings } from './options.js';
 import type { PoolState } from './pool-state.js';
-import type { Teardown } from './teardown.js';
 
 /** The lease that a holder is given for a request. */
 class PoolLease<T> implements Lease<T> {
@@ -88,29 +87,28 @@ export class Leases<T> {
   readonly #pool: PoolState<T>;
   readonly #settings: PoolSettings<T>;
   readonly #instances: InstanceRegistry<T>;
-  readonly #teardown: Teardown<T>;
   readonly #isWatched: boolean;
   /** Finds leases that were dropped without release; it keeps the request, never the lease. */
   readonly #dropped: FinalizationRegistry<LeaseRequest<T>> | undefined;
 
-  constructor(pool: PoolState<T>, teardown: Teardown<T>) {
+  constructor(pool: PoolState<T>) {
     const { name, leakWarningMs, maxLeaseMs } = pool.settings;
     this.source = name;
     this.#pool = pool;
     this.#settings = pool.settings;
     this.#instances = pool.instances;
-    this.#teardown = teardown;
     this.#isWatched = leakWarningMs !== undefined || maxLeaseMs !== undefined;
     if (leakWarningMs !== undefined) this.#dropped = new FinalizationRegistry(this.#onDropped);
   }
 
   /** Leases an instance that has no holder. */
   grant(instance: Instance<T>, request: LeaseRequest<T>): Lease<T> {
+    // First: the host's clock may abort it, which comes too late.
+    request.state = HELD;
     const now = this.#settings.turnNow() | 0;
     // A request that did not wait has no start.
     const waitMs = request.arrival === 0 ? 0 : (now - request.sinceMs) | 0;
     request.sinceMs = now;
-    request.state = HELD;
     request.instance = instance;
     this.#instances.move(instance, request);
     this.acquired++;
@@ -136,29 +134,42 @@ export class Leases<T> {
 
   /** Aborts the lease's signal without revoking it. */
   abort(request: LeaseRequest<T>, reason: unknown): void {
-    (request.extras?.context ?? NEUTRAL_CONTEXT).run(() => request.abortable.fire(reason));
+    request.context.run(() => request.abortable.fire(reason));
   }
 
   /** Revokes a lease: its signal aborts, its instance is destroyed. */
   revoke(request: LeaseRequest<T>, reason: RevocationReason): void {
     if (request.state.kind !== 'held') return;
     const { instance, options } = request;
-    const error = new LeaseRevokedError(this.source, instance.id, reason);
-    request.state = { kind: 'revoked', done: DONE, error };
+    const { events, teardown, waiters } = this.#pool;
+    const { id: instanceId } = instance;
+    const error = new LeaseRevokedError(this.source, instanceId, reason);
+    request.state = { kind: 'revoked', done: request.ended, error };
     if (this.#isWatched) this.#unwatch(request);
-    (request.extras?.context ?? NEUTRAL_CONTEXT).run(() => {
+    request.context.run(() => {
       request.abortable.fire(error);
       this.revoked++;
-      const isCapFreed = request.extras !== undefined && this.#pool.waiters.settle(request);
-      const done = this.#teardown.destroy(instance, reason === 'closed' ? 'closed' : 'revoked');
-      if (isCapFreed) this.#pool.waiters.onCapFreed();
+      const isCapFreed = waiters.settle(request);
+      const done = teardown.destroy(instance, reason === 'closed' ? 'closed' : 'revoked');
+      if (isCapFreed) waiters.onCapFreed();
       request.end({ kind: 'revoked', done, error });
-      this.#pool.events.revoked(instance.id, options, request.elapsedMs(this.#settings.turnNow()), reason);
+      const heldMs = request.elapsedMs(this.#settings.turnNow());
+      events.emit('lease:revoked', { instanceId, heldMs, reason }, undefined, options);
     });
   }
 
-  /** Who holds a lease now, the oldest instance first. */
-  holders(): LeaseHolder[] {
+  /** Names the holders, the oldest instance first. */
+  drainTimeoutError(timeoutMs: number): DrainTimeoutError {
+    const holders = this.#holders();
+    const who = holders.map(
+      ({ instanceId, taskId, heldMs }) =>
+        `instance ${instanceId}${taskId === undefined ? '' : ` by task ${taskId}`} for ${Math.round(heldMs)} ms`,
+    );
+    const what = `held are ${who.join(', ') || 'none'}`;
+    return new DrainTimeoutError(this.source, timeoutMs, holders.length, holders, what);
+  }
+
+  #holders(): LeaseHolder[] {
     const holders: LeaseHolder[] = [];
     for (const { id: instanceId, state } of this.#instances) {
       if (state.kind !== 'leased') continue;
@@ -186,13 +197,13 @@ export class Leases<T> {
     instance.goodMs = now;
     let done: Promise<void>;
     if (discard) {
-      done = this.#teardown.destroy(instance, 'discarded');
+      done = this.#pool.teardown.destroy(instance, 'discarded');
     } else if (
       this.#settings.reset !== undefined &&
       instance.evictionReason === undefined &&
       this.#instances.surplus <= 0
     ) {
-      done = this.#reset(request);
+      done = request.context.run(() => this.#reset(request));
     } else {
       done = this.onReturn(instance);
     }
@@ -203,15 +214,17 @@ export class Leases<T> {
     return done;
   }
 
-  async #reset({ instance, options, extras }: LeaseRequest<T>): Promise<void> {
-    const { callbacks, events } = this.#pool;
-    const call = callbacks.ofTask('reset', instance, options, extras?.context);
-    this.#instances.move(instance, { kind: 'resetting', call });
-    try {
-      await call.run();
-    } catch (error) {
-      events.unhealthy(instance.id, 'reset', { error }, options);
-      return this.#teardown.destroy(instance, instance.evictionReason ?? 'reset-failed');
+  async #reset(request: LeaseRequest<T>): Promise<void> {
+    const { instance, options } = request;
+    const { id: instanceId, pipeline } = instance;
+    const { events, settings, teardown } = this.#pool;
+    const call = this.#instances.begin(instance, 'resetting');
+    const { failure } = await call.run('reset', (signal) =>
+      settings.reset?.(pipeline as T, request.taskContext(instanceId, signal)),
+    );
+    if (failure !== undefined) {
+      events.emit('instance:unhealthy', { instanceId, stage: 'reset' }, failure, options);
+      return teardown.destroy(instance, instance.evictionReason ?? 'reset-failed');
     }
     instance.goodMs = this.#settings.turnNow();
     return this.onReturn(instance);
@@ -242,7 +255,9 @@ export class Leases<T> {
   #emitLeaked(request: LeaseRequest<T>, kind: 'overdue' | 'returned' | 'collected'): void {
     const { instance, options, extras } = request;
     const heldMs = request.elapsedMs(this.#settings.turnNow());
-    this.#pool.events.leaked(instance.id, options, heldMs, kind, extras?.site?.stack);
+    const stack = extras?.site?.stack;
+    const fields = { instanceId: instance.id, heldMs, kind, ...(stack === undefined ? {} : { stack }) };
+    this.#pool.events.emit('lease:leaked', fields, undefined, options);
   }
 
   readonly #onMaxLease = (request: LeaseRequest<T>): void => this.revoke(request, 'max-lease');

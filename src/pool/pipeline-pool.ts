@@ -2,17 +2,18 @@
  * The pool. What is where in this folder:
  *
  * - `options`, `lease`: the public types, and the validation of options
- * - `pool-state`: what the parts of a pool share. `instances` (states of instances and requests, and their numbers),
- *   `waiters`, `events`, and `callbacks` (the host's, with their deadlines)
- * - `scheduler`: assigns instances to waiters and runs creations, which `creator` admits
+ * - `pool-state`: what the parts of a pool share: `instances` (states of instances and requests, their numbers, and calls
+ *   of the host's callbacks), `waiters`, `events`, and `teardown`, which destroys instances
+ * - `scheduler`: assigns instances to waiters, validates and prepares them
+ * - `creator`: creates instances
  * - `leases`: grants and ends leases
- * - `idle-instances`: holds what is idle, over generic-pool; `teardown` destroys instances
- * - `housekeeper`: validates idle instances in the background
- * - `shutdown`: drains and closes
+ * - `idle-instances`: holds what is idle, over generic-pool
  */
 import { PoolClosedError } from '../errors.js';
 import type { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
+import { withDeadline } from '../internal/abort.js';
 import { AsyncContext, NEUTRAL_CONTEXT } from '../internal/async-context.js';
+import { Condition } from '../internal/condition.js';
 import {
   abortSignal,
   checkEach,
@@ -22,7 +23,6 @@ import {
   wholeNumber,
 } from '../internal/validate.js';
 import { Creator } from './creator.js';
-import { Housekeeper } from './housekeeper.js';
 import { IdleInstances } from './idle-instances.js';
 import { LeaseRequestExtras } from './instances.js';
 import type { Lease } from './lease.js';
@@ -37,8 +37,9 @@ import {
 } from './options.js';
 import { PoolState } from './pool-state.js';
 import { Scheduler } from './scheduler.js';
-import { Shutdown } from './shutdown.js';
-import { Teardown } from './teardown.js';
+
+/** How long `close` waits for the holders by default. */
+const CLOSE_GRACE_MS = 5_000;
 
 /**
  * A pool of stateful, expensive instances, each leased to one holder at a time.
@@ -50,6 +51,9 @@ import { Teardown } from './teardown.js';
  * - FIFO by priority: a request is served in its turn, or rejected with a reason of its own, and leaves nothing behind.
  * - Whatever a callback does (reject, throw synchronously, never settle, return nonsense) affects at most the request that
  *   it served: never a slot, never another waiter, and there is never an unhandled rejection.
+ *
+ * - Everything that has begun ends: every waiter and every promise is settled, whenever and however often `drain` and
+ *   `close` are called. A closed pool has no timers and, once `close` has settled, no instances.
  *
  * A waiter takes whichever instance is available first: one created for it, or one released in the meantime.
  *
@@ -72,26 +76,30 @@ export class PipelinePool<T> implements AsyncDisposable {
   readonly #pool: PoolState<T>;
   readonly #settings: PoolSettings<T>;
   readonly #leases: Leases<T>;
+  readonly #idle: IdleInstances<T>;
+  readonly #creator: Creator<T>;
   readonly #scheduler: Scheduler<T>;
-  readonly #shutdown: Shutdown<T>;
+  readonly #unused: Condition;
+  readonly #gone: Condition;
   readonly #keepsContext: boolean;
 
   constructor(options: PipelinePoolOptions<T>) {
     const settings = poolSettings(options);
     const pool = new PoolState(settings);
-    const teardown = new Teardown(pool);
-    const idle = new IdleInstances(settings, pool.instances, teardown);
-    const leases = new Leases(pool, teardown);
-    const creator = new Creator(pool);
-    const scheduler = new Scheduler(pool, leases, idle, creator, teardown);
-    const housekeeper = new Housekeeper(settings, pool.instances, scheduler);
+    const { instances, waiters } = pool;
     this.name = settings.name;
     this.hooks = pool.hooks;
     this.#pool = pool;
     this.#settings = settings;
-    this.#leases = leases;
+    this.#leases = new Leases(pool);
+    this.#idle = new IdleInstances(settings, instances, pool.teardown);
+    this.#creator = new Creator(pool);
+    const scheduler = new Scheduler(pool, this.#leases, this.#idle, this.#creator);
     this.#scheduler = scheduler;
-    this.#shutdown = new Shutdown(pool, { scheduler, leases, idle, creator, teardown, housekeeper });
+    this.#unused = new Condition(
+      () => waiters.queued + instances.leased + instances.preparing + instances.resetting === 0,
+    );
+    this.#gone = new Condition(() => instances.live === 0);
     this.#keepsContext = settings.prepare !== undefined || settings.reset !== undefined;
     // Not in this step: the host's `create` may refer to the pool that is being built.
     NEUTRAL_CONTEXT.run(() => queueMicrotask(() => scheduler.plan()));
@@ -160,10 +168,12 @@ export class PipelinePool<T> implements AsyncDisposable {
     const { signal, timeoutMs } = checkOptions('warmUp', options, ['signal', 'timeoutMs']);
     if (signal !== undefined) abortSignal('signal', signal).throwIfAborted();
     if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
-    const { status, waiters } = this.#pool;
+    const { status } = this.#pool;
     if (status !== 'open') throw new PoolClosedError(this.name, status);
+    // First: `create` may abort the signal or close the pool.
+    const warm = this.#creator.warmUp(signal, timeoutMs);
     this.#scheduler.plan();
-    return waiters.warmUp(signal, timeoutMs);
+    return warm;
   }
 
   /**
@@ -233,8 +243,18 @@ export class PipelinePool<T> implements AsyncDisposable {
    * Grants no further leases, serves the queued waiters, and settles when every lease is released. Idle instances stay
    * until `close`. With `timeoutMs` it rejects at that deadline with `DrainTimeoutError`, which names the holders.
    */
-  drain(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
-    return this.#shutdown.drain(options);
+  async drain(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
+    const { timeoutMs } = checkOptions('drain', options, ['timeoutMs']);
+    if (timeoutMs !== undefined) durationMs('timeoutMs', timeoutMs);
+    if (this.#pool.status === 'open') {
+      this.#end('draining');
+      this.#creator.failWarmUps(() => new PoolClosedError(this.name, 'draining'));
+      // The waiters are to be served.
+      this.#scheduler.resume();
+    }
+    return withDeadline(this.#unused.reached(), timeoutMs, (afterMs) =>
+      this.#leases.drainTimeoutError(afterMs),
+    );
   }
 
   /**
@@ -245,12 +265,57 @@ export class PipelinePool<T> implements AsyncDisposable {
    * progress are no longer awaited, and what is left is destroyed, each within `destroyTimeoutMs`. A second call may
    * shorten the time, not lengthen it.
    */
-  close(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
-    return this.#shutdown.close(options);
+  async close(options: { readonly timeoutMs?: number | undefined } = {}): Promise<void> {
+    const { timeoutMs = CLOSE_GRACE_MS } = checkOptions('close', options, ['timeoutMs']);
+    const isEndless = timeoutMs === Number.POSITIVE_INFINITY;
+    if (!isEndless) durationMs('timeoutMs', timeoutMs);
+    if (this.#pool.status !== 'closed') this.#askToEnd();
+    const timer = isEndless ? undefined : setTimeout(() => this.#force(), timeoutMs);
+    await this.#gone.reached();
+    clearTimeout(timer);
+    await this.#pool.teardown.lateOnesGone();
+    await this.#idle.close();
   }
 
   /** `close()` with its default deadline. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** No further leases, and no instances for `min`. */
+  #end(status: 'draining' | 'closed'): void {
+    const { instances } = this.#pool;
+    this.#pool.status = status;
+    instances.min = 0;
+    instances.minIdle = 0;
+    instances.onProgress = () => {
+      this.#unused.check();
+      this.#gone.check();
+    };
+  }
+
+  /** Rejects all waiters, destroys what is idle, and aborts the signals of holders and callbacks. */
+  #askToEnd(): void {
+    const error = new PoolClosedError(this.name, 'closed');
+    this.#end('closed');
+    this.#creator.close();
+    this.#pool.waiters.rejectAll('closed', error);
+    this.#creator.failWarmUps(() => error);
+    this.#pool.paused = false;
+    for (const instance of [...this.#pool.instances]) {
+      this.#scheduler.evict(instance, 'closed');
+      const { state } = instance;
+      if (state.kind === 'leased') this.#leases.abort(state, error);
+      else if ('call' in state) state.call.cancel(error);
+    }
+  }
+
+  /** Revokes the leases that are left, and waits no longer for any callback but `destroy`. */
+  #force(): void {
+    const { instances } = this.#pool;
+    instances.abandonCalls(new PoolClosedError(this.name, 'closed'));
+    for (const { state } of [...instances]) {
+      if (state.kind === 'leased') this.#leases.revoke(state, 'closed');
+    }
   }
 }

@@ -1,13 +1,13 @@
 import { LifecycleHooks } from '../hooks/lifecycle-hooks.js';
-import { Callbacks } from './callbacks.js';
 import { PoolEventEmitter } from './events.js';
 import { InstanceRegistry } from './instances.js';
 import type { PoolSettings, PoolStats } from './options.js';
+import { Teardown } from './teardown.js';
 import { Waiters } from './waiters.js';
 
-/** What all parts of a pool share: its settings, instances, waiters, events and callbacks. */
+/** What all parts of a pool share. */
 export class PoolState<T> {
-  /** Set by `Shutdown` only. */
+  /** Set by `PipelinePool` only. */
   status: PoolStats['state'] = 'open';
   /** Set by `Scheduler` only. */
   paused = false;
@@ -15,13 +15,13 @@ export class PoolState<T> {
   readonly instances: InstanceRegistry<T>;
   readonly waiters: Waiters<T>;
   readonly events: PoolEventEmitter<T>;
-  readonly callbacks: Callbacks<T>;
+  readonly teardown: Teardown<T>;
 
   constructor(readonly settings: PoolSettings<T>) {
     this.hooks = settings.hooks ?? new LifecycleHooks();
     this.instances = new InstanceRegistry(settings);
     this.waiters = new Waiters(settings, this.instances);
     this.events = new PoolEventEmitter(settings.name, this.hooks, this.instances, this.waiters);
-    this.callbacks = new Callbacks(settings);
+    this.teardown = new Teardown(settings, this.instances, this.events);
   }
 }

@@ -1,7 +1,8 @@
 import type { DestroyReason } from '../hooks/events.js';
 import { NEUTRAL_CONTEXT } from '../internal/async-context.js';
-import { DONE, GONE, Instance } from './instances.js';
-import type { PoolState } from './pool-state.js';
+import type { PoolEventEmitter } from './events.js';
+import { DONE, type Failure, GONE, HostCall, Instance, type InstanceRegistry } from './instances.js';
+import type { PoolSettings } from './options.js';
 
 /**
  * Destroys instances.
@@ -13,28 +14,32 @@ import type { PoolState } from './pool-state.js';
 export class Teardown<T> {
   /** Called when an instance stopped being usable and when its slot is free: a successor may be due. */
   onChange: ((instance: Instance<T>) => void) | undefined = undefined;
-  readonly #pool: PoolState<T>;
+  readonly #settings: PoolSettings<T>;
+  readonly #instances: InstanceRegistry<T>;
+  readonly #events: PoolEventEmitter<T>;
   readonly #late = new Set<Promise<void>>();
 
-  constructor(pool: PoolState<T>) {
-    this.#pool = pool;
+  constructor(settings: PoolSettings<T>, instances: InstanceRegistry<T>, events: PoolEventEmitter<T>) {
+    this.#settings = settings;
+    this.#instances = instances;
+    this.#events = events;
   }
 
   /** Destroys an instance that has no holder; settles when it is gone, and never rejects. */
   destroy(instance: Instance<T>, reason: DestroyReason): Promise<void> {
-    const { settings, instances } = this.#pool;
-    clearTimeout(instance.lifetimeTimer);
-    instances.evict(instance, reason);
+    // Node keeps the list of an unref'd timer's duration, which is like no other, until the timer would have fired.
+    clearTimeout(instance.lifetimeTimer?.ref());
+    this.#instances.evict(instance, reason);
     let done = DONE;
-    if (settings.destroy === undefined) {
-      instances.move(instance, { kind: 'destroying', done });
+    if (this.#settings.destroy === undefined) {
+      this.#instances.move(instance, { kind: 'destroying', done });
       NEUTRAL_CONTEXT.run(() => this.#finish(instance, reason, 0));
     } else {
       let end!: () => void;
       done = new Promise<void>((resolve) => {
         end = resolve;
       });
-      instances.move(instance, { kind: 'destroying', done });
+      this.#instances.move(instance, { kind: 'destroying', done });
       void NEUTRAL_CONTEXT.run(() => this.#call(instance, reason)).then(end);
     }
     this.onChange?.(instance);
@@ -45,7 +50,7 @@ export class Teardown<T> {
   destroyLate(instanceId: number, pipeline: T): void {
     const instance = new Instance<T>(instanceId, GONE);
     instance.pipeline = pipeline;
-    instance.bornMs = this.#pool.settings.turnNow();
+    instance.bornMs = this.#settings.turnNow();
     const gone = NEUTRAL_CONTEXT.run(() => this.#call(instance, 'late'));
     this.#late.add(gone);
     void gone.then(() => this.#late.delete(gone));
@@ -57,30 +62,23 @@ export class Teardown<T> {
   }
 
   async #call(instance: Instance<T>, reason: DestroyReason): Promise<void> {
-    const { callbacks, settings } = this.#pool;
-    const startMs = settings.turnNow();
-    let failure: { readonly error: unknown } | undefined;
-    try {
-      await callbacks.destroy(instance, reason).run();
-    } catch (error) {
-      failure = { error };
-    }
-    this.#finish(instance, reason, settings.turnNow() - startMs, failure);
+    const { id: instanceId, pipeline } = instance;
+    const startMs = this.#settings.turnNow();
+    const { failure } = await new HostCall(this.#settings).run('destroy', (signal) =>
+      this.#settings.destroy?.(pipeline as T, { instanceId, reason, signal }),
+    );
+    this.#finish(instance, reason, this.#settings.turnNow() - startMs, failure);
   }
 
-  #finish(
-    instance: Instance<T>,
-    reason: DestroyReason,
-    destroyMs: number,
-    failure?: { readonly error: unknown },
-  ): void {
-    const { settings, instances, events } = this.#pool;
-    if (instance.state !== GONE) instances.leave(instance);
-    instances.destroyed++;
-    if (failure === undefined)
-      events.destroyed(instance, reason, destroyMs, settings.turnNow() - instance.bornMs);
-    else events.destroyFailed(instance.id, reason, destroyMs, failure.error);
-    instances.onProgress?.();
+  #finish(instance: Instance<T>, reason: DestroyReason, destroyMs: number, failure?: Failure): void {
+    const { id: instanceId, uses, bornMs } = instance;
+    if (instance.state !== GONE) this.#instances.leave(instance);
+    this.#instances.destroyed++;
+    if (failure === undefined) {
+      const ageMs = this.#settings.turnNow() - bornMs;
+      this.#events.emit('instance:destroyed', { instanceId, reason, destroyMs, ageMs, uses });
+    } else this.#events.emit('instance:destroy-failed', { instanceId, reason, destroyMs }, failure);
+    this.#instances.onProgress?.();
     this.onChange?.(instance);
   }
 }

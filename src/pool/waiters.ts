@@ -7,22 +7,25 @@ import {
   QueueFullError,
 } from '../errors.js';
 import type { LeaseRejection, QueuePlace } from '../hooks/events.js';
-import { type AbortWatcher, unwatchAbort, watchAbort } from '../internal/abort.js';
+import { unwatchAbort, watchAbort } from '../internal/abort.js';
 import { afterThisTurn, PER_TURN } from '../internal/clock.js';
 import { DrainRate } from '../queue/drain-rate.js';
 import { FairQueue, locate } from '../queue/fair-queue.js';
 import { QUEUE_WATCH } from '../queue/options.js';
 import { servingOrder } from '../queue/serving-order.js';
-import type { CallbackInvocation } from './callbacks.js';
-import { type Instance, type InstanceRegistry, LeaseRequest, LeaseRequestExtras } from './instances.js';
+import {
+  HELD,
+  type HostCall,
+  type Instance,
+  type InstanceRegistry,
+  LeaseRequest,
+  LeaseRequestExtras,
+} from './instances.js';
 import type { Lease } from './lease.js';
 import type { PoolSettings } from './options.js';
 
-/** Settles a `warmUp`, with an error if there is one. */
-type SettleWarmUp = (failure?: { readonly error: unknown }) => void;
-
 /**
- * The requests that wait for a lease, and the calls of `warmUp` that wait for `min` and `minIdle` instances.
+ * The requests that wait for a lease.
  *
  * Invariants:
  * - The order is that of `FairQueue`. Waiters for a certain instance have a queue of their own, by priority and arrival;
@@ -45,7 +48,6 @@ export class Waiters<T> {
   readonly #claimed = new Set<Instance<T>>();
   /** Requests that left the queue with an instance that is being prepared for them. */
   readonly #preparing = new Set<LeaseRequest<T>>();
-  readonly #warmUps = new Set<SettleWarmUp>();
   /** Made with the first estimate that is asked for. */
   #drainRate: DrainRate | undefined;
   #arrivals = 0;
@@ -54,7 +56,6 @@ export class Waiters<T> {
   /** Rejections of this turn of the event loop, and those that are left for later turns. */
   #rejections = 0;
   #backlog: (() => void)[] = [];
-  #isRejecting = false;
 
   constructor(settings: PoolSettings<T>, instances: InstanceRegistry<T>) {
     this.#settings = settings;
@@ -68,6 +69,11 @@ export class Waiters<T> {
   /** Requests that wait for any instance, less those whose tenant is at its cap. */
   get length(): number {
     return this.#queue.size - this.#queue.excess;
+  }
+
+  /** Of those, the ones for which no instance is being created or validated. */
+  get uncovered(): number {
+    return this.length - this.#instances.coming;
   }
 
   /** Requests without a lease yet. */
@@ -125,20 +131,21 @@ export class Waiters<T> {
     const watch = options?.[QUEUE_WATCH];
     if (watch !== undefined)
       watch.readPlace = () => (waiter.state.kind === 'waiting' ? this.placeOf(waiter) : undefined);
-    if (options?.signal !== undefined) {
-      own.onAbort = this.#onAbort;
-      watchAbort(options.signal, waiter);
-    }
     const { claimed } = own;
     if (claimed === undefined) {
-      this.#queue.pushAt(own, waiter, options?.priority, own.holder);
+      this.#queue.pushAt(waiter, options?.priority, own.holder);
       this.#drainRate?.begin();
     } else {
       const { agingMs, turnNow } = this.#settings;
       claimed.claims ??= new FairQueue({ agingMs }, turnNow);
-      claimed.claims.pushAt(own, waiter, options?.priority);
+      claimed.claims.pushAt(waiter, options?.priority);
       if (own.holder !== undefined) own.holder.elsewhere++;
       this.#claimed.add(claimed);
+    }
+    // Last: what the host's clock aborts meanwhile is not in the queue yet.
+    if (options?.signal !== undefined) {
+      own.onAbort = this.#onAbort;
+      watchAbort(options.signal, waiter);
     }
     return waiter;
   }
@@ -159,13 +166,18 @@ export class Waiters<T> {
     const first = this.#queue.peek();
     if (claimant === undefined && first === undefined) return undefined;
     this.unserved--;
+    // What follows reads the host's clock: an abort in there comes too late.
     if (claimant?.extras !== undefined && (first === undefined || this.#goesBefore(claimant, first))) {
+      claimant.state = HELD;
       this.#leaveClaims(claimant, claimant.extras);
       this.charge(claimant);
       return claimant;
     }
+    if (first !== undefined) {
+      first.state = HELD;
+      this.#queue.take(first);
+    }
     this.#drainRate?.note(1);
-    if (first !== undefined) this.#queue.take(first);
     return first;
   }
 
@@ -185,7 +197,7 @@ export class Waiters<T> {
 
   /** Removes a waiter from the queue of the instance that it waits for. */
   #leaveClaims(waiter: LeaseRequest<T>, extras: LeaseRequestExtras<T>): void {
-    extras.claimed?.claims?.remove(extras, waiter);
+    extras.claimed?.claims?.remove(waiter);
     if (extras.holder !== undefined) extras.holder.elsewhere--;
   }
 
@@ -210,25 +222,34 @@ export class Waiters<T> {
    * Marks the first waiter that has no instance coming as the one that this instance is made for. `newest` is the waiter
    * that has just joined, if no other has none coming: it saves a search through those ahead of it.
    */
-  expect(instance: Instance<T>, newest?: LeaseRequest<T>): LeaseRequest<T> | undefined {
-    if (newest?.extras !== undefined && newest.extras.claimed === undefined) {
-      newest.extras.awaited = instance;
-      return newest;
+  expect(instance: Instance<T>, newest?: LeaseRequest<T>): void {
+    const waiter = newest ?? this.#firstUncovered();
+    if (waiter === undefined) return;
+    if (waiter.extras === undefined) {
+      waiter.extras = new LeaseRequestExtras();
+      locate(this.#queue, waiter);
     }
+    waiter.extras.awaited = instance;
+    instance.madeFor = waiter;
+  }
+
+  #firstUncovered(): LeaseRequest<T> | undefined {
     for (const waiter of servingOrder(this.#queue)) {
-      if (waiter.extras?.awaited !== undefined) continue;
-      if (waiter.extras === undefined) {
-        waiter.extras = new LeaseRequestExtras();
-        locate(this.#queue, waiter.extras, waiter);
-      }
-      waiter.extras.awaited = instance;
-      return waiter;
+      if (waiter.extras?.awaited === undefined) return waiter;
     }
     return undefined;
   }
 
+  /** The instance is no longer being created or validated: the waiter that it was for has none coming. */
+  unassign(instance: Instance<T>): LeaseRequest<T> | undefined {
+    const waiter = instance.madeFor;
+    instance.madeFor = undefined;
+    if (waiter?.extras !== undefined) waiter.extras.awaited = undefined;
+    return waiter;
+  }
+
   /** An instance is being prepared for a waiter that `next` returned. */
-  prepares(waiter: LeaseRequest<T>, call: CallbackInvocation<unknown>): void {
+  prepares(waiter: LeaseRequest<T>, call: HostCall): void {
     waiter.state = { kind: 'preparing', call };
     this.#preparing.add(waiter);
   }
@@ -240,26 +261,29 @@ export class Waiters<T> {
     waiter.settle = undefined;
   }
 
-  /** Rejects a waiter that has no lease yet. */
-  reject(waiter: LeaseRequest<T>, reason: LeaseRejection, error: unknown): void {
+  /** Rejects a waiter that has no lease yet. It leaves the queue now; `schedule` settles its promise. */
+  reject(waiter: LeaseRequest<T>, reason: LeaseRejection, error: unknown, schedule = this.#inBatches): void {
+    const waitMs = waiter.elapsedMs(this.#settings.turnNow());
     const { state, extras } = waiter;
+    // Host code that ran since the caller looked (a listener, a getter of an error) may have rejected it.
+    if (state.kind !== 'waiting' && state.kind !== 'preparing') return;
+    waiter.state = { kind: 'rejected', reason, waitMs };
     let isCapFreed = false;
     if (state.kind === 'preparing') {
-      state.call.cancel(error);
       isCapFreed = this.settle(waiter);
     } else {
       this.unserved--;
       // Without extras it is the first.
       if (extras === undefined) this.#queue.take(waiter);
-      else if (extras.claimed === undefined) this.#queue.remove(extras, waiter);
+      else if (extras.claimed === undefined) this.#queue.remove(waiter);
       else this.#leaveClaims(waiter, extras);
     }
     if (extras !== undefined) this.#forget(waiter, extras);
     this.rejected++;
-    waiter.state = { kind: 'rejected', reason, waitMs: waiter.elapsedMs(this.#settings.turnNow()) };
     const { settle } = waiter;
     waiter.settle = undefined;
-    if (settle !== undefined) this.#inBatches(() => settle(Promise.reject(error)));
+    schedule(() => settle?.(Promise.reject(error)));
+    if (state.kind === 'preparing') state.call.cancel(error);
     this.#instances.onProgress?.();
     if (isCapFreed) this.onCapFreed();
   }
@@ -269,69 +293,38 @@ export class Waiters<T> {
     if (instance.claims === undefined) return;
     this.#claimed.delete(instance);
     if (instance.claims.size === 0) return;
-    const error = new InstanceGoneError(this.#settings.name, instance.id);
-    for (let first = instance.claims.peek(); first !== undefined; first = instance.claims.peek()) {
-      this.reject(first, 'instance-gone', error);
-    }
+    this.#rejectQueue(
+      instance.claims,
+      'instance-gone',
+      new InstanceGoneError(this.#settings.name, instance.id),
+    );
   }
 
-  /** Rejects all waiters, `warmUp` included, with one error: the stacks of 10,000 would block the event loop. */
+  /** Rejects all waiters with one error: the stacks of 10,000 would block the event loop. */
   rejectAll(reason: LeaseRejection, error: Error): void {
     this.#queue.stopSharing();
     for (const waiter of this.#preparing) this.reject(waiter, reason, error);
     for (const { claims } of this.#claimed) {
-      for (let first = claims?.peek(); first !== undefined; first = claims?.peek()) {
-        this.reject(first, reason, error);
-      }
+      if (claims !== undefined) this.#rejectQueue(claims, reason, error);
     }
-    for (let first = this.#queue.peek(); first !== undefined; first = this.#queue.peek()) {
+    this.#rejectQueue(this.#queue, reason, error);
+  }
+
+  #rejectQueue(queue: FairQueue<LeaseRequest<T>>, reason: LeaseRejection, error: Error): void {
+    for (let first = queue.peek(); first !== undefined; first = queue.peek())
       this.reject(first, reason, error);
-    }
-    this.failWarmUps(() => error);
-  }
-
-  /** Settles when `min` and `minIdle` instances exist; rejects when a creation fails, the signal aborts or the time is up. */
-  warmUp(signal: AbortSignal | undefined, timeoutMs: number | undefined): Promise<void> {
-    if (this.#isWarm()) return Promise.resolve();
-    return new Promise((resolve, reject) => {
-      const settle: SettleWarmUp = (failure) => {
-        this.#warmUps.delete(settle);
-        clearTimeout(timer);
-        if (signal !== undefined) unwatchAbort(signal, watcher);
-        if (failure === undefined) resolve();
-        else reject(failure.error);
-      };
-      const watcher: AbortWatcher = { onAbort: (error) => settle({ error }) };
-      const onTimeout = (waitMs: number): void => settle({ error: this.timeoutError(waitMs, 'create') });
-      const timer = timeoutMs === undefined ? undefined : setTimeout(onTimeout, timeoutMs, timeoutMs);
-      if (signal !== undefined) watchAbort(signal, watcher);
-      this.#warmUps.add(settle);
-    });
-  }
-
-  /** An instance was created. */
-  checkWarmUps(): void {
-    if (this.#warmUps.size === 0 || !this.#isWarm()) return;
-    for (const settle of this.#warmUps) settle();
-  }
-
-  failWarmUps(makeError: () => Error): void {
-    if (this.#warmUps.size === 0) return;
-    const error = makeError();
-    for (const settle of this.#warmUps) settle({ error });
   }
 
   /** The numbers that an error about an instance carries. */
-  poolFigures(waitMs: number, instanceId: number): PoolFigures {
+  poolFigures(instanceId: number, waiter?: LeaseRequest<T>): PoolFigures {
     const { live, idle, leased } = this.#instances;
+    const waitMs = waiter?.elapsedMs(this.#settings.turnNow()) ?? 0;
     return { source: this.#settings.name, waitMs, live, idle, leased, queued: this.queued, instanceId };
   }
 
   /** Where a waiter stands. */
-  placeOf({ extras }: LeaseRequest<T>): QueuePlace {
-    const queue = extras?.claimed?.claims ?? this.#queue;
-    // One without extras was the last to be queued.
-    const ahead = extras === undefined ? queue.size - 1 : queue.aheadOfQueued(extras);
+  placeOf(waiter: LeaseRequest<T>): QueuePlace {
+    const ahead = (waiter.extras?.claimed?.claims ?? this.#queue).aheadOfQueued(waiter);
     if (this.#drainRate === undefined) {
       this.#drainRate = new DrainRate(this.#settings.turnNow);
       this.#drainRate.begin();
@@ -344,19 +337,17 @@ export class Waiters<T> {
     return new QueueFullError({ ...this.#queueFigures(0), retryAfterMs });
   }
 
-  timeoutError(waitMs: number, stage: LifecycleStage): AcquireTimeoutError {
-    return new AcquireTimeoutError({ ...this.#queueFigures(waitMs), stage }, this.#instances.lastCreateError);
+  timeoutError(waitMs: number, stage: LifecycleStage, queued = this.queued): AcquireTimeoutError {
+    return new AcquireTimeoutError(
+      { ...this.#queueFigures(waitMs), queued, stage },
+      this.#instances.lastCreateError,
+    );
   }
 
   /** The numbers that an error about the queue carries. */
   #queueFigures(waitMs: number): QueueFigures & { readonly live: number; readonly idle: number } {
     const { live, idle, leased, size } = this.#instances;
     return { source: this.#settings.name, waitMs, active: leased, queued: this.queued, size, live, idle };
-  }
-
-  #isWarm(): boolean {
-    const { usable, creating, min, idle, minIdle, live, size } = this.#instances;
-    return usable - creating >= min && (idle >= minIdle || live - creating >= size);
   }
 
   #forget(waiter: LeaseRequest<T>, { options, waitTimer }: LeaseRequestExtras<T>): void {
@@ -374,25 +365,19 @@ export class Waiters<T> {
     // In a later turn it may have been served or rejected.
     if (waiter.state.kind !== 'waiting' && waiter.state.kind !== 'preparing') return;
     const waitMs = waiter.elapsedMs(this.#settings.turnNow());
-    this.reject(waiter, 'timeout', this.timeoutError(waitMs, stageOf(waiter)));
+    const error = this.timeoutError(waitMs, stageOf(waiter), this.queued - 1);
+    this.reject(waiter, 'timeout', error, (settle) => settle());
   }
 
   /** Runs a rejection now, or in a later turn of the event loop if this one has had many. */
-  #inBatches(reject: () => void): void {
-    if (this.#isRejecting) {
-      reject();
-      return;
-    }
-    if (this.#rejections === 0) afterThisTurn(this.#onNextTurn);
+  readonly #inBatches = (reject: () => void): void => {
     if (this.#rejections === PER_TURN) {
       this.#backlog.push(reject);
       return;
     }
-    this.#rejections++;
-    this.#isRejecting = true;
+    if (this.#rejections++ === 0) afterThisTurn(this.#onNextTurn);
     reject();
-    this.#isRejecting = false;
-  }
+  };
 
   readonly #onNextTurn = (): void => {
     this.#rejections = 0;

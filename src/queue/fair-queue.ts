@@ -8,12 +8,11 @@
  * - `PriorityLevel`: what all elements of one priority have in common; `TenantQueue`: those of one tenant and priority
  * - `Aging`: the oldest waiter of each priority, where waiting counts
  *
- * `ordered-items` and `indexed-heap` keep tenants in order, `serving-order` previews the order, `drain-rate` estimates
- * waiting times, `options` has what limiter and pool pass on.
+ * `heap` keeps tenants in order, `serving-order` previews the order, `drain-rate` estimates waiting times, `options` has what
+ * limiter and pool pass on.
  */
-import { type HeapItem, IndexedHeap } from './indexed-heap.js';
+import { type HeapItem, IndexedHeap, type OrderedItem, OrderedItems } from './heap.js';
 import { checkWeight, type FairnessOptions, tenantLimits, UNLIMITED } from './options.js';
-import { type OrderedItem, OrderedItems } from './ordered-items.js';
 
 /** What an element that may leave before its turn has, and what a grant to a tenant is charged to. Owned by the queue. */
 export interface QueuePosition {
@@ -36,8 +35,8 @@ export interface QueueNode {
   /** @internal Owned by the queue. */
   next: QueueNode | undefined;
   /**
-   * Required for an element that may leave before its turn, or that has a priority or a tenant. An element without one
-   * has priority 0 and no tenant; one that gets its position while queued is passed to `locate`.
+   * Required for an element that may leave before its turn, or that has a priority or a tenant, and with `agingMs`. One that
+   * gets its position while queued is passed to `locate`.
    */
   readonly position: QueuePosition | undefined;
   /** What it counts for. @default 1 */
@@ -75,7 +74,8 @@ const weightOf = (node: QueueNode): number => node.weight ?? 1;
  * - Work is charged and weight is held from the grant (`take`, `charge`) to its end (`settle`), once tenants are named.
  */
 export class FairQueue<W extends QueueNode> {
-  readonly #options: FairnessOptions;
+  readonly #shareOf: FairnessOptions['tenants'];
+  readonly #isByRequests: boolean;
   /** @internal Whether tenants share by time. */
   readonly isByTime: boolean;
   readonly #now: () => number;
@@ -105,11 +105,13 @@ export class FairQueue<W extends QueueNode> {
   readonly #aging: Aging | undefined;
 
   constructor(options: FairnessOptions = {}, now: () => number = () => 0) {
-    this.#options = options;
-    this.isByTime = (options.fairBy ?? 'time') === 'time';
+    const { fairBy = 'time', tenants, agingMs } = options;
+    this.#shareOf = tenants;
+    this.#isByRequests = fairBy === 'requests';
+    this.isByTime = fairBy === 'time';
     this.#now = now;
     this.#levels.set(0, this.#defaultLevel);
-    if (options.agingMs !== undefined) this.#aging = new Aging(options.agingMs);
+    if (agingMs !== undefined) this.#aging = new Aging(agingMs);
   }
 
   /** Elements in the queue. */
@@ -123,12 +125,12 @@ export class FairQueue<W extends QueueNode> {
    * @throws whatever is wrong with its share
    */
   tenant(name: string, weight = 1): Tenant {
-    const { tenants } = this.#options;
+    const shareOf = this.#shareOf;
     // First: it is the host's, and may come back here.
     const limits =
-      tenants === undefined || this.tenants.get(name)?.isIdle === false
+      shareOf === undefined || this.tenants.get(name)?.isIdle === false
         ? undefined
-        : tenantLimits(tenants(name));
+        : tenantLimits(shareOf(name));
     this.isShared = true;
     let tenant = this.tenants.get(name);
     if (tenant === undefined) {
@@ -141,18 +143,20 @@ export class FairQueue<W extends QueueNode> {
     return tenant;
   }
 
-  /** Adds an element that leaves only in its turn, with priority 0 and no tenant. */
+  /** Adds an element without a position, with priority 0 and no tenant. */
   push(node: W): void {
     this.#append(node, this.none.plain ?? this.#queueOf(this.none, 0));
   }
 
-  /** Adds an element behind those of its priority and tenant. It must not be queued already; `position` is its own. */
-  pushAt(position: QueuePosition, node: W, priority = 0, tenant: Tenant = this.none): void {
+  /** Adds an element with a position behind those of its priority and tenant. It must not be queued already. */
+  pushAt(node: W, priority = 0, tenant: Tenant = this.none): void {
+    const position = node.position as QueuePosition;
+    // First: the host's clock may remove the others.
+    if (this.#aging !== undefined) position.queuedAtMs = this.#now();
     const queue = this.#queueOf(tenant, priority);
     position.queue = queue;
     position.previous = queue.tail;
     position.order = queue.size + queue.taken;
-    if (this.#aging !== undefined) position.queuedAtMs = this.#now();
     this.#append(node, queue);
     if (tenant.hasCap) this.#update(tenant);
   }
@@ -172,10 +176,11 @@ export class FairQueue<W extends QueueNode> {
     else if (queue.head === undefined) this.#update(queue.tenant);
   }
 
-  /** Removes an element from anywhere; `position` is its own. Returns false for one that is not queued. */
-  remove(position: QueuePosition, node: W): boolean {
+  /** Removes an element from anywhere. Returns false for one that is not queued, or that has no position. */
+  remove(node: W): boolean {
+    const { position } = node;
+    if (position?.queue === undefined) return false;
     const { queue, previous } = position;
-    if (queue === undefined) return false;
     position.queue = undefined;
     position.previous = undefined;
     this.#unlink(node, previous, queue);
@@ -239,26 +244,33 @@ export class FairQueue<W extends QueueNode> {
    */
   aheadOf(priority = 0, tenant: Tenant = this.none): number {
     const queue = priority === 0 ? tenant.plain : this.#levels.get(priority)?.queues.get(tenant);
-    const own = queue?.size ?? 0;
-    return this.#ahead(priority, own, own > 0, tenant, 0);
+    return this.#ahead(priority, tenant, queue?.size ?? 0, 0);
   }
 
-  /** The same for an element in the queue; those ahead of it that left before their turn may still count. */
-  aheadOfQueued({ queue, order = 0 }: QueuePosition): number {
+  /**
+   * The same for an element in the queue; those ahead of it that left before their turn may still count. One that was queued
+   * without a position counts as the last without a tenant.
+   */
+  aheadOfQueued({ position }: W): number {
+    const queue = position === undefined ? this.none.plain : position.queue;
     if (queue === undefined) return 0;
-    const own = Math.min(queue.size - 1, order - queue.taken);
-    return this.#ahead(queue.level.priority, own, true, queue.tenant, 1);
+    const own = Math.min(queue.size - 1, (position?.order ?? Infinity) - queue.taken);
+    return this.#ahead(queue.level.priority, queue.tenant, own, 1);
   }
 
-  /** `self`: how many of its level are the element itself. */
-  #ahead(priority: number, own: number, isQueued: boolean, tenant: Tenant, self: 0 | 1): number {
+  /** `own`: how many of its tenant and priority precede the element; `self`: how many of its level are the element itself. */
+  #ahead(priority: number, tenant: Tenant, own: number, self: 0 | 1): number {
     if (this.#levels.size > SEARCHED_LEVELS) return this.#size - self;
+    const isQueued = own + self > 0;
+    const top = this.#top;
     let ahead = 0;
     for (const level of this.#levels.values()) {
       if (level.priority > priority) ahead += level.size;
       else if (level.priority === priority && level.size > 0) {
-        const isFirst =
-          own === 0 && (tenant === this.#top || (!isQueued && this.#resumesFirst(tenant, level)));
+        // A tenant that begins to wait may have received less than any other with waiters of this priority.
+        const resumesFirst =
+          top?.top?.level === level && Math.max(tenant.received, level.virtual) < top.received;
+        const isFirst = own === 0 && (tenant === top || (!isQueued && resumesFirst));
         const others = isFirst ? 0 : level.tenants - (isQueued ? 1 : 0);
         ahead += Math.min(level.size - self, own + (own + 1) * others);
       }
@@ -269,7 +281,7 @@ export class FairQueue<W extends QueueNode> {
   /** The work that a grant is charged, by the tenant's share: an estimate, where it depends on time. */
   costOf(tenant: Tenant, weight: number): number {
     const ms = this.isByTime ? (tenant.meanMs ?? this.#meanMs ?? 0) : 1;
-    return ((this.#options.fairBy === 'requests' ? 1 : weight) * ms) / tenant.limits.weight;
+    return ((this.#isByRequests ? 1 : weight) * ms) / tenant.limits.weight;
   }
 
   #receivedBy(tenant: Tenant): number {
@@ -306,13 +318,6 @@ export class FairQueue<W extends QueueNode> {
       }
     }
     this.#update(tenant);
-  }
-
-  /** Whether a tenant that begins to wait has received less than any other with waiters of this priority. */
-  #resumesFirst(tenant: Tenant, level: PriorityLevel): boolean {
-    const top = this.#top;
-    if (top?.top?.level !== level) return false;
-    return Math.max(tenant.received, level.virtual) < top.received;
   }
 
   #queueOf(tenant: Tenant, priority: number): TenantQueue {
@@ -358,6 +363,7 @@ export class FairQueue<W extends QueueNode> {
     }
     tenant.open(queue);
     this.#update(tenant);
+    this.#aging?.place(queue);
   }
 
   /** Takes an element out of the list; `previous` precedes it. Its tenant's place is yet to be updated. */
@@ -388,11 +394,16 @@ export class FairQueue<W extends QueueNode> {
   /** A tenant's place, after anything has changed that it depends on. */
   #update(tenant: Tenant): void {
     const head = tenant.top?.head;
+    const wasOut = tenant.index === -1;
     this.ready.update(tenant, head !== undefined && !tenant.isFull(weightOf(head)));
     this.#top = this.ready.next;
-    if (this.#aging !== undefined) for (const queue of tenant.queues) this.#aging.place(queue);
     if (!tenant.hasCap && tenant.excess === 0) return;
-    const excess = Math.max(0, tenant.queued - Math.max(0, tenant.limits.maxConcurrent - tenant.held));
+    const room = Math.max(0, tenant.limits.maxConcurrent - tenant.held);
+    // A cap may have room for another of them now. Not for each that is queued: of many priorities there are many.
+    if (this.#aging !== undefined && (room !== tenant.room || wasOut !== (tenant.index === -1)))
+      for (const queue of tenant.queues) this.#aging.place(queue);
+    tenant.room = room;
+    const excess = Math.max(0, tenant.queued - room);
     this.excess += excess - tenant.excess;
     tenant.excess = excess;
   }
@@ -412,7 +423,8 @@ export class FairQueue<W extends QueueNode> {
 }
 
 /** Finds the position of an element that was queued without one, so that it may leave before its turn. O(n). */
-export function locate<W extends QueueNode>({ none }: FairQueue<W>, position: QueuePosition, node: W): void {
+export function locate<W extends QueueNode>({ none }: FairQueue<W>, node: W): void {
+  const position = node.position as QueuePosition;
   position.queue = none.plain;
   for (let at = none.plain?.head; at !== node && at !== undefined; at = at.next) position.previous = at;
 }
@@ -447,6 +459,8 @@ export class Tenant implements OrderedItem<Tenant> {
   meanMs: number | undefined;
   /** What it may use. */
   limits = UNLIMITED;
+  /** The room that its cap had at its last step. */
+  room = 0;
   /** Waiters beyond what its cap has room for. */
   excess = 0;
   /** Its waiters in other queues. Changed by the owner of the queue. */

@@ -4,7 +4,6 @@ import {
   type Checks,
   checkEach,
   finiteNumber,
-  fromZero,
   oneOf,
   refusal,
   synchronous,
@@ -52,16 +51,16 @@ export type TenantLimits = { readonly [K in keyof TenantShare]-?: number };
 export const UNLIMITED: TenantLimits = { weight: 1, maxConcurrent: Infinity, guaranteed: 0 };
 
 const SHARE_CHECKS: Checks<TenantShare> = {
-  weight: (option, value) => finiteNumber(option, value, 0.001, 1_000),
-  maxConcurrent: (option, value) => value === Infinity || wholeNumber(option, value),
-  guaranteed: fromZero,
+  weight: (_, value) => finiteNumber('tenants().weight', value, 0.001, 1_000),
+  maxConcurrent: (_, value) => value === Infinity || wholeNumber('tenants().maxConcurrent', value),
+  guaranteed: (_, value) => wholeNumber('tenants().guaranteed', value, 0),
 };
 
 /** What `tenants` has returned for a tenant. Throws for anything invalid. */
 export function tenantLimits(given: TenantShare): TenantLimits {
   checkEach('tenants()', synchronous('tenants', given), SHARE_CHECKS);
   const { weight = 1, maxConcurrent = Infinity, guaranteed = 0 } = given;
-  wholeNumber('guaranteed', guaranteed, 0, Math.min(maxConcurrent, Number.MAX_SAFE_INTEGER));
+  wholeNumber('tenants().guaranteed', guaranteed, 0, Math.min(maxConcurrent, Number.MAX_SAFE_INTEGER));
   return { weight, maxConcurrent, guaranteed };
 }
 
@@ -73,6 +72,9 @@ export function checkWeight({ maxConcurrent }: TenantLimits, weight: number): vo
 
 /** The option by which a manager learns where its request stands, from a limiter and a pool of this package. */
 export const QUEUE_WATCH: unique symbol = /* @__PURE__ */ Symbol('queue watch');
+
+/** The method of a permit that says, before its release, that it was not used: its tenant is not charged for it. */
+export const UNUSED: unique symbol = /* @__PURE__ */ Symbol('unused');
 
 /** What a limiter or a pool gives a way to read the place of a request that is queued. */
 export interface QueueWatch {

@@ -6,7 +6,7 @@ import {
   type Tenant,
   type TenantQueue,
 } from './fair-queue.js';
-import { type HeapItem, IndexedHeap } from './indexed-heap.js';
+import { type HeapItem, IndexedHeap } from './heap.js';
 
 /** A tenant as it will stand once some of its elements have been taken. */
 interface Preview extends Orderable, HeapItem {

@@ -25,7 +25,7 @@ import type {
   RunContext,
 } from '../limiter/limiter.js';
 import { checkAcquireOptions, checkCloseOptions } from '../limiter/options.js';
-import { checkWeight, QUEUE_WATCH, tenantLimits, UNLIMITED } from '../queue/options.js';
+import { checkWeight, QUEUE_WATCH, tenantLimits, UNLIMITED, UNUSED } from '../queue/options.js';
 import type { CommandConnection, Subscriber } from './client.js';
 import { FleetPermit, type PermitOwner, releaseOperation } from './fleet-permit.js';
 import { LocalShare } from './local-share.js';
@@ -68,7 +68,8 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   readonly places: QueuePlaces;
   readonly #options: FleetLimiterOptions;
   readonly #fleet: FleetOptions;
-  readonly #member: FleetMember;
+  /** @internal */
+  readonly member: FleetMember;
   readonly #maxQueue: number;
   readonly #waiting = new Map<string, FleetPermit>();
   readonly #held = new Map<string, FleetPermit>();
@@ -109,18 +110,13 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     this.#limit = options.maxConcurrent;
     this.#highestLimit = options.maxConcurrent;
     this.#maxQueue = options.maxQueue ?? Number.POSITIVE_INFINITY;
-    this.#member = new FleetMember(this, connection, subscriber, {
+    this.member = new FleetMember(this, connection, subscriber, {
       source: this.name,
       keyPrefix: `${encodeURIComponent(fleet.prefix)}:${encodeURIComponent(this.name)}`,
       leaseMs: fleet.leaseMs,
       commandTimeoutMs: fleet.commandTimeoutMs,
       keepsShare: fleet.whenUnavailable === 'local',
     });
-  }
-
-  /** @internal */
-  get member(): FleetMember {
-    return this.#member;
   }
 
   /** The limit in force for all members. Setting it sets it for all of them: the last one counts. A whole number from 1. */
@@ -131,7 +127,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   set maxConcurrent(value: number) {
     wholeNumber('maxConcurrent', value);
     this.#setLimit(value);
-    this.#member.setLimit(value);
+    this.member.setLimit(value);
   }
 
   /** Weight held by this process. */
@@ -146,7 +142,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   /** A frozen snapshot of the counts. */
   stats(): FleetLimiterStats {
-    const { active, queued, members, frozen } = this.#member.figures;
+    const { active, queued, members, frozen } = this.member.figures;
     return Object.freeze({
       maxConcurrent: this.#limit,
       active: this.#active,
@@ -159,7 +155,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
         active,
         queued,
         members,
-        available: this.#member.isAvailable,
+        available: this.member.isAvailable,
         frozen,
         lost: this.#lost,
         configured: this.#configured,
@@ -179,27 +175,28 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
    */
   acquire(options: AcquireOptions = {}): Promise<Permit & { readonly signal: AbortSignal }> {
     try {
-      checkAcquireOptions(options, this.#highestLimit);
+      return this.#request(options);
     } catch (error) {
       return Promise.reject(error);
     }
+  }
+
+  #request(options: AcquireOptions): Promise<FleetPermit> {
+    checkAcquireOptions(options, this.#highestLimit);
     // Read once: the caller may reuse the object for the next request.
     const { signal, timeoutMs = this.#options.acquireTimeoutMs, priority = 0, weight = 1 } = options;
     const { tenant, taskId, requestId } = options;
     const watch = options[QUEUE_WATCH];
+    let limits = UNLIMITED;
+    // First: it is the host's, and may close this limiter or abort the signal.
+    if (tenant !== undefined && this.#options.tenants !== undefined) {
+      limits = tenantLimits(this.#options.tenants(tenant));
+      checkWeight(limits, weight);
+    }
     const extras = { signal, timeoutMs, priority, weight, tenant, taskId, requestId };
     if (signal?.aborted) return this.#reject('aborted', signal.reason, extras);
     const rejection = this.#rejection(timeoutMs);
     if (rejection !== undefined) return this.#reject(...rejection, extras);
-    let limits = UNLIMITED;
-    try {
-      if (tenant !== undefined && this.#options.tenants !== undefined) {
-        limits = tenantLimits(this.#options.tenants(tenant));
-        checkWeight(limits, weight);
-      }
-    } catch (error) {
-      return Promise.reject(error);
-    }
     const permit = new FleetPermit(
       this,
       (this.#nextId++).toString(36),
@@ -221,7 +218,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     }
     if (signal !== undefined) watchAbort(signal, permit);
     this.#waiting.set(permit.id, permit);
-    this.#member.send(permit);
+    this.member.send(permit);
     this.#share?.add(permit);
     this.#grantShare();
     return this.#observed(permit, answer);
@@ -244,6 +241,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     const permit = await this.acquire(options);
     const { signal, unlink } = anySignal(permit.signal, options?.signal);
     try {
+      if (signal.aborted) permit[UNUSED]?.();
       signal.throwIfAborted();
       const result = await fn({ signal, permit });
       permit.release();
@@ -274,7 +272,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     const { drain, timeoutMs } = checkCloseOptions(options);
     this.#isOpen = false;
     if (!drain) await this.#rejectWaiters('closed', () => new LimiterClosedError(this.name));
-    const left = this.onIdle().then(() => this.#member.leave());
+    const left = this.onIdle().then(() => this.member.leave());
     await withDeadline(left, timeoutMs, (elapsedMs) => {
       void this.#rejectWaiters('closed', () => new LimiterClosedError(this.name));
       return new DrainTimeoutError(this.name, elapsedMs, this.#active);
@@ -287,7 +285,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     await this.#rejectWaiters('closed', () => new LimiterClosedError(this.name));
     this.#endShare();
     this.#loseAll('closed');
-    await this.#member.leave();
+    await this.member.leave();
   }
 
   /** `close()`: rejects the waiters, and waits for what is held. */
@@ -299,7 +297,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   /** @internal */
   checkLease(): void {
-    this.#member.checkLease();
+    this.member.checkLease();
   }
 
   /** @internal */
@@ -308,10 +306,9 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
       permit.state = 'released';
       this.#held.delete(permit.id);
       this.#active -= permit.weight;
-      const heldMs = turnMs() - permit.sinceMs;
-      this.#meanHeldMs += (heldMs - this.#meanHeldMs) / 16;
+      if (!permit.isUnused) this.#meanHeldMs += (turnMs() - permit.sinceMs - this.#meanHeldMs) / 16;
       this.#share?.release(permit);
-      this.#member.send(releaseOperation(permit.id));
+      this.member.send(releaseOperation(permit.id, permit.isUnused));
       emitReleased(this, permit, outcome);
       this.#idle.check();
       this.#grantShare();
@@ -365,7 +362,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
 
   /** @internal */
   onRenewal(): void {
-    for (const { placeOperation } of this.places.due()) this.#member.send(placeOperation);
+    for (const { placeOperation } of this.places.due()) this.member.send(placeOperation);
   }
 
   /** @internal */
@@ -396,7 +393,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     const { maxConcurrent } = this.#options;
     if (!isFirst) return;
     if (this.hooks.hasListeners('fleet:joined')) {
-      const { members } = this.#member.figures;
+      const { members } = this.member.figures;
       this.hooks.emit('fleet:joined', { source: this.name, maxConcurrent: this.#limit, members });
     }
     if (this.#limit === maxConcurrent) return;
@@ -417,7 +414,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   onHeld(ids: readonly string[]): void {
     for (const id of ids) {
       if (this.#waiting.has(id)) this.onGranted(id);
-      else if (!this.#held.has(id)) this.#member.send(releaseOperation(id));
+      else if (!this.#held.has(id)) this.member.send(releaseOperation(id));
     }
   }
 
@@ -480,12 +477,12 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   }
 
   #placeOf(permit: FleetPermit): QueuePlace | undefined {
-    return this.#member.isAvailable ? this.places.of(permit, this.#usualMs) : undefined;
+    return this.member.isAvailable ? this.places.of(permit, this.#usualMs) : undefined;
   }
 
   /** Without Redis: permits beyond this member's share are lost, the latest first. */
   #keepShare(): void {
-    const { members, rank } = this.#member.figures;
+    const { members, rank } = this.member.figures;
     // The others have learned of a member by half a lease after its first join.
     const isKnown = nowMs() > this.#joinedMs + this.#fleet.leaseMs / 2;
     const share = new LocalShare(this.#limit, isKnown ? members : 0, rank, this.#options);
@@ -502,7 +499,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   #grantShare(): void {
     const share = this.#share;
     // While a join is under way, Redis may grant as well.
-    if (share === undefined || this.#shareTimer !== undefined || !this.#member.isOut) return;
+    if (share === undefined || this.#shareTimer !== undefined || !this.member.isOut) return;
     for (let next = share.next(); next !== undefined; next = share.next()) this.#grant(next);
   }
 
@@ -529,7 +526,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
   }
 
   #queueFullError(): QueueFullError {
-    const retryAfterMs = this.places.estimateMs(this.#member.figures.queued + 1, this.#usualMs);
+    const retryAfterMs = this.places.estimateMs(this.member.figures.queued + 1, this.#usualMs);
     return new QueueFullError({ ...queueFigures(this, 0), retryAfterMs });
   }
 
@@ -571,7 +568,7 @@ export class FleetLimiter implements Limiter, AsyncDisposable, PermitOwner, Memb
     this.#share?.remove(permit);
     permit.state = reason;
     this.#rejected++;
-    if (permit.isSent) this.#member.send(permit.cancelOperation);
+    if (permit.isSent) this.member.send(permit.cancelOperation);
     this.#settle(permit, () => Promise.reject(error));
     this.#idle.check();
   }

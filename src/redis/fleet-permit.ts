@@ -5,8 +5,8 @@ import { wellFormed } from '../internal/redaction.js';
 import type { PermitContext } from '../limiter/events.js';
 import type { Permit } from '../limiter/limiter.js';
 import type { QueueNode, QueuePosition } from '../queue/fair-queue.js';
-import type { TenantLimits } from '../queue/options.js';
-import type { Operation } from './member.js';
+import { type TenantLimits, UNUSED } from '../queue/options.js';
+import { type Operation, operation } from './member.js';
 import type { PlacedWaiter, QueuePlaces } from './queue-places.js';
 
 /** What a permit needs of its limiter. */
@@ -52,6 +52,8 @@ export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaite
   number = '';
   /** Whether Redis may know of it. */
   isSent = false;
+  /** Whether it was held and not used. */
+  isUnused = false;
   timer: NodeJS.Timeout | undefined;
   /** When it was requested; then when it was granted. */
   sinceMs: number;
@@ -110,6 +112,10 @@ export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaite
     this.release();
   }
 
+  [UNUSED](): void {
+    this.isUnused = true;
+  }
+
   /** Ends the holding against the holder's will. */
   lose(reason: LimitLossReason): void {
     this.state = 'lost';
@@ -137,45 +143,37 @@ export class FleetPermit implements Permit, QueueNode, AbortWatcher, PlacedWaite
 
   settle(result: unknown): void {
     const [number = '', ahead] = String(result).split(' ');
-    if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
+    this.#setPlace(ahead);
     this.#owner.onAnswer(this, number);
+  }
+
+  #setPlace(ahead: string | undefined): void {
+    if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
   }
 
   /** Asks Redis again where it stands. */
   get placeOperation(): Operation {
-    return {
-      encode: (args) => {
-        if (this.state !== 'waiting' || this.number === '') return false;
-        args.push('P', this.id, this.score, this.#queuedWeight, this.number);
-        return true;
-      },
-      settle: (result) => {
-        const [, ahead] = String(result).split(' ');
-        if (ahead !== undefined) this.#owner.places.set(this, Number(ahead));
-      },
-    };
+    return operation(
+      () =>
+        this.state === 'waiting' && this.number !== ''
+          ? ['P', this.id, this.score, this.#queuedWeight, this.number]
+          : undefined,
+      (result) => this.#setPlace(String(result).split(' ')[1]),
+    );
   }
 
   /** Takes it out of the queue, or releases it if it was granted meanwhile. */
   get cancelOperation(): Operation {
-    return {
-      encode: (args) => {
-        if (!this.isSent) return false;
-        // Without a number it was never queued.
-        if (this.number === '') args.push('R', this.id);
-        else args.push('X', this.id, this.score, this.#queuedWeight, this.number);
-        return true;
-      },
-      settle: () => {},
-    };
+    return operation(() => {
+      if (!this.isSent) return undefined;
+      // Without a number it was never queued.
+      return this.number === ''
+        ? ['R', this.id]
+        : ['X', this.id, this.score, this.#queuedWeight, this.number];
+    });
   }
 }
 
-/** Releases a permit by its id. */
-export const releaseOperation = (id: string): Operation => ({
-  encode(args) {
-    args.push('R', id);
-    return true;
-  },
-  settle() {},
-});
+/** Releases a permit by its id; an unused one is not charged to its tenant. */
+export const releaseOperation = (id: string, isUnused = false): Operation =>
+  operation(() => [isUnused ? 'B' : 'R', id]);

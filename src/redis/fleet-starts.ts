@@ -13,7 +13,7 @@ import { summaryOf } from '../internal/error-summary.js';
 import type { FleetStats } from '../limiter/limiter.js';
 import { type CommandConnection, type Subscriber, scriptOf } from './client.js';
 import { type FleetWindow, type Layout, layoutOf, OwnStarts } from './fleet-windows.js';
-import { FleetMember, type MemberOwner, type Operation } from './member.js';
+import { FleetMember, type MemberOwner, type Operation, operation } from './member.js';
 import type { FleetOptions } from './options.js';
 import { STARTS_SCRIPT } from './starts-script.js';
 
@@ -199,15 +199,14 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     const { key, startedMs, countedMs, more } = start;
     start.more = 0;
     const epoch = this.#epochs;
-    const correction: Operation = {
-      encode: (args) => {
+    const correction = operation(
+      () => {
         const isCounted = countedMs > 0 && start.epoch === epoch && epoch === this.#epochs;
-        if (more === 0 || (more < 0 && !isCounted)) return false;
-        args.push('V', key, ageOf(startedMs), isCounted ? String(countedMs) : '0', String(more));
-        return true;
+        if (more === 0 || (more < 0 && !isCounted)) return undefined;
+        return ['V', key, ageOf(startedMs), isCounted ? String(countedMs) : '0', String(more)];
       },
-      settle: () => this.#corrections.delete(correction),
-    };
+      () => this.#corrections.delete(correction),
+    );
     if (more > 0) this.#corrections.add(correction);
     this.member.send(correction);
   }
@@ -279,10 +278,6 @@ export class FleetStarts implements SharedStarts, MemberOwner {
     this.#lastHeld = held;
   }
 
-  onLost(): void {}
-
-  onLimit(): void {}
-
   /** What has begun is still to be reported, unless Redis has counted it meanwhile: the next join decides. */
   onLeaseEnd(): void {
     this.#lost += this.#reserved.size;
@@ -297,8 +292,6 @@ export class FleetStarts implements SharedStarts, MemberOwner {
       hooks.emit('fleet:unavailable', { source: name, error: summaryOf(error) });
     if (this.#whenUnavailable === 'fail') this.#rejectAll(error);
   }
-
-  onStillUnavailable(): void {}
 
   onAvailable(outageMs: number): void {
     const { hooks, name } = this.#config;
@@ -445,17 +438,6 @@ export class FleetStarts implements SharedStarts, MemberOwner {
   }
 }
 
-const operation = (
-  words: () => readonly string[],
-  settle: (result: unknown) => void = () => {},
-): Operation => ({
-  encode(args) {
-    args.push(...words());
-    return true;
-  },
-  settle,
-});
-
 /** Whole milliseconds, never too many: a start must not count from earlier than it was. */
 const ageOf = (startedMs: number): string => String(Math.max(0, Math.floor(nowMs() - startedMs)));
 
@@ -482,24 +464,15 @@ class StartWaiter {
     this.weight = weight;
     this.listener = listener;
     const score = priority === 0 ? '0' : String(-priority);
-    this.ask = {
-      encode: (args) => {
-        if (!isWaiting()) return false;
-        this.#isSent = true;
-        args.push('A', id, score, String(weight), this.number);
-        return true;
-      },
-      settle: onAnswer,
-    };
-    this.cancel = {
-      encode: (args) => {
-        if (!this.#isSent) return false;
-        if (this.number === '') args.push('R', id);
-        else args.push('X', id, score, String(weight), this.number);
-        return true;
-      },
-      settle: () => {},
-    };
+    this.ask = operation(() => {
+      if (!isWaiting()) return undefined;
+      this.#isSent = true;
+      return ['A', id, score, String(weight), this.number];
+    }, onAnswer);
+    this.cancel = operation(() => {
+      if (!this.#isSent) return undefined;
+      return this.number === '' ? ['R', id] : ['X', id, score, String(weight), this.number];
+    });
   }
 }
 

@@ -1,5 +1,5 @@
 import { turnMs } from '../internal/clock.js';
-import { FairQueue, type Tenant } from '../queue/fair-queue.js';
+import { FairQueue, refund, type Tenant } from '../queue/fair-queue.js';
 import type { FairnessOptions } from '../queue/options.js';
 import type { FleetPermit } from './fleet-permit.js';
 
@@ -46,19 +46,20 @@ export class LocalShare {
   add(permit: FleetPermit): void {
     permit.position = {};
     this.#arrivedMs = permit.sinceMs;
-    this.#queue.pushAt(permit.position, permit, permit.priority, this.#tenantOf(permit));
+    this.#queue.pushAt(permit, permit.priority, this.#tenantOf(permit));
     this.#arrivedMs = undefined;
   }
 
   /** A waiter leaves without a permit. */
   remove(permit: FleetPermit): void {
-    if (permit.position !== undefined) this.#queue.remove(permit.position, permit);
+    this.#queue.remove(permit);
   }
 
   /** A permit is no longer held. */
   release(permit: FleetPermit): void {
     if (permit.position === undefined) return;
     this.#active -= permit.weight;
+    if (permit.isUnused) refund(permit.position);
     this.#queue.settle(permit.position, permit.weight);
   }
 

@@ -12,6 +12,19 @@ export interface Operation {
   settle(result: unknown): void;
 }
 
+/** `words`: its letter and arguments, or `undefined` where there is nothing to do any more. */
+export const operation = (
+  words: () => readonly string[] | undefined,
+  settle: Operation['settle'] = () => {},
+): Operation => ({
+  encode(args) {
+    const own = words();
+    if (own !== undefined) args.push(...own);
+    return own !== undefined;
+  },
+  settle,
+});
+
 /** The one whose state the member keeps in Redis. */
 export interface MemberOwner {
   /** The permits held, by id, with what Redis counts them as. */
@@ -25,13 +38,14 @@ export interface MemberOwner {
   onGranted(id: string): void;
   /** Everything that Redis counts as held by this member. */
   onHeld(ids: readonly string[]): void;
-  onLost(ids: readonly string[]): void;
-  onLimit(limit: number): void;
+  /** Permits that were claimed in vain. */
+  onLost?(ids: readonly string[]): void;
+  onLimit?(limit: number): void;
   /** The lease was not confirmed in time: another member may have its permits from now on. `isOutage`: for want of Redis. */
   onLeaseEnd(isOutage: boolean): void;
   onUnavailable(error: LimitsUnavailableError): void;
   /** Another attempt to reach Redis has failed. */
-  onStillUnavailable(): void;
+  onStillUnavailable?(): void;
   onAvailable(outageMs: number): void;
   /** A reply has come; the figures are new. */
   onFigures?(figures: FleetFigures): void;
@@ -124,7 +138,6 @@ export class FleetMember {
   #limitVersion = 0;
   /** A limit that this process has set, until Redis has it. */
   #newLimit: number | undefined;
-  #sentLimit: number | undefined;
   #operations: Operation[] = [];
   #isFlushScheduled = false;
 
@@ -212,7 +225,7 @@ export class FleetMember {
   /** Sets the limit for all members: now, or with the next join. */
   setLimit(limit: number): void {
     this.#newLimit = limit;
-    this.send(this.#limitOperation);
+    this.send(this.#limitOperation(limit));
   }
 
   /** Whether the lease is certain at this moment, which is then `checkedMs`. Ends it where it is not. */
@@ -253,7 +266,8 @@ export class FleetMember {
   /** Leaves the fleet, and fulfills when Redis knows, or cannot be reached. */
   async leave(): Promise<void> {
     if (this.#state === 'left') return;
-    const wasJoined = this.#state === 'joined';
+    // Redis executes the join that is in flight first.
+    const wasIn = this.#state === 'joined' || this.#state === 'joining';
     this.#abandon();
     this.#state = 'left';
     clearTimeout(this.#timer);
@@ -262,7 +276,7 @@ export class FleetMember {
       this.#subscriber.unsubscribe(this.#channel);
       this.#subscriber.unsubscribe(`${this.#channel}:${this.#id}`);
     }
-    if (!wasJoined) return;
+    if (!wasIn) return;
     const args = this.#header('leave');
     let timer: NodeJS.Timeout | undefined;
     const timeUp = new Promise<void>((resolve) => {
@@ -306,7 +320,7 @@ export class FleetMember {
     const args = this.#header(this.#keepsShare ? 'local' : 'join');
     for (const [id, weight] of this.#owner.claims()) args.push('H', id, weight);
     this.#operations = this.#owner.waiters();
-    if (this.#newLimit !== undefined) this.#operations.unshift(this.#limitOperation);
+    if (this.#newLimit !== undefined) this.#operations.unshift(this.#limitOperation(this.#newLimit));
     this.#execute(args, true);
   }
 
@@ -379,18 +393,15 @@ export class FleetMember {
     this.#arm();
   }
 
-  readonly #limitOperation: Operation = {
-    encode: (args) => {
-      if (this.#newLimit === undefined) return false;
-      args.push('L', String(this.#newLimit));
-      this.#sentLimit = this.#newLimit;
-      return true;
-    },
-    settle: () => {
-      // Another may have been set while this one was on its way.
-      if (this.#newLimit === this.#sentLimit) this.#newLimit = undefined;
-    },
-  };
+  #limitOperation(limit: number): Operation {
+    return operation(
+      () => ['L', String(limit)],
+      () => {
+        // Another may have been set while this one was on its way.
+        if (this.#newLimit === limit) this.#newLimit = undefined;
+      },
+    );
+  }
 
   /** Forgets the call in flight, and what was to follow. */
   #abandon(): void {
@@ -446,11 +457,11 @@ export class FleetMember {
     this.#wakeMs = this.checkedMs + Math.max(1, Number(wakeMs)) + 1;
     this.#owner.onFigures?.(this.#figures);
     this.#owner.onExtra?.(extra, isNewEpoch && !isFirst);
-    if (this.#newLimit === undefined) this.#owner.onLimit(Number(limit));
+    if (this.#newLimit === undefined) this.#owner.onLimit?.(Number(limit));
     // Before the answers: one that is granted in the batch that queued it has not waited.
     for (const id of granted as unknown[]) this.#owner.onGranted(String(id));
     for (const [index, operation] of sent.entries()) operation.settle((results as unknown[])[index]);
-    this.#owner.onLost((lost as unknown[]).map(String));
+    this.#owner.onLost?.((lost as unknown[]).map(String));
     if (Array.isArray(held)) {
       const [pushes, ...ids] = held;
       this.#pushes = Math.max(this.#pushes, Number(pushes));
@@ -531,7 +542,7 @@ export class FleetMember {
     this.#retryDelayMs = Math.min(this.#retryDelayMs * 2, MAX_RETRY_MS, this.#leaseMs / 3);
     this.#arm();
     if (isFirst) this.#owner.onUnavailable(new LimitsUnavailableError(this.#source, cause));
-    else this.#owner.onStillUnavailable();
+    else this.#owner.onStillUnavailable?.();
   }
 
   #endLease(): void {

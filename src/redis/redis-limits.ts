@@ -18,9 +18,10 @@ import {
 } from './options.js';
 
 /*
- * Limits that several processes share over Redis. In this folder: `script.ts` is what Redis runs, `member.ts` sends it
- * and keeps the lease, `fleet-limiter.ts` and `fleet-permit.ts` are the limiter, `queue-places.ts` knows where waiters
- * stand, `local-share.ts` replaces Redis while it is out of reach, `client.ts` adapts the host's client.
+ * Limits that several processes share over Redis. In this folder: `script.ts` is what Redis runs, with `tenants-script.ts`
+ * in it, `member.ts` sends it and keeps the lease, `fleet-limiter.ts` and `fleet-permit.ts` are the limiter,
+ * `queue-places.ts` knows where waiters stand, `local-share.ts` replaces Redis while it is out of reach. The starts of a
+ * gate are `starts-script.ts`, `fleet-starts.ts` and `fleet-windows.ts`. `client.ts` adapts the host's client.
  */
 
 /**

@@ -43,7 +43,7 @@ export const BATCH_STATE = '<ddddddi4i4i4i4';
  *     F id score weight seq tenant by share cap guaranteed
  *                               the same for a tenant. `by`: what tenants share, `time`, `weight` or `requests`; `cap`: 0 for none
  *     P id score weight seq     how many are ahead of a waiter (`weight:tenant` for that of a tenant)
- *     R id                      release: 1, or 0 if it was not held
+ *     R id · B id               release: 1, or 0 if it was not held · of a permit that was not used: its tenant is not charged
  *     X id score weight seq     leave the queue (`weight:tenant` for that of a tenant); releases the permit if it was granted meanwhile
  *     L limit                   set the limit for all members
  *
@@ -75,6 +75,7 @@ local joins = mode == 'join' or isLocal
 local renews = joins or mode == 'renew'
 local firstOperation = renews and 10 or 6
 local channel = string.sub(META, 1, -5) .. 'push'
+-- Functions that every run makes name what these are in full: each local that they use costs time whenever they are made.
 local call, floor, match = redis.call, math.floor, string.match
 
 local time = call('TIME')
@@ -145,7 +146,7 @@ local function hold(member, id, weight, value)
   --@hold
 end
 
-local function unhold(member, id)
+local function unhold(member, id, isUnused)
   local field = member .. ':' .. id
   local value = call('HGET', HOLDS, field)
   if not value then return 0 end
@@ -155,7 +156,7 @@ local function unhold(member, id)
   nHolds = nHolds - 1
   used = used - weight
   --@unhold
-  if tenant then settle(tenant, weight, charged, grantedMs) end
+  if tenant then settle(tenant, weight, charged, grantedMs, isUnused) end
   return 1
 end
 
@@ -186,7 +187,8 @@ if not isRoutine then
   local function dropWaiters(member)
     if sharing then
       if sharing.waiting == 0 then return end
-      for _, entry in ipairs(call('ZRANGE', LANES, 0, -1)) do
+      -- From the last to the first of each lane, so that what stands for the lane changes once.
+      for _, entry in ipairs(call('ZREVRANGE', LANES, 0, -1)) do
         local tenant, level, waiter, owner = match(entry, '^([^:#@]*):(%d+):(%d+:([^:]+):.*)$')
         if owner == member then leave(tenant, level, waiter) end
       end
@@ -325,7 +327,8 @@ if not isRoutine then
       call('HSET', META, 'g:' .. self, generation, 'p:' .. self, 0)
       report(0)
     end
-  elseif known ~= epoch or current ~= generation then
+  elseif current ~= generation or (known ~= epoch and mode ~= 'leave') then
+    -- One that leaves may not know yet of which epoch it is a member.
     refused = 1
   elseif mode == 'leave' then
     removeMember(self)
@@ -389,8 +392,8 @@ while ARGV[at] and not refused do
   --@operation
   if size then
     -- One of a gate's starts.
-  elseif letter == 'R' then
-    result, size = unhold(self, ARGV[i + 1]), 2
+  elseif letter == 'R' or letter == 'B' then
+    result, size = unhold(self, ARGV[i + 1], letter == 'B'), 2
   elseif letter == 'A' then
     result, size = acquire(i, ''), 5
   elseif letter == 'F' then
@@ -416,11 +419,13 @@ while ARGV[at] and not refused do
     end
     result, size = isRemoved and 1 or unhold(self, id), 5
   elseif letter == 'L' then
-    limit, version = tonumber(ARGV[i + 1]), version + 1
+    -- More than what members send after a loss of data that know of no change.
+    limit, version = tonumber(ARGV[i + 1]), math.max(1, version) + 1
     call('HSET', META, 'l', limit, 'v', version)
     call('PUBLISH', channel, 'L ' .. epoch)
     result, size = version, 2
   end
+  --@answer
   results[#results + 1] = result
   resultAt[at] = #results
   at = at + size

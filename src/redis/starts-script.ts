@@ -43,7 +43,9 @@ local BLOCK = 16
 local sum, reserved, cards, firstSlice, dirty, keyAt = {}, {}, {}, {}, {}, {}
 -- Blocks that were read (false: not there), those to be written, and windows to which slices were added.
 local blocks, changed, grown = {}, {}, {}
-local starting, more, cancelling, chosen, isTrial, startWait = nil, 0, false, nil, false, nil
+-- How a reservation ends; that of a member that is gone has begun now.
+local starting, more, isCancelled = nil, 0, false
+local chosen, isTrial, startWait = nil, false, nil
 for i, w in ipairs(W) do
   local v = call('HMGET', META, 'ws:' .. w[1], 'wr:' .. w[1], 'wn:' .. w[1], 'wf:' .. w[1])
   sum[i], reserved[i], cards[i], firstSlice[i] = tonumber(v[1]) or 0, tonumber(v[2]) or 0, tonumber(v[3]) or 0, tonumber(v[4]) or 0
@@ -182,6 +184,12 @@ local function keyWait(key)
   return began + 1000 - now, false
 end
 
+-- A start on trial has ended without a verdict, and may have been counted as a success before.
+local function endTrial(key)
+  local trials = tonumber(call('HGET', META, 'kt:' .. key))
+  if trials and trials > 0 then call('HINCRBY', META, 'kt:' .. key, -1) end
+end
+
 -- Chooses the key with the largest free part; of equals the least recently used.
 local function fitsStart(weight)
   local shared, soonest, bestFree, bestUsed = 0, math.huge, -1, 0
@@ -292,50 +300,19 @@ end
     local amount = amountOf(i, tonumber(weight))
     reserved[i] = math.max(0, reserved[i] - amount)
     dirty[i] = true
-    if not cancelling then addStart(i, starting or now, amount + (W[i][5] == 0 and more or 0)) end
+    if not isCancelled then addStart(i, starting or now, amount + (W[i][5] == 0 and more or 0)) end
   end
-  if cancelling and string.sub(tag, -2) == '/t' then call('HINCRBY', META, 'kt:' .. key, -1) end
+  if isCancelled and string.sub(tag, -2) == '/t' then endTrial(key) end
 `,
   held: 'if held then for i = 2, #held do held[i] = held[i] .. tagOf(self, held[i]) end end',
   fits: 'do return now >= frozen and fitsStart(weight) end',
   granted: 'id = id .. tagOf(owner, id)',
   operations: `
 local own = {
-  A = function(i)
-    local id, weight, number = ARGV[i + 1], tonumber(ARGV[i + 3]), ARGV[i + 4]
-    if (joins or number ~= '') and call('HEXISTS', HOLDS, self .. ':' .. id) == 1 then return '0' .. tagOf(self, id), 5 end
-    if number ~= '' then
-      seq = math.max(seq, tonumber(number))
-    elseif nQueue == 0 and fits(weight) then
-      hold(self, id, weight)
-      return '0' .. tagOf(self, id), 5
-    else
-      number = nextNumber()
-    end
-    enqueue(ARGV[i + 2], number, id, weight, '')
-    return number, 5
-  end,
-  R = function(i)
-    cancelling = true
-    local done = unhold(self, ARGV[i + 1])
-    cancelling = false
-    return done, 2
-  end,
-  X = function(i)
-    local removed = call('ZREM', QUEUE, nameOf(ARGV[i + 4], ARGV[i + 1], ARGV[i + 3]))
-    nQueue = nQueue - removed
-    if removed == 0 then
-      cancelling = true
-      removed = unhold(self, ARGV[i + 1])
-      cancelling = false
-    end
-    return removed, 5
-  end,
   S = function(i)
     local startedMs = now - tonumber(ARGV[i + 2])
     starting, more = startedMs, tonumber(ARGV[i + 3])
     local done = unhold(self, ARGV[i + 1])
-    starting, more = nil, 0
     return done * startedMs, 4
   end,
   V = function(i)
@@ -386,8 +363,7 @@ local own = {
     return 1, 2
   end,
   N = function(i)
-    local trials = tonumber(call('HGET', META, 'kt:' .. ARGV[i + 1]))
-    if trials and trials > 0 then call('HINCRBY', META, 'kt:' .. ARGV[i + 1], -1) end
+    endTrial(ARGV[i + 1])
     return 1, 2
   end,
   U = function(i)
@@ -396,7 +372,11 @@ local own = {
   end,
 }
 `,
-  operation: 'if own[letter] then result, size = own[letter](i) end',
+  operation: `
+  isCancelled = letter ~= 'S'
+  if own[letter] then result, size = own[letter](i) end
+`,
+  answer: "if letter == 'A' and result == 0 then result = '0' .. tagOf(self, ARGV[i + 1]) end",
   wake: `
 if nQueue > 0 and now >= frozen and startWait then
   local head = call('ZRANGE', QUEUE, 0, 0)[1]

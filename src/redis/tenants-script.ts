@@ -90,10 +90,14 @@ local function useTenants()
     if isAdded then put(posted) end
     local first = firstOf('#' .. level, 2)
     if first[1] == posted then
-      local add, remove = put, take
-      if not isAdded then add, remove = take, put end
-      add('@:' .. encoded(dueOf(number, decoded(level))) .. ':' .. level)
-      if first[2] then remove('@:' .. encoded(dueOf(match(first[2], '^#%d+:(%d+)'), decoded(level))) .. ':' .. level) end
+      local function dueEntry(of)
+        return '@:' .. encoded(dueOf(match(of, '^#%d+:(%d+)'), decoded(level))) .. ':' .. level
+      end
+      local before, after = first[2], posted
+      if not isAdded then before, after = posted, first[2] end
+      -- In this order: waiters of one millisecond have equal entries.
+      if before then take(dueEntry(before)) end
+      if after then put(dueEntry(after)) end
     end
     if not isAdded then take(posted) end
   end
@@ -211,15 +215,19 @@ local function useTenants()
     end
   end
 
+  local function costOf(t, weight)
+    if sharing.by == 'requests' then return 1e6 / t.share end
+    if sharing.by == 'weight' then return 1e6 * weight / t.share end
+    return (t.mean or sharing.mean or 0) * weight / t.share
+  end
+
   -- Counts a permit as its tenant's. By time the charge is an estimate, which the release corrects.
   function charge(name, weight, isClaim)
     local t = tenantOf(name)
     local cost, value = 0, weight .. ':' .. name
     advance(t)
     if not isClaim then
-      if sharing.by == 'requests' then cost = 1e6 / t.share
-      elseif sharing.by == 'weight' then cost = 1e6 * weight / t.share
-      else cost = (t.mean or sharing.mean or 0) * weight / t.share end
+      cost = costOf(t, weight)
       sharing.virtual = receivedBy(t)
       t.received, t.turn = t.received + cost, nextTurn()
     end
@@ -234,8 +242,8 @@ local function useTenants()
     return mean and mean + (value - mean) / 5 or value
   end
 
-  -- The permit of a tenant has ended.
-  function settle(name, weight, charged, grantedMs)
+  -- The permit of a tenant has ended. By time, how long one was held that was not used counts, but says nothing about the next.
+  function settle(name, weight, charged, grantedMs, isUnused)
     local t = tenantOf(name)
     advance(t)
     t.held = t.held - weight
@@ -243,7 +251,9 @@ local function useTenants()
       local heldUs = (now - tonumber(grantedMs)) * 1000
       t.received = math.max(0, t.received + heldUs * weight / t.share - tonumber(charged))
       t.pending, t.running = t.pending - tonumber(charged), t.running - heldUs * weight
-      t.mean, sharing.mean = smoothed(t.mean, heldUs), smoothed(sharing.mean, heldUs)
+      if not isUnused then t.mean, sharing.mean = smoothed(t.mean, heldUs), smoothed(sharing.mean, heldUs) end
+    elseif isUnused then
+      t.received = math.max(0, t.received - costOf(t, weight))
     end
     if t.held == 0 then t.pending, t.running = 0, 0 end
     if t.waiting > 0 then unshown[name] = t end

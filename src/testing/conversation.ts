@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { ConnectionCut, type StubCall, type StubCallEnd, type StubReply } from './stub-call.js';
+import { ConnectionCut, json, type StubCall, type StubCallEnd, type StubReply } from './stub-call.js';
 
 /** How a response is interrupted. */
 export type Break = 'stall' | 'reset';
@@ -100,11 +100,9 @@ export class Conversation {
     }
     const text = error instanceof Error ? error.message : String(error);
     // A distinct message, so that a broken script is not mistaken for an injected fault.
-    const body = Buffer.from(JSON.stringify({ message: `A script of ${service} failed: ${text}` }));
-    this.#call.status = 500;
-    this.#observer.answer(this.#call, 500);
-    this.#response.writeHead(500, { 'content-type': 'application/json', 'content-length': body.length });
-    this.#end(body);
+    const message = `A script of ${service} failed: ${text}`;
+    // Where the client of each service looks for it.
+    void this.send(json(500, { message, error: { message } }));
   }
 
   #end(last: string | Buffer): void {

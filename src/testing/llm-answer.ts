@@ -1,3 +1,4 @@
+import { options } from '../internal/validate.js';
 import type { RateDecision } from './stub-rate.js';
 import type { Refusal } from './stub-service.js';
 
@@ -63,7 +64,13 @@ export class LlmAnswer {
   readonly created = Math.floor(Date.now() / 1000);
 
   constructor(callId: number, request: LlmRequest, reply: LlmReply) {
-    const { text, toolCalls = [], finishReason } = typeof reply === 'string' ? { text: reply } : reply;
+    const {
+      text,
+      toolCalls = [],
+      finishReason,
+    } = typeof reply === 'string'
+      ? { text: reply }
+      : options('the reply', reply, ['text', 'toolCalls', 'finishReason']);
     this.callId = callId;
     this.request = request;
     this.text = text ?? (toolCalls.length > 0 ? null : '');

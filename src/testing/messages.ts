@@ -44,7 +44,7 @@ export const messages: LlmInterface = {
   },
   complete: (answer) => ({
     ...messageOf(answer),
-    content: contentOf(answer),
+    content: contentOf(answer).map(({ block }) => block),
     stop_reason: STOP_REASONS[answer.finishReason],
     usage: usageOf(answer, answer.tokens),
   }),
@@ -57,15 +57,12 @@ export const messages: LlmInterface = {
     // A token of the reply has been made before the first event is sent.
     yield event('message_start', { message: { ...messageOf(answer), usage: usageOf(answer, 1) } });
     yield event('ping');
-    for (const [index, block] of contentOf(answer).entries()) {
+    for (const [index, { block, streamed }] of contentOf(answer).entries()) {
       const isText = block.type === 'text';
       if (!isText) tokens++;
-      yield event('content_block_start', {
-        index,
-        content_block: isText ? { ...block, text: '' } : { ...block, input: {} },
-      });
-      const pieces = isText ? block.text : toolCallOf(answer, index).arguments;
-      for (const piece of tokensOf(pieces)) {
+      const empty = isText ? { text: '' } : { input: {} };
+      yield event('content_block_start', { index, content_block: { ...block, ...empty } });
+      for (const piece of tokensOf(streamed)) {
         tokens++;
         const delta = isText
           ? { type: 'text_delta', text: piece }
@@ -130,25 +127,14 @@ function chatMessagesOf({ role, content }: Body): readonly LlmMessage[] {
   return [...tools, message];
 }
 
-type Block =
-  | { readonly type: 'text'; readonly text: string }
-  | { readonly type: 'tool_use'; readonly id: string; readonly name: string; readonly input: unknown };
-
-function contentOf({ callId, text, toolCalls }: LlmAnswer): readonly Block[] {
-  const calls = toolCalls.map(
-    ({ name, arguments: args }, i): Block => ({
-      type: 'tool_use',
-      id: `toolu_${callId}_${i}`,
-      name,
-      input: parsed(args),
-    }),
-  );
-  return text === null || (text === '' && calls.length > 0) ? calls : [{ type: 'text', text }, ...calls];
-}
-
-/** The tool call of a content block. */
-function toolCallOf({ toolCalls, text }: LlmAnswer, index: number) {
-  return toolCalls[index - (text === null || text === '' ? 0 : 1)]!;
+/** The content blocks, and what of each is streamed. */
+function contentOf({ callId, text, toolCalls }: LlmAnswer) {
+  const calls = toolCalls.map(({ name, arguments: args }, i) => ({
+    block: { type: 'tool_use', id: `toolu_${callId}_${i}`, name, input: parsed(args) },
+    streamed: args,
+  }));
+  if (text === null || (text === '' && calls.length > 0)) return calls;
+  return [{ block: { type: 'text', text }, streamed: text }, ...calls];
 }
 
 /** Anthropic's tool inputs are objects: what is none becomes an empty one, as when a reply is cut off. */

@@ -102,43 +102,23 @@ function messageOf(item: Body): readonly LlmMessage[] {
   return type === 'message' ? [{ role: String(item.role), content: item.content }] : [];
 }
 
-interface MessageItem {
-  readonly id: string;
-  readonly type: 'message';
-  readonly status: 'completed';
-  readonly role: 'assistant';
-  readonly content: readonly [
-    { readonly type: 'output_text'; readonly text: string; readonly annotations: []; readonly logprobs: [] },
-  ];
-}
-
-interface FunctionCallItem {
-  readonly id: string;
-  readonly type: 'function_call';
-  readonly status: 'completed';
-  readonly call_id: string;
-  readonly name: string;
-  readonly arguments: string;
-}
-
-function outputOf({ callId, text, toolCalls }: LlmAnswer): readonly (MessageItem | FunctionCallItem)[] {
-  const message: MessageItem = {
+function outputOf({ callId, text, toolCalls }: LlmAnswer) {
+  const calls = toolCalls.map((call, i) => ({
+    id: `fc_${callId}_${i}`,
+    type: 'function_call' as const,
+    status: 'completed',
+    call_id: `call_${callId}_${i}`,
+    ...call,
+  }));
+  if (text === null) return calls;
+  const message = {
     id: `msg_${callId}`,
-    type: 'message',
+    type: 'message' as const,
     status: 'completed',
     role: 'assistant',
-    content: [{ type: 'output_text', text: text ?? '', annotations: [], logprobs: [] }],
+    content: [{ type: 'output_text', text, annotations: [], logprobs: [] }] as const,
   };
-  const calls = toolCalls.map(
-    (call, i): FunctionCallItem => ({
-      id: `fc_${callId}_${i}`,
-      type: 'function_call',
-      status: 'completed',
-      call_id: `call_${callId}_${i}`,
-      ...call,
-    }),
-  );
-  return text === null ? calls : [message, ...calls];
+  return [message, ...calls];
 }
 
 function responseOf(answer: LlmAnswer, state: 'in_progress' | 'completed', output: readonly object[]) {

@@ -1,3 +1,4 @@
+import { boundedCall } from '../internal/abort.js';
 import { ConnectionCut } from './stub-call.js';
 
 /** A sandbox of a `StubE2b`. */
@@ -10,6 +11,12 @@ export interface StubSandbox {
   /** When it is killed or paused, unless its time is extended. */
   readonly endAt: Date;
 }
+
+/** A sandbox as it is now, as plain data. */
+export const dataOf = (sandbox: StubSandbox): StubSandbox => {
+  const { sandboxId, templateId, metadata, state, startedAt, endAt } = sandbox;
+  return { sandboxId, templateId, metadata, state, startedAt, endAt };
+};
 
 /** The parameters of a new sandbox. */
 export interface SandboxParameters {
@@ -25,8 +32,8 @@ export class Sandbox implements StubSandbox {
   readonly templateId: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly startedAt: Date;
-  /** Rejects when it stops running, which interrupts its execution. */
-  #stopped: PromiseWithReject;
+  /** Aborts when it stops running, which interrupts its execution. */
+  #stopped = new AbortController();
   #state: 'running' | 'paused' = 'running';
   #endAt: Date;
   #timer: NodeJS.Timeout;
@@ -38,7 +45,6 @@ export class Sandbox implements StubSandbox {
     this.templateId = parameters.templateId;
     this.metadata = parameters.metadata;
     this.#onTimeUp = onTimeUp;
-    this.#stopped = rejectable();
     [this.#endAt, this.#timer] = this.#endIn(parameters.timeoutMs);
     this.startedAt = new Date(this.#endAt.getTime() - parameters.timeoutMs);
   }
@@ -56,8 +62,8 @@ export class Sandbox implements StubSandbox {
   }
 
   /** The result of `work`, unless the sandbox stops first. */
-  whileRunning<T>(work: Promise<T>): Promise<T> {
-    return Promise.race([work, this.#stopped.promise]);
+  whileRunning<T>(work: () => Promise<T>): Promise<T> {
+    return boundedCall(work, { signal: this.#stopped.signal });
   }
 
   setTimeout(timeoutMs: number): void {
@@ -72,33 +78,18 @@ export class Sandbox implements StubSandbox {
 
   resume(timeoutMs: number): void {
     this.#state = 'running';
-    this.#stopped = rejectable();
+    this.#stopped = new AbortController();
     this.setTimeout(timeoutMs);
   }
 
   stop(): void {
     clearTimeout(this.#timer);
-    this.#stopped.reject(new ConnectionCut('The sandbox stopped'));
+    this.#stopped.abort(new ConnectionCut('The sandbox stopped'));
   }
 
   #endIn(timeoutMs: number): [Date, NodeJS.Timeout] {
     return [new Date(Date.now() + timeoutMs), setTimeout(this.#onTimeUp, timeoutMs).unref()];
   }
-}
-
-interface PromiseWithReject {
-  readonly promise: Promise<never>;
-  readonly reject: (reason: Error) => void;
-}
-
-function rejectable(): PromiseWithReject {
-  let reject: (reason: Error) => void = () => {};
-  const promise = new Promise<never>((_, rejectIt) => {
-    reject = rejectIt;
-  });
-  // Usually nothing is awaiting it when a sandbox stops.
-  promise.catch(() => {});
-  return { promise, reject };
 }
 
 /**

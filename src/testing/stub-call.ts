@@ -54,6 +54,12 @@ export const json = (
   body: JSON.stringify(body),
 });
 
+/** The same response with more headers. */
+export const withHeaders = (reply: StubReply, headers: Readonly<Record<string, string>>): StubReply => ({
+  ...reply,
+  headers: { ...reply.headers, ...headers },
+});
+
 /** Thrown by a stub to cut the connection of a call, as a crashing server does. */
 export class ConnectionCut extends Error {}
 

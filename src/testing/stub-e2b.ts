@@ -1,9 +1,15 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { callable, durationMs, options } from '../internal/validate.js';
-import { type Sandbox, SandboxFleet, type StubSandbox } from './sandbox-fleet.js';
-import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
-import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
-import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
+import { dataOf, type Sandbox, SandboxFleet, type StubSandbox } from './sandbox-fleet.js';
+import { json, type StubCall, type StubReply, type StubRoute, withHeaders } from './stub-call.js';
+import { countOrUnlimited, type KeyedRate, rateOf, retryAfterOf, type StubRate } from './stub-rate.js';
+import {
+  NO_DETAILS,
+  type Refusal,
+  STUB_SERVICE_OPTIONS,
+  StubService,
+  type StubServiceOptions,
+} from './stub-service.js';
 
 /** The result of running a piece of code. */
 export interface StubExecution {
@@ -45,10 +51,10 @@ export interface StubE2bOptions extends StubServiceOptions {
  */
 export class StubE2b extends StubService {
   protected override readonly routes: readonly StubRoute[] = [
-    { method: 'POST', path: '/v2/sandboxes', answer: (call) => this.#create(call) },
-    { method: 'POST', path: '/sandboxes', answer: (call) => this.#create(call) },
-    { method: 'GET', path: '/v2/sandboxes', answer: (call) => this.#list(call) },
-    { method: 'GET', path: '/sandboxes', answer: (call) => this.#list(call) },
+    this.#authorized('POST', '/v2/sandboxes', (call) => this.#create(call)),
+    this.#authorized('POST', '/sandboxes', (call) => this.#create(call)),
+    this.#authorized('GET', '/v2/sandboxes', (call) => this.#list(call)),
+    this.#authorized('GET', '/sandboxes', (call) => this.#list(call)),
     this.#managed('GET', '/sandboxes/:id', (sandbox) => json(200, infoOf(sandbox))),
     this.#managed('DELETE', '/sandboxes/:id', (sandbox) => this.#kill(sandbox)),
     this.#managed('POST', '/sandboxes/:id/timeout', (sandbox, call) => this.#setTimeout(sandbox, call)),
@@ -88,14 +94,7 @@ export class StubE2b extends StubService {
 
   /** All sandboxes, running and paused, oldest first. */
   get sandboxes(): readonly StubSandbox[] {
-    return this.#fleet.all.map(({ sandboxId, templateId, metadata, state, startedAt, endAt }) => ({
-      sandboxId,
-      templateId,
-      metadata,
-      state,
-      startedAt,
-      endAt,
-    }));
+    return this.#fleet.all.map(dataOf);
   }
 
   /** Maximum number of sandboxes that were being created or running at once. */
@@ -112,7 +111,7 @@ export class StubE2b extends StubService {
     return headers['x-api-key']?.toString();
   }
 
-  protected override refuse(status: number, { reason }: Refusal): StubReply {
+  protected override refuse(status: number, { reason }: Refusal = NO_DETAILS): StubReply {
     const atCap = status === 429 && reason === 'quota';
     const message = atCap ? this.#capMessage() : (REFUSALS[status] ?? 'Internal server error');
     return json(status, { code: status, message });
@@ -126,39 +125,35 @@ export class StubE2b extends StubService {
     return { headers: LINES_HEADERS, body: linesOf([error]) };
   }
 
-  /** A route of one sandbox: 401 without a valid key, 404 without such a sandbox. */
+  /** A route of the management API: 401 without a valid key. */
+  #authorized(method: string, path: string, answer: StubRoute['answer']): StubRoute {
+    const isValid = (key: string | undefined): boolean => key !== undefined && this.knowsKey(key);
+    return { method, path, answer: (call) => (isValid(call.key) ? answer(call) : this.refuse(401)) };
+  }
+
+  /** A route of one sandbox: 404 without such a sandbox. */
   #managed(method: string, path: string, answer: (sandbox: Sandbox, call: StubCall) => StubReply): StubRoute {
-    return {
-      method,
-      path,
-      answer: async (call) => {
-        if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
-        await this.pause(this.latencyOf(call), call.signal);
-        const sandbox = this.#fleet.get(call.params.id ?? '');
-        if (sandbox !== undefined) return answer(sandbox, call);
-        return json(404, { code: 404, message: `Sandbox "${call.params.id}" not found` });
-      },
-    };
+    return this.#authorized(method, path, async (call) => {
+      await this.pause(this.latencyOf(call), call.signal);
+      const sandbox = this.#fleet.get(call.params.id ?? '');
+      if (sandbox !== undefined) return answer(sandbox, call);
+      return json(404, { code: 404, message: `Sandbox "${call.params.id}" not found` });
+    });
   }
 
   async #create(call: StubCall): Promise<StubReply> {
-    if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
     const body = (call.body ?? {}) as CreateBody;
     const timeoutMs = timeoutOf(body);
-    if (typeof body.templateID !== 'string' || timeoutMs === undefined) {
-      return this.refuse(400, { reason: 'rate' });
-    }
+    if (typeof body.templateID !== 'string' || timeoutMs === undefined) return this.refuse(400);
     const admission = this.#createRate?.take(call.key ?? '');
     if (admission?.admitted === false) {
-      const rejected = this.refuse(429, { reason: 'rate' });
-      const seconds = String(Math.max(1, Math.ceil(admission.waitMs / 1000)));
-      const headers = {
+      const seconds = retryAfterOf(admission);
+      return withHeaders(this.refuse(429), {
         'retry-after': seconds,
         'ratelimit-limit': String(admission.limit),
         'ratelimit-remaining': '0',
         'ratelimit-reset': seconds,
-      };
-      return { ...rejected, headers: { ...rejected.headers, ...headers } };
+      });
     }
     if (!this.#fleet.reserve()) return this.refuse(429, { reason: 'quota' });
     try {
@@ -177,7 +172,6 @@ export class StubE2b extends StubService {
   }
 
   async #list(call: StubCall): Promise<StubReply> {
-    if (!this.#isAuthorized(call)) return this.refuse(401, { reason: 'rate' });
     await this.pause(this.latencyOf(call), call.signal);
     const states = call.query.get('state')?.split(',') ?? ['running', 'paused'];
     const wanted = [...new URLSearchParams(call.query.get('metadata') ?? '')];
@@ -196,13 +190,13 @@ export class StubE2b extends StubService {
 
   #setTimeout(sandbox: Sandbox, call: StubCall): StubReply {
     const timeoutMs = timeoutOf(call.body as CreateBody | undefined);
-    if (timeoutMs === undefined) return this.refuse(400, { reason: 'rate' });
+    if (timeoutMs === undefined) return this.refuse(400);
     sandbox.setTimeout(timeoutMs);
     return { status: 204 };
   }
 
   #pause(sandbox: Sandbox): StubReply {
-    if (sandbox.state === 'paused') return this.refuse(409, { reason: 'rate' });
+    if (sandbox.state === 'paused') return this.refuse(409);
     this.#fleet.pause(sandbox);
     return { status: 204 };
   }
@@ -210,7 +204,7 @@ export class StubE2b extends StubService {
   /** Extends a running sandbox, never shortens its time; resumes a paused one if the limit permits. */
   #connect(sandbox: Sandbox, call: StubCall): StubReply {
     const timeoutMs = timeoutOf(call.body as CreateBody | undefined);
-    if (timeoutMs === undefined) return this.refuse(400, { reason: 'rate' });
+    if (timeoutMs === undefined) return this.refuse(400);
     if (sandbox.state === 'running') {
       if (Date.now() + timeoutMs > sandbox.endAt.getTime()) sandbox.setTimeout(timeoutMs);
       return json(200, handleOf(sandbox));
@@ -231,7 +225,7 @@ export class StubE2b extends StubService {
     const sandbox = this.#running(sandboxId);
     if (sandbox === undefined) return notRunning(sandboxId);
     const { code } = (call.body ?? {}) as { code?: unknown };
-    if (typeof code !== 'string') return this.refuse(400, { reason: 'rate' });
+    if (typeof code !== 'string') return this.refuse(400);
     return { headers: LINES_HEADERS, body: this.#outputOf(code, sandbox, call) };
   }
 
@@ -241,7 +235,7 @@ export class StubE2b extends StubService {
       await this.pause(this.latencyOf(call), call.signal);
       return await this.#runCode(code, sandbox, call);
     };
-    const { text, stdout = [], stderr = [], error } = await sandbox.whileRunning(run());
+    const { text, stdout = [], stderr = [], error } = await sandbox.whileRunning(run);
     yield* linesOf([
       ...stdout.map((line) => ({ type: 'stdout', text: line })),
       ...stderr.map((line) => ({ type: 'stderr', text: line })),
@@ -253,10 +247,6 @@ export class StubE2b extends StubService {
   #running(sandboxId: string): Sandbox | undefined {
     const sandbox = this.#fleet.get(sandboxId);
     return sandbox?.state === 'running' ? sandbox : undefined;
-  }
-
-  #isAuthorized({ key }: StubCall): boolean {
-    return key !== undefined && this.knowsKey(key);
   }
 
   #capMessage(): string {

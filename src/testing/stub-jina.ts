@@ -1,9 +1,16 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { callable, options } from '../internal/validate.js';
+import { retryAfterHeaders } from './fault.js';
 import { tokensOf } from './llm-answer.js';
-import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
+import { json, type StubCall, type StubReply, type StubRoute, withHeaders } from './stub-call.js';
 import { type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
-import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
+import {
+  NO_DETAILS,
+  type Refusal,
+  STUB_SERVICE_OPTIONS,
+  StubService,
+  type StubServiceOptions,
+} from './stub-service.js';
 
 /** The content of a page. */
 export interface JinaPage {
@@ -54,7 +61,7 @@ export class StubJina extends StubService {
     return /^Bearer (.+)$/i.exec(headers.authorization ?? '')?.[1];
   }
 
-  protected override refuse(status: number, { reason, retryAfter }: Refusal): StubReply {
+  protected override refuse(status: number, { reason, retryAfter }: Refusal = NO_DETAILS): StubReply {
     const isQuota = status === 429 && reason === 'quota';
     const [fine, name, message] = REFUSALS[isQuota ? 402 : status] ?? [
       status * 100,
@@ -78,17 +85,13 @@ export class StubJina extends StubService {
 
   async #read(call: StubCall): Promise<StubReply> {
     const { key } = call;
-    if (key !== undefined && !this.knowsKey(key)) return this.refuse(401, { reason: 'rate' });
+    if (key !== undefined && !this.knowsKey(key)) return this.refuse(401);
     const url = targetOf(call.url);
-    if (url === undefined) return this.refuse(400, { reason: 'rate' });
+    if (url === undefined) return this.refuse(400);
     const admission = key === undefined ? this.#keylessRate?.take('') : this.#rate?.take(key);
     if (admission?.admitted === false) {
-      const rejected = this.refuse(429, {
-        reason: 'rate',
-        retryAfter: { as: 'seconds', ms: Math.max(1, admission.waitMs) },
-      });
-      const seconds = String(Math.max(1, Math.ceil(admission.waitMs / 1000)));
-      return { ...rejected, headers: { ...rejected.headers, 'retry-after': seconds } };
+      const retryAfter = { as: 'seconds', ms: Math.max(1, admission.waitMs) } as const;
+      return withHeaders(this.refuse(429, { reason: 'rate', retryAfter }), retryAfterHeaders(retryAfter));
     }
     await this.pause(this.latencyOf(call), call.signal);
     const { title, content } = await this.#page(url, call);

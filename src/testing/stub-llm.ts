@@ -7,8 +7,14 @@ import { defaultReply, LlmAnswer, type LlmInterface, type LlmReply, type LlmRequ
 import { messages } from './messages.js';
 import { responses } from './responses.js';
 import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
-import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
-import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
+import { countOrUnlimited, type KeyedRate, rateOf, retryAfterOf, type StubRate } from './stub-rate.js';
+import {
+  NO_DETAILS,
+  type Refusal,
+  STUB_SERVICE_OPTIONS,
+  StubService,
+  type StubServiceOptions,
+} from './stub-service.js';
 
 /** Options of `StubLlm`. Its `latencyMs` is the time to the first event, counted from the entry into the batch. */
 export interface StubLlmOptions extends StubServiceOptions {
@@ -127,7 +133,7 @@ export class StubLlm extends StubService {
 
   async #chat(call: StubCall, spoken: LlmInterface): Promise<StubReply> {
     const refuse = (status: number, message?: string): StubReply =>
-      json(status, spoken.error(status, { reason: 'rate' }, message), spoken.headers(call.id, undefined));
+      json(status, spoken.error(status, NO_DETAILS, message), spoken.headers(call.id, undefined));
     if (!this.knowsKey(call.key)) return refuse(401);
     const request = spoken.read(call.body);
     if (typeof request === 'string') return refuse(400, request);
@@ -139,9 +145,9 @@ export class StubLlm extends StubService {
     if (rate?.admitted === false) {
       const { limit, waitMs } = rate;
       const message = `Rate limit reached for ${model} on requests: Limit ${limit}, Used ${limit}, Requested 1. Please try again in ${goDuration(waitMs)}.`;
-      return json(429, spoken.error(429, { reason: 'rate' }, message), {
+      return json(429, spoken.error(429, NO_DETAILS, message), {
         ...spoken.headers(call.id, { ...rate, resetMs: waitMs }),
-        'retry-after': String(Math.max(1, Math.ceil(waitMs / 1000))),
+        'retry-after': retryAfterOf(rate),
       });
     }
     if (this.#batch.isFull && this.#batch.stats().queued >= this.#maxQueued) return refuse(503);

@@ -9,6 +9,7 @@ import {
   type StubSetup,
   type ToProcess,
 } from './isolated-services.js';
+import { dataOf, Sandbox } from './sandbox-fleet.js';
 import { type StubServices, startStubServices } from './start-stub-services.js';
 import type { StubCall } from './stub-call.js';
 
@@ -24,7 +25,7 @@ const script =
   (service: ServiceName) =>
   async (...all: readonly unknown[]): Promise<unknown> => {
     const run = ++runs;
-    const given = all.slice(0, -1).map(dataOf);
+    const given = all.slice(0, -1).map((value) => (value instanceof Sandbox ? dataOf(value) : value));
     const call = all.at(-1) as StubCall;
     const outcome = await new Promise<Outcome>((resolve) => {
       running.set(run, resolve);
@@ -34,13 +35,6 @@ const script =
     if ('error' in outcome) throw outcome.error;
     return outcome.value;
   };
-
-/** Of a sandbox, its fields. */
-function dataOf(value: unknown): unknown {
-  if (typeof value !== 'object' || value === null || !('sandboxId' in value)) return value;
-  const { sandboxId, templateId, metadata, state, startedAt, endAt } = value as Record<string, unknown>;
-  return { sandboxId, templateId, metadata, state, startedAt, endAt };
-}
 
 async function start({ options, scripted }: StubSetup): Promise<StubServices> {
   const scripts: Partial<Record<ServiceName, object>> = Object.fromEntries(

@@ -30,6 +30,10 @@ export const rateOf = (
   timeScale: number,
 ): KeyedRate | undefined => (rate === undefined ? undefined : new KeyedRate(option, rate, timeScale));
 
+/** The `Retry-After` of a rejected call, in seconds. */
+export const retryAfterOf = ({ waitMs }: RateDecision): string =>
+  String(Math.max(1, Math.ceil(waitMs / 1000)));
+
 /** A sliding window per key. */
 export class KeyedRate {
   readonly #limit: number;

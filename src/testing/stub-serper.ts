@@ -2,7 +2,13 @@ import type { IncomingHttpHeaders } from 'node:http';
 import { callable, options } from '../internal/validate.js';
 import { json, type StubCall, type StubReply, type StubRoute } from './stub-call.js';
 import { countOrUnlimited, type KeyedRate, rateOf, type StubRate } from './stub-rate.js';
-import { type Refusal, STUB_SERVICE_OPTIONS, StubService, type StubServiceOptions } from './stub-service.js';
+import {
+  NO_DETAILS,
+  type Refusal,
+  STUB_SERVICE_OPTIONS,
+  StubService,
+  type StubServiceOptions,
+} from './stub-service.js';
 
 /** The request body of a search, as far as the stub reads it. */
 export interface SerperRequest {
@@ -69,7 +75,7 @@ export class StubSerper extends StubService {
     return headers['x-api-key']?.toString();
   }
 
-  protected override refuse(status: number, { reason }: Refusal): StubReply {
+  protected override refuse(status: number, { reason }: Refusal = NO_DETAILS): StubReply {
     const outOfCredits = status === 402 || (status === 429 && reason === 'quota');
     const message = outOfCredits ? 'Not enough credits' : (REFUSALS[status] ?? 'Internal server error');
     return json(status, { message, statusCode: status });
@@ -77,11 +83,11 @@ export class StubSerper extends StubService {
 
   async #search(call: StubCall): Promise<StubReply> {
     const { key } = call;
-    if (key === undefined || !this.knowsKey(key)) return this.refuse(403, { reason: 'rate' });
+    if (key === undefined || !this.knowsKey(key)) return this.refuse(403);
     const request = call.body as SerperRequest | undefined;
-    if (typeof request?.q !== 'string' || request.q === '') return this.refuse(400, { reason: 'rate' });
+    if (typeof request?.q !== 'string' || request.q === '') return this.refuse(400);
     if (this.creditsLeft(key) < 1) return this.refuse(429, { reason: 'quota' });
-    if (this.#rate?.take(key).admitted === false) return this.refuse(429, { reason: 'rate' });
+    if (this.#rate?.take(key).admitted === false) return this.refuse(429);
     await this.pause(this.latencyOf(call), call.signal);
     const results = await this.#results(request, call);
     this.#creditsUsed.set(key, (this.#creditsUsed.get(key) ?? 0) + 1);

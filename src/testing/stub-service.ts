@@ -43,6 +43,9 @@ export interface Refusal {
   readonly retryAfter?: RetryAfter | undefined;
 }
 
+/** Of a rejection whose status says it all. */
+export const NO_DETAILS: Refusal = { reason: 'rate' };
+
 type State =
   | { readonly is: 'stopped' }
   | { readonly is: 'starting'; readonly done: Promise<void> }
@@ -243,8 +246,8 @@ export abstract class StubService implements AsyncDisposable {
     const { call } = conversation;
     const readable = await conversation.readBody();
     const answer = async (): Promise<StubReply> => {
-      if (route === undefined) return this.refuse(404, { reason: 'rate' }, call);
-      return readable ? await route.answer(call) : this.refuse(400, { reason: 'rate' }, call);
+      if (route === undefined) return this.refuse(404, NO_DETAILS, call);
+      return readable ? await route.answer(call) : this.refuse(400, NO_DETAILS, call);
     };
     const fault = this.#nextFault(call, route);
     if (fault === undefined) return conversation.send(await answer());

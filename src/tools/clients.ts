@@ -21,25 +21,17 @@ export type DisposeWithTimeout = (
 ) => Promise<void>;
 
 /** One call of `connect`, and how many wait for it. */
-interface Connecting<Client> {
+interface Connecting {
   readonly controller: AbortController;
-  readonly client: Promise<Client>;
+  readonly client: Promise<unknown>;
   waiters: number;
 }
 
-type State<Client> =
+type State =
   | { readonly kind: 'idle' }
-  | { readonly kind: 'connecting'; readonly attempt: Connecting<Client> }
-  | { readonly kind: 'open'; readonly client: Client }
+  | { readonly kind: 'connecting'; readonly attempt: Connecting }
+  | { readonly kind: 'open'; readonly client: unknown }
   | { readonly kind: 'closed'; readonly reason: unknown };
-
-/** How a connection makes and disposes of its client. */
-export interface ConnectionSteps<Client> {
-  readonly connect: (context: ConnectContext) => Client | PromiseLike<Client>;
-  readonly disconnect: (client: Client, signal: AbortSignal) => unknown;
-  /** As `DisposeWithTimeout`. */
-  readonly dispose: (dispose: (signal: AbortSignal) => unknown) => Promise<void>;
-}
 
 /**
  * The connection to one client, whatever its scope.
@@ -51,19 +43,22 @@ export interface ConnectionSteps<Client> {
  * - Every client is disconnected exactly once: at `close`, or on arrival if nothing waits for it by then.
  * - `close` settles once no client is left, including those that arrive after their waiters have left.
  */
-export class Connection<Client> {
-  readonly #steps: ConnectionSteps<Client>;
+export class Connection {
+  /** The first tool that asked for the client. */
+  readonly owner: NamedTool;
+  readonly #dispose: DisposeWithTimeout;
   /** Attempts to connect that have not settled, abandoned ones included. They never reject. */
   readonly #unsettled = new Set<Promise<void>>();
-  #state: State<Client> = { kind: 'idle' };
+  #state: State = { kind: 'idle' };
   #closed: Promise<void> | undefined;
 
-  constructor(steps: ConnectionSteps<Client>) {
-    this.#steps = steps;
+  constructor(owner: NamedTool, dispose: DisposeWithTimeout) {
+    this.owner = owner;
+    this.#dispose = dispose;
   }
 
   /** The client: open, being created, or created now. Rejects as `connect` does, or with `context.signal.reason`. */
-  get(context: ConnectContext): Promise<Client> {
+  get(context: ConnectContext): Promise<unknown> {
     if (context.signal.aborted) return Promise.reject(context.signal.reason);
     switch (this.#state.kind) {
       case 'open':
@@ -77,9 +72,9 @@ export class Connection<Client> {
     }
   }
 
-  /** Calls `use` with the client if it is open. */
-  whenOpen<R>(use: (client: Client) => R): R | undefined {
-    return this.#state.kind === 'open' ? use(this.#state.client) : undefined;
+  /** What holds the client, if it is open. */
+  get open(): { readonly client: unknown } | undefined {
+    return this.#state.kind === 'open' ? this.#state : undefined;
   }
 
   /** Disconnects for good: waiters and later callers are rejected with `reason`. Never rejects itself. */
@@ -92,17 +87,17 @@ export class Connection<Client> {
     const state = this.#state;
     this.#state = { kind: 'closed', reason };
     if (state.kind === 'connecting') state.attempt.controller.abort(reason);
-    const unsettled = [...this.#unsettled].map((attempt) => this.#steps.dispose(() => attempt));
+    const unsettled = [...this.#unsettled].map((attempt) => this.#dispose(this.owner, () => attempt));
     await Promise.all(state.kind === 'open' ? [this.#disconnect(state.client), ...unsettled] : unsettled);
   }
 
-  #connect(context: ConnectContext): Connecting<Client> {
+  #connect(context: ConnectContext): Connecting {
     const controller = new AbortController();
     const { signal } = controller;
-    const connecting = (async () => this.#steps.connect({ ...context, signal }))();
+    const connecting = (async () => this.owner.tool.connect({ ...context, signal }))();
     // Waiters do not wait for code that ignores its signal.
     const client = boundedCall(() => connecting, { signal });
-    const attempt: Connecting<Client> = { controller, client, waiters: 0 };
+    const attempt: Connecting = { controller, client, waiters: 0 };
     this.#state = { kind: 'connecting', attempt };
     const settled = connecting
       .then(
@@ -119,11 +114,11 @@ export class Connection<Client> {
     return attempt;
   }
 
-  #disconnect(client: Client): Promise<void> {
-    return this.#steps.dispose((signal) => this.#steps.disconnect(client, signal));
+  #disconnect(client: unknown): Promise<void> {
+    return this.#dispose(this.owner, (signal) => this.owner.tool.disconnect?.(client, { signal }));
   }
 
-  async #join(attempt: Connecting<Client>, signal: AbortSignal): Promise<Client> {
+  async #join(attempt: Connecting, signal: AbortSignal): Promise<unknown> {
     attempt.waiters++;
     try {
       return await boundedCall(() => attempt.client, { signal });
@@ -136,20 +131,14 @@ export class Connection<Client> {
     }
   }
 
-  #isCurrent(attempt: Connecting<Client>): boolean {
+  #isCurrent(attempt: Connecting): boolean {
     return this.#state.kind === 'connecting' && this.#state.attempt === attempt;
   }
 }
 
-interface Entry {
-  /** The first tool that asked for the client. */
-  readonly owner: NamedTool;
-  readonly connection: Connection<unknown>;
-}
-
 /** The connections of one scope: a factory's, an instance's or a lease's. One for each `connect` function. */
 export class Connections {
-  readonly #entries = new Map<AnyTool['connect'], Entry>();
+  readonly #connections = new Map<AnyTool['connect'], Connection>();
   readonly #dispose: DisposeWithTimeout;
 
   constructor(dispose: DisposeWithTimeout) {
@@ -157,16 +146,13 @@ export class Connections {
   }
 
   /** The connection of a tool. It connects when its client is first asked for. */
-  of(owner: NamedTool): Connection<unknown> {
-    const { tool } = owner;
-    const known = this.#entries.get(tool.connect);
-    if (known !== undefined) return known.connection;
-    const connection = new Connection<unknown>({
-      connect: (context) => tool.connect(context),
-      disconnect: (client, signal) => tool.disconnect?.(client, { signal }),
-      dispose: (dispose) => this.#dispose(owner, dispose),
-    });
-    this.#entries.set(tool.connect, { owner, connection });
+  of(owner: NamedTool): Connection {
+    const { connect } = owner.tool;
+    let connection = this.#connections.get(connect);
+    if (connection === undefined) {
+      connection = new Connection(owner, this.#dispose);
+      this.#connections.set(connect, connection);
+    }
     return connection;
   }
 
@@ -190,15 +176,13 @@ export class Connections {
   /** Calls `use` for every open client, in parallel. */
   async each(use: (owner: NamedTool, client: unknown) => unknown): Promise<void> {
     await Promise.all(
-      [...this.#entries.values()].map(({ owner, connection }) =>
-        connection.whenOpen(async (client) => use(owner, client)),
-      ),
+      [...this.#connections.values()].map(async ({ owner, open }) => open && use(owner, open.client)),
     );
   }
 
   /** Closes every connection. Never rejects. */
   async close(reason: unknown): Promise<void> {
-    await Promise.all([...this.#entries.values()].map(({ connection }) => connection.close(reason)));
+    await Promise.all([...this.#connections.values()].map((connection) => connection.close(reason)));
   }
 }
 
@@ -213,11 +197,9 @@ export const isSessionEnd = (error: unknown): boolean =>
 export interface SessionDependencies {
   readonly source: string;
   readonly instanceId: number;
-  /** The clients of the factory. */
-  readonly shared: Connections;
-  /** The clients of the instance, which the next session uses too. */
-  readonly instance: Connections;
-  readonly dispose: DisposeWithTimeout;
+  readonly task: TaskIds;
+  /** The clients of the factory, of the instance, and of this session alone. */
+  readonly clients: Readonly<Record<ToolScope, Connections>>;
 }
 
 /**
@@ -230,41 +212,36 @@ export interface SessionDependencies {
 export class TaskSession {
   readonly instanceId: number;
   readonly task: TaskIds;
-  readonly #dependencies: SessionDependencies;
-  readonly #own: Connections;
+  readonly #source: string;
+  readonly #clients: Readonly<Record<ToolScope, Connections>>;
   /** Aborts when the session ends, with the error that a late call gets. */
   readonly ended = new LazySignal();
   /** Running host code on clients of the instance. */
   readonly #running = new Set<Promise<unknown>>();
 
-  constructor(dependencies: SessionDependencies, task: TaskIds) {
-    this.instanceId = dependencies.instanceId;
+  constructor({ source, instanceId, task, clients }: SessionDependencies) {
+    this.instanceId = instanceId;
     this.task = task;
-    this.#dependencies = dependencies;
-    this.#own = new Connections(dependencies.dispose);
+    this.#source = source;
+    this.#clients = clients;
   }
 
-  /** The client of a tool, if it is connected. */
+  /** What holds the client of a tool, if it is connected. */
   openClient(owner: NamedTool): { readonly client: unknown } | undefined {
-    const { shared, instance } = this.#dependencies;
-    const scope = scopeOf(owner.tool);
-    const clients = scope === 'shared' ? shared : scope === 'instance' ? instance : this.#own;
-    return clients.of(owner).whenOpen((client) => ({ client }));
+    return this.#connection(owner).open;
   }
 
   /** The client of a tool. */
   client(owner: NamedTool, signal: AbortSignal): Promise<unknown> {
     const { instanceId } = this;
-    const { shared, instance } = this.#dependencies;
     const { taskId } = this.task;
-    switch (scopeOf(owner.tool)) {
-      case 'shared':
-        return shared.of(owner).get({ instanceId, signal });
-      case 'instance':
-        return instance.of(owner).get({ instanceId, signal });
-      case 'task':
-        return this.#own.of(owner).get({ instanceId, signal, ...(taskId === undefined ? {} : { taskId }) });
-    }
+    // Only a client of scope `task` can be not open yet.
+    const context = { instanceId, signal, ...(taskId === undefined ? {} : { taskId }) };
+    return this.#connection(owner).get(context);
+  }
+
+  #connection(owner: NamedTool): Connection {
+    return this.#clients[scopeOf(owner.tool)].of(owner);
   }
 
   /** Registers a started call of host code. */
@@ -281,11 +258,11 @@ export class TaskSession {
   /** Ends the session: rejects, aborts, and disconnects the task's own clients. Never rejects itself. */
   end(): Promise<void> {
     if (!this.ended.aborted) {
-      const end = new LeaseReleasedError(this.#dependencies.source, this.instanceId);
+      const end = new LeaseReleasedError(this.#source, this.instanceId);
       ends.add(end);
       this.ended.fire(end);
     }
-    return this.#own.close(this.ended.reason);
+    return this.#clients.task.close(this.ended.reason);
   }
 
   /** Settles once none of its calls runs on a client of the instance, which may be never. Never rejects. */

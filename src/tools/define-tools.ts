@@ -1,10 +1,10 @@
 import type { CALL_CONTEXT, CallContext } from '../gate/call-context.js';
 import {
+  type Checks,
   callable,
-  durationMs,
   oneOf,
-  optional,
   options,
+  positiveMs,
   refusal,
   text,
   wholeNumber,
@@ -233,23 +233,32 @@ export type DefinedTools<Tools> = {
   readonly [N in keyof Tools]: Tool<ToolClient<Tools[N]>, ToolInput<Tools[N]>, ToolResult<Tools[N]>>;
 };
 
-const OPTIONS: readonly (keyof AnyTool)[] = [
-  'scope',
-  'connect',
-  'disconnect',
-  'reset',
-  'check',
-  'call',
-  'gate',
-  'cacheKey',
-  'weight',
-  'timeoutMs',
-  'parse',
-  'schema',
-  'description',
-  'inputSchema',
-  'maxAnswerChars',
-];
+const CHECKS: Checks<AnyTool> = {
+  scope: (option, value) => oneOf(option, value, ['shared', 'instance', 'task']),
+  connect: callable,
+  disconnect: callable,
+  reset: callable,
+  check: callable,
+  call: callable,
+  gate: (option, value) => callable(`${option}.run`, (value as ToolGate | null)?.run),
+  cacheKey: callable,
+  weight: callable,
+  timeoutMs: positiveMs,
+  parse: callable,
+  schema: (option, value) => {
+    if (typeof (value as StandardSchema | null)?.['~standard']?.validate !== 'function')
+      throw new TypeError(refusal(option, 'a Standard Schema', value));
+  },
+  description: text,
+  inputSchema: (option, value) => {
+    if (!isRecord(value)) throw new TypeError(refusal(option, 'a JSON schema', value));
+  },
+  maxAnswerChars: (option, value) => wholeNumber(option, value, 200),
+};
+
+/** An object, and no array. */
+export const isRecord = (value: unknown): boolean =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** The function names that the usual model services accept. */
 const NAME = /^[A-Za-z0-9_-]{1,64}$/;
@@ -279,10 +288,7 @@ const NAME = /^[A-Za-z0-9_-]{1,64}$/;
 export function defineTools<Clients, Inputs, Tools>(
   tools: Tools & Inferring<Clients, Inputs> & Checked<Tools>,
 ): DefinedTools<Tools> {
-  if (typeof tools !== 'object' || tools === null || Array.isArray(tools)) {
-    throw new TypeError(refusal('tools', 'an object of tools by name', tools));
-  }
-  for (const [name, tool] of Object.entries(tools)) checkTool(name, tool as AnyTool);
+  checkTools('tools', tools as ToolSet);
   return Object.freeze({ ...tools }) as unknown as DefinedTools<Tools>;
 }
 
@@ -307,20 +313,24 @@ export function defineTool<Client, Input, Result>(
   return tool;
 }
 
-/** Rejects a wrong tool. */
-export function checkTool(name: string, tool: AnyTool): void {
+/** Rejects wrong tools. */
+export function checkTools(option: string, tools: ToolSet): void {
+  if (!isRecord(tools)) throw new TypeError(refusal(option, 'an object of tools by name', tools));
+  for (const [name, tool] of Object.entries(tools)) checkTool(name, tool);
+}
+
+function checkTool(name: string, tool: AnyTool): void {
   if (!NAME.test(name)) {
     throw new TypeError(refusal("a tool's name", '1 to 64 of A-Z, a-z, 0-9, _ and -', name));
   }
+  const known = Object.keys(CHECKS) as (keyof AnyTool)[];
   const of = (option: keyof AnyTool): string => `${name}.${option}`;
-  options(`tool ${name}`, tool, OPTIONS);
-  callable(of('connect'), tool.connect);
-  callable(of('call'), tool.call);
-  optional(of('scope'), tool.scope, (option, value) => oneOf(option, value, ['shared', 'instance', 'task']));
-  const scope = scopeOf(tool);
-  for (const option of ['disconnect', 'reset', 'check', 'cacheKey', 'weight', 'parse'] as const) {
-    optional(of(option), tool[option], callable);
+  options(`tool ${name}`, tool, known);
+  for (const option of known) {
+    const isRequired = option === 'connect' || option === 'call';
+    if (isRequired || tool[option] !== undefined) CHECKS[option](of(option), tool[option]);
   }
+  const scope = scopeOf(tool);
   for (const option of ['reset', 'check'] as const) {
     if (tool[option] !== undefined && scope !== 'instance') {
       throw new TypeError(
@@ -333,20 +343,6 @@ export function checkTool(name: string, tool: AnyTool): void {
       throw new TypeError(`\`${of(option)}\` needs a gate, and tool ${name} has none`);
     }
   }
-  optional(of('gate'), tool.gate, (option, gate) => callable(`${option}.run`, gate?.run));
-  optional(of('schema'), tool.schema, (option, schema) => {
-    if (typeof schema?.['~standard']?.validate !== 'function') {
-      throw new TypeError(refusal(option, 'a Standard Schema', schema));
-    }
-    if (tool.parse !== undefined)
-      throw new TypeError(`Expected \`${option}\` or \`${of('parse')}\`, not both`);
-  });
-  optional(of('timeoutMs'), tool.timeoutMs, (option, value) => durationMs(option, value, 1));
-  optional(of('description'), tool.description, text);
-  optional(of('maxAnswerChars'), tool.maxAnswerChars, (option, value) => wholeNumber(option, value, 200));
-  optional(of('inputSchema'), tool.inputSchema, (option, value) => {
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      throw new TypeError(refusal(option, 'a JSON schema', value));
-    }
-  });
+  if (tool.schema !== undefined && tool.parse !== undefined)
+    throw new TypeError(`Expected \`${of('schema')}\` or \`${of('parse')}\`, not both`);
 }

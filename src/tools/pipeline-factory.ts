@@ -2,9 +2,9 @@ import { ManagerClosedError, ToolFailedError, ToolTimeoutError } from '../errors
 import { checkHooks, LifecycleHooks } from '../hooks/lifecycle-hooks.js';
 import { boundedCall } from '../internal/abort.js';
 import { enableRedaction, redactError } from '../internal/redaction.js';
-import { callable, options as checkOptions, durationMs, optional, refusal } from '../internal/validate.js';
+import { callable, options as checkOptions, optional, positiveMs, refusal } from '../internal/validate.js';
 import { Connections, checkSharedClients, type DisposeWithTimeout } from './clients.js';
-import { checkTool, type ToolSet } from './define-tools.js';
+import { checkTools, isRecord, type ToolSet } from './define-tools.js';
 import {
   type AgentPipeline,
   type FactoryDependencies,
@@ -78,7 +78,6 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
     pipeline: AgentPipeline<Main, Subs, Formatter>,
     context: FactoryContext,
   ) => Promise<boolean>;
-  readonly #hooks: LifecycleHooks;
   readonly #disconnectTimeoutMs: number;
   readonly #dependencies: FactoryDependencies<Main, Subs, Formatter>;
   readonly #instances = new WeakMap<object, PipelineInstance<Main, Subs, Formatter>>();
@@ -87,17 +86,17 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
 
   constructor(given: PipelineFactoryOptions<Main, Subs, Formatter>) {
     enableRedaction();
-    checkFactoryOptions(given);
+    const sets = checkFactoryOptions(given);
     const { mainAgent, subAgents, outputFormatter } = given;
-    this.#hooks = given.hooks ?? new LifecycleHooks();
     this.#disconnectTimeoutMs = given.disconnectTimeoutMs ?? 5_000;
     this.#dependencies = {
       source: SOURCE,
       mainAgent,
       subAgents: subAgents ?? ({} as Subs),
+      sets,
       outputFormatter: outputFormatter ?? (() => undefined as Formatter),
       shared: new Connections(this.#disposer({})),
-      hooks: this.#hooks,
+      hooks: given.hooks ?? new LifecycleHooks(),
       nextCallId: () => ++this.#calls,
       disposer: (ids) => this.#disposer(ids),
     };
@@ -121,14 +120,14 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
         signal,
       );
     this.reset = async (pipeline, { signal }) => this.#of(pipeline).reset(signal);
-    if (allTools(given).some(({ check }) => check !== undefined)) {
+    if (sets.some((set) => Object.values(set).some(({ check }) => check !== undefined))) {
       this.validate = async (pipeline, { signal }) => this.#of(pipeline).check(signal);
     }
   }
 
   /** Where the `tool:*` events go. */
   get hooks(): LifecycleHooks {
-    return this.#hooks;
+    return this.#dependencies.hooks;
   }
 
   /**
@@ -159,16 +158,17 @@ export class PipelineFactory<Main extends ToolSet, Subs extends SubAgents, Forma
           timeoutError: () => new ToolTimeoutError(SOURCE, name, timeoutMs, 'disconnect'),
         });
       } catch (thrown) {
-        if (!this.#hooks.hasListeners('tool:disconnect-failed')) return;
+        const { hooks } = this.#dependencies;
+        if (!hooks.hasListeners('tool:disconnect-failed')) return;
         const error =
           thrown instanceof ToolTimeoutError
             ? thrown
             : new ToolFailedError(SOURCE, name, thrown, 'disconnect');
-        this.#hooks.emit('tool:disconnect-failed', {
+        hooks.emit('tool:disconnect-failed', {
           source: SOURCE,
           tool: name,
           ...ids,
-          error: redactError(error, this.#hooks.redact),
+          error: redactError(error, hooks.redact),
         });
       }
     };
@@ -196,27 +196,18 @@ export function pipelineFactory<
   return new PipelineFactory(options);
 }
 
-function checkFactoryOptions(given: PipelineFactoryOptions<ToolSet, SubAgents, unknown>): void {
+/** Checks the options; returns the tools of all agents. */
+function checkFactoryOptions(given: PipelineFactoryOptions<ToolSet, SubAgents, unknown>): readonly ToolSet[] {
   checkOptions(SOURCE, given, ['mainAgent', 'subAgents', 'outputFormatter', 'disconnectTimeoutMs', 'hooks']);
   const { mainAgent, subAgents = {}, outputFormatter, disconnectTimeoutMs, hooks } = given;
   optional('outputFormatter', outputFormatter, callable);
-  optional('disconnectTimeoutMs', disconnectTimeoutMs, (option, value) => durationMs(option, value, 1));
+  optional('disconnectTimeoutMs', disconnectTimeoutMs, positiveMs);
   if (hooks !== undefined) checkHooks('hooks', hooks);
-  const expected = 'an object of tools by name, from defineTools';
-  if (!isRecord(mainAgent)) throw new TypeError(refusal('mainAgent', expected, mainAgent));
-  if (!isRecord(subAgents)) {
+  checkTools('mainAgent', mainAgent);
+  if (!isRecord(subAgents))
     throw new TypeError(refusal('subAgents', 'an object of tools by sub-agent', subAgents));
-  }
-  for (const [agent, tools] of Object.entries(subAgents)) {
-    if (!isRecord(tools)) throw new TypeError(refusal(`subAgents.${agent}`, expected, tools));
-  }
+  for (const [agent, tools] of Object.entries(subAgents)) checkTools(`subAgents.${agent}`, tools);
   const sets = [mainAgent, ...Object.values(subAgents)];
-  for (const [name, tool] of sets.flatMap((set) => Object.entries(set))) checkTool(name, tool);
   checkSharedClients(sets);
+  return sets;
 }
-
-const isRecord = (value: unknown): boolean =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-
-const allTools = ({ mainAgent, subAgents = {} }: PipelineFactoryOptions<ToolSet, SubAgents, unknown>) =>
-  [mainAgent, ...Object.values(subAgents)].flatMap((set) => Object.values(set));

@@ -33,6 +33,8 @@ export interface FactoryDependencies<Main extends ToolSet, Subs extends SubAgent
   readonly source: string;
   readonly mainAgent: Main;
   readonly subAgents: Subs;
+  /** The tools of all agents. */
+  readonly sets: readonly ToolSet[];
   readonly outputFormatter: (context: FormatterContext) => Formatter;
   /** The clients that all instances share. */
   readonly shared: Connections;
@@ -85,14 +87,14 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
 
   /** Connects the clients of the instance, and the shared ones, in parallel. */
   async open(signal: AbortSignal | undefined): Promise<void> {
-    const { source, mainAgent, subAgents, shared } = this.#dependencies;
-    const sets = [mainAgent, ...Object.values(subAgents)];
+    const { source, sets, shared } = this.#dependencies;
     const { controller, unlink } = linkedController(signal);
     const context = { instanceId: this.#instanceId, signal: controller.signal };
+    const failed = failedAt(source, 'connect');
     try {
       await Promise.all([
-        shared.open(toolsOfScope(sets, 'shared'), context, failedAt(source, 'connect')),
-        this.#clients.open(toolsOfScope(sets, 'instance'), context, failedAt(source, 'connect')),
+        shared.open(toolsOfScope(sets, 'shared'), context, failed),
+        this.#clients.open(toolsOfScope(sets, 'instance'), context, failed),
       ]);
     } catch (error) {
       controller.abort(error);
@@ -134,7 +136,7 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
   /** Waits until no call of the old session runs on a client that the next one uses; if that never happens, the pool replaces the instance. */
   async #endSession(signal: AbortSignal | undefined): Promise<void> {
     const { session } = this.#view;
-    await boundedBy(signal, () => Promise.all([session.end(), session.quiet()]));
+    await boundedCall(() => Promise.all([session.end(), session.quiet()]), { signal });
   }
 
   #each(
@@ -142,15 +144,16 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
     signal: AbortSignal | undefined,
     use: (made: NamedTool, client: unknown, signal: AbortSignal) => unknown,
   ): Promise<void> {
-    return boundedBy(signal, (own) =>
+    const failed = failedAt(this.#dependencies.source, stage);
+    const useAll = (own: AbortSignal): Promise<void> =>
       this.#clients.each(async (made, client) => {
         try {
           await use(made, client, own);
         } catch (error) {
-          throw failedAt(this.#dependencies.source, stage)(made, error);
+          throw failed(made, error);
         }
-      }),
-    );
+      });
+    return boundedCall(useAll, { signal });
   }
 
   #viewFor(task: TaskIds): View<Main, Subs, Formatter> {
@@ -158,10 +161,8 @@ export class PipelineInstance<Main extends ToolSet, Subs extends SubAgents, Form
       this.#dependencies;
     const instanceId = this.#instanceId;
     const ids = task.taskId === undefined ? { instanceId } : { instanceId, taskId: task.taskId };
-    const session = new TaskSession(
-      { source, instanceId, shared, instance: this.#clients, dispose: disposer(ids) },
-      task,
-    );
+    const clients = { shared, instance: this.#clients, task: new Connections(disposer(ids)) };
+    const session = new TaskSession({ source, instanceId, task, clients });
     const managerOf = <T extends ToolSet>(name: string, tools: T): ToolManager<T> =>
       new ToolManager({ name, tools, session, hooks, nextCallId });
     let formatter: { readonly made: Formatter } | undefined;
@@ -185,11 +186,3 @@ const failedAt =
   (source: string, stage: ToolStage) =>
   ({ name }: NamedTool, error: unknown): Error =>
     new ToolFailedError(source, name, error, stage);
-
-/** Runs work that only its signal bounds. */
-function boundedBy<T>(
-  signal: AbortSignal | undefined,
-  work: (signal: AbortSignal) => T | PromiseLike<T>,
-): Promise<T> {
-  return boundedCall(work, { signal });
-}

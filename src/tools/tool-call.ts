@@ -1,12 +1,12 @@
 import { ToolFailedError, type ToolStage, ToolTimeoutError } from '../errors.js';
-import { CALL_CONTEXT, CallContext, withinBounds } from '../gate/call-context.js';
+import { CALL_CONTEXT, CallContext } from '../gate/call-context.js';
+import { withinBounds } from '../gate/wait.js';
 import type { TaskIds } from '../hooks/events.js';
 import { anySignal, withSignal } from '../internal/abort.js';
 import { registerKeys } from '../internal/redaction.js';
 import { refusal, synchronous } from '../internal/validate.js';
 import type { Budget } from '../request/budget.js';
-import type { NamedTool } from './clients.js';
-import { isSessionEnd, type TaskSession } from './clients.js';
+import { isSessionEnd, type NamedTool, type TaskSession } from './clients.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from './define-tools.js';
 
 /** One call, checked and ready to be made. */

@@ -25,7 +25,7 @@ import {
   synchronous,
   text,
 } from '../internal/validate.js';
-import { currentScope, type RequestContext } from '../request/current-request.js';
+import { currentScope, inheritedPriority, type RequestContext } from '../request/current-request.js';
 import type { TaskSession } from './clients.js';
 import {
   type AnyTool,
@@ -108,18 +108,12 @@ export interface ToolManagerDependencies<T> {
 export class ToolManager<T extends ToolSet> {
   /** The `source` of its events and errors. */
   readonly name: string;
-  readonly #tools: T;
-  readonly #session: TaskSession;
-  readonly #hooks: LifecycleHooks;
-  readonly #nextCallId: () => number;
+  readonly #dependencies: ToolManagerDependencies<T>;
 
   /** @internal Created by `pipelineFactory`. */
-  constructor({ name, tools, session, hooks, nextCallId }: ToolManagerDependencies<T>) {
-    this.name = name;
-    this.#tools = tools;
-    this.#session = session;
-    this.#hooks = hooks;
-    this.#nextCallId = nextCallId;
+  constructor(dependencies: ToolManagerDependencies<T>) {
+    this.name = dependencies.name;
+    this.#dependencies = dependencies;
   }
 
   /**
@@ -138,9 +132,7 @@ export class ToolManager<T extends ToolSet> {
     name: N,
     ...[input, options]: ToolArguments<ToolInput<T[N]>>
   ): Promise<ToolResult<T[N]>> {
-    const outcome = await this.#run(name, this.#tool(name), input, options);
-    if (outcome.kind === 'ok') return outcome.value as ToolResult<T[N]>;
-    throw outcome.error;
+    return (await this.#result(name, input, options)) as ToolResult<T[N]>;
   }
 
   /**
@@ -162,9 +154,7 @@ export class ToolManager<T extends ToolSet> {
     const results = await Promise.allSettled(
       calls.map(async ({ name, input, modelCallId }: ToolCall<T> & { input?: unknown }) => {
         const own = modelCallId === undefined ? options : { ...options, modelCallId };
-        const outcome = await this.#run(name, this.#tool(name), input, own);
-        if (outcome.kind === 'ok') return outcome.value;
-        throw outcome.error;
+        return this.#result(name, input, own);
       }),
     );
     return results as ToolResults<T, Calls>;
@@ -187,14 +177,11 @@ export class ToolManager<T extends ToolSet> {
     input?: unknown,
     options?: ToolCallOptions,
   ): Promise<string> {
-    if (!Object.hasOwn(this.#tools, name)) {
-      const { message } = new ToolUnknownError(this.name, name, Object.keys(this.#tools));
-      return cutText(message, DEFAULT_ANSWER_CHARS);
-    }
-    const tool = this.#tool(name);
+    const tool = this.#find(name);
+    if (tool === undefined) return cutText(this.#unknown(name).message, DEFAULT_ANSWER_CHARS);
     const most = tool.maxAnswerChars ?? DEFAULT_ANSWER_CHARS;
     const withReason = (what: string, error: unknown): string =>
-      cutText(`${what}: ${failureText(redactError(error, this.#hooks.redact))}`, most);
+      cutText(`${what}: ${failureText(redactError(error, this.#dependencies.hooks.redact))}`, most);
 
     let read: unknown;
     try {
@@ -234,9 +221,10 @@ export class ToolManager<T extends ToolSet> {
   ): Promise<ToolClient<T[N]>> {
     const tool = this.#tool(name);
     checkOptions('client', options, ['signal']);
-    const ended = anySignal(this.#session.ended.signal, optional('signal', options.signal, abortSignal));
+    const { session } = this.#dependencies;
+    const ended = anySignal(session.ended.signal, optional('signal', options.signal, abortSignal));
     try {
-      return (await this.#session.client({ name, tool }, ended.signal)) as ToolClient<T[N]>;
+      return (await session.client({ name, tool }, ended.signal)) as ToolClient<T[N]>;
     } catch (error) {
       if (ended.signal.aborted) throw ended.signal.reason;
       throw new ToolFailedError(this.name, name, error, 'connect');
@@ -252,7 +240,7 @@ export class ToolManager<T extends ToolSet> {
    * await openai.chat.completions.create({ model, messages, tools: tools.definitions() });
    */
   definitions(): ToolDefinition[] {
-    return Object.entries(this.#tools).map(([name, tool]) => {
+    return Object.entries(this.#dependencies.tools).map(([name, tool]) => {
       const { description } = tool;
       const parameters = inputSchemaOf(tool);
       return {
@@ -266,6 +254,12 @@ export class ToolManager<T extends ToolSet> {
     });
   }
 
+  async #result(name: string, input: unknown, options: ToolCallOptions | undefined): Promise<unknown> {
+    const outcome = await this.#run(name, this.#tool(name), input, options);
+    if (outcome.kind === 'ok') return outcome.value;
+    throw outcome.error;
+  }
+
   async #run(
     name: string,
     tool: AnyTool,
@@ -277,12 +271,14 @@ export class ToolManager<T extends ToolSet> {
     checkOptions('the options of a call', options, ['signal', 'timeoutMs', 'priority', 'modelCallId']);
     checkSharedCallOptions(options, 1);
     optional('modelCallId', options.modelCallId, text);
-    const { signal = request?.signal, priority = request?.priority, timeoutMs, modelCallId } = options;
-    const session = this.#session;
+    const { timeoutMs, modelCallId } = options;
+    const signal = options.signal ?? request?.signal;
+    const priority = options.priority ?? (request && inheritedPriority(request));
+    const { session, hooks, nextCallId } = this.#dependencies;
     // A call that ends before it begins emits no event.
     if (session.ended.aborted) return { kind: 'aborted', error: session.ended.reason };
     if (signal?.aborted) return { kind: 'aborted', error: signal.reason };
-    const toolCallId = this.#nextCallId();
+    const toolCallId = nextCallId();
     const task = session.task.taskId === undefined ? idsOf(request) : session.task;
     const ids = () => ({
       source: this.name,
@@ -293,7 +289,7 @@ export class ToolManager<T extends ToolSet> {
       ...(modelCallId === undefined ? {} : { modelCallId }),
     });
     const startedMs = nowMs();
-    if (this.#hooks.hasListeners('tool:started')) this.#hooks.emit('tool:started', ids());
+    if (hooks.hasListeners('tool:started')) hooks.emit('tool:started', ids());
     const outcome = await callTool({
       source: this.name,
       wanted: { name, tool },
@@ -306,21 +302,30 @@ export class ToolManager<T extends ToolSet> {
       budget: scope?.budget,
       toolCallId,
     });
-    if (this.#hooks.hasListeners('tool:finished')) {
-      this.#hooks.emit('tool:finished', {
+    if (hooks.hasListeners('tool:finished')) {
+      hooks.emit('tool:finished', {
         outcome: outcome.kind,
         durationMs: nowMs() - startedMs,
         ...ids(),
-        ...(outcome.kind === 'ok' ? {} : { error: redactError(outcome.error, this.#hooks.redact) }),
+        ...(outcome.kind === 'ok' ? {} : { error: redactError(outcome.error, hooks.redact) }),
       });
     }
     return outcome;
   }
 
   #tool(name: string): AnyTool {
-    const tool = Object.hasOwn(this.#tools, name) ? this.#tools[name] : undefined;
-    if (tool === undefined) throw new ToolUnknownError(this.name, name, Object.keys(this.#tools));
+    const tool = this.#find(name);
+    if (tool === undefined) throw this.#unknown(name);
     return tool;
+  }
+
+  #find(name: string): AnyTool | undefined {
+    const { tools } = this.#dependencies;
+    return Object.hasOwn(tools, name) ? tools[name] : undefined;
+  }
+
+  #unknown(name: string): ToolUnknownError {
+    return new ToolUnknownError(this.name, name, Object.keys(this.#dependencies.tools));
   }
 }
 

@@ -8,7 +8,7 @@ import {
   startStubServices,
 } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it } from 'vitest';
-import { connectClients } from '../../examples/host-clients.js';
+import { serviceSettings } from '../../examples/host-clients.js';
 import { scriptedModel } from '../../examples/scripted-model.js';
 import { bundledExample } from '../support/examples.js';
 
@@ -124,9 +124,12 @@ describe('the host application', () => {
   });
 
   it('trims keys', async () => {
-    const clients = await connectClients({ SERPER_API_KEY: 'one, another ', E2B_API_KEY: E2B_KEY });
-    expect(clients.keys).toMatchObject({ serper: ['one', 'another'], e2b: [E2B_KEY] });
-    await clients.close();
+    services = await startStubServices({});
+    const { serper, e2b } = serviceSettings(
+      { SERPER_API_KEY: 'one, another ', E2B_API_KEY: E2B_KEY },
+      services,
+    );
+    expect([serper.keys, e2b.keys]).toEqual([['one', 'another'], [E2B_KEY]]);
   });
 
   it('retries if a response breaks off, or is a 200 with an error inside', async () => {

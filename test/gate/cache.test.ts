@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { CacheOptions } from '../../src/gate/cache.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
+import { PER_TURN } from '../../src/internal/clock.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
 import { httpError } from '../support/gates.js';
 import { recorder } from '../support/hooks.js';
@@ -469,6 +470,24 @@ describe('the options of the cache', () => {
     void gate.close();
     await settled();
     expect(closed.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_GATE_CLOSED' } });
+  });
+
+  it('answer no caller that leaves as the service fails with an expired result', async () => {
+    const gate = gateWith({ staleIfErrorMs: 5_000 });
+    await gate.run(() => 'page', { cacheKey: 'a' });
+    await vi.advanceTimersByTimeAsync(1_001);
+    const control = new AbortController();
+    const failing = deferred<string>();
+    // As many as are settled in one turn of the event loop; the last is settled in the next.
+    const first = Array.from({ length: PER_TURN }, () => gate.run(() => failing.promise, { cacheKey: 'a' }));
+    const last = follow(gate.run(() => failing.promise, { cacheKey: 'a', signal: control.signal }));
+    await settled();
+    void first[0]?.then(() => control.abort('enough'));
+    failing.reject(httpError(500));
+    expect(await Promise.all(first)).toEqual(first.map(() => 'page'));
+    await settled();
+    expect(last.now).toEqual({ is: 'rejected', reason: 'enough' });
+    expect(gate.stats().finished).toEqual({ ok: 1 + PER_TURN, aborted: 1 });
   });
 
   it('serve an expired result if the service fails, and only then', async () => {

@@ -301,14 +301,14 @@ describe('checkedClassification', () => {
   });
 
   it.each([
-    ['busy', '`class`'],
-    [{}, '`class`'],
-    [7, 'the answer of `classify`'],
-    [{ class: 'retryable', retryAfterMs: '5' }, '`retryAfterMs`'],
-    [{ class: 'retryable', retryAfterMs: Number.NaN }, '`retryAfterMs`'],
-    [{ class: 'retryable', overload: 1 }, '`overload`'],
-    [{ class: 'retryable', retry: 'no' }, '`retry`'],
-    [{ class: 'retryable', retryAfter: 5 }, 'Unknown option `retryAfter`'],
+    ['busy', '`classify().class`'],
+    [{}, '`classify().class`'],
+    [7, 'Expected `classify()` to be an options object'],
+    [{ class: 'retryable', retryAfterMs: '5' }, '`classify().retryAfterMs`'],
+    [{ class: 'retryable', retryAfterMs: Number.NaN }, '`classify().retryAfterMs`'],
+    [{ class: 'retryable', overload: 1 }, '`classify().overload`'],
+    [{ class: 'retryable', retry: 'no' }, '`classify().retry`'],
+    [{ class: 'retryable', retryAfter: 5 }, 'Unknown option `retryAfter` in classify()'],
   ])('rejects %j', (outcome, message) => {
     expect(() => checkedClassification(outcome as never)).toThrow(message);
   });

@@ -1,6 +1,6 @@
 /** How much of the work for many waiters one step of the event loop does, counted in calls and in reads of the clock. */
 import { createHash } from 'node:crypto';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import type { ServiceGateOptions } from '../../src/gate/options.js';
 import { ServiceGate } from '../../src/gate/service-gate.js';
 import type {
@@ -10,6 +10,7 @@ import type {
   SharedStarts,
 } from '../../src/gate/shared-limits.js';
 import { PER_TURN } from '../../src/internal/clock.js';
+import { AdaptiveLimit } from '../../src/limiter/adaptive-limit.js';
 import { httpError } from '../support/gates.js';
 import { deferred, endOfTurn, follow } from '../support/promises.js';
 
@@ -90,14 +91,15 @@ describe('one step of the event loop', () => {
 
 describe('calls that wait for a shared start', () => {
   /** Limits whose server has granted nothing yet, and what it can do. */
-  function server() {
-    const listeners: SharedStartListener[] = [];
+  function server(onRequest: () => void = () => {}) {
+    const listeners = new Set<SharedStartListener>();
     let setKey: SharedGateConfig['onKey'] = () => {};
     const starts: SharedStarts = {
       fleet: { active: 0, queued: 0, members: 1, available: true, frozen: false, lost: 0 },
       request: (_weight, _priority, listener) => {
-        listeners.push(listener);
-        return () => {};
+        listeners.add(listener);
+        onRequest();
+        return () => void listeners.delete(listener);
       },
       coolDown() {},
       restore() {},
@@ -113,6 +115,7 @@ describe('calls that wait for a shared start', () => {
     };
     return {
       limits,
+      listeners,
       coolDown: () => setKey(hash('the-only-key'), 'cooldown', 60_000),
       reject: () => {
         for (const { onReject } of listeners) onReject(new Error('unavailable'));
@@ -120,6 +123,37 @@ describe('calls that wait for a shared start', () => {
     };
   }
   const hash = (key: string) => createHash('sha256').update(key).digest('hex').slice(0, 32);
+
+  it('are withdrawn where they leave as they are asked for', async () => {
+    const controller = new AbortController();
+    const { limits, listeners } = server(() => controller.abort('left'));
+    const { gate } = countingGate({ limits } as Partial<ServiceGateOptions>);
+    const call = follow(gate.run(() => 1, { signal: controller.signal }));
+    await endOfTurn();
+    expect(call.now).toEqual({ is: 'rejected', reason: 'left' });
+    expect(listeners.size).toBe(0);
+    await gate.close();
+  });
+
+  it('leave no timer behind that waited for the end of a pause', async () => {
+    const adaptive = new AdaptiveLimit({ initial: 1 });
+    const { gate } = countingGate({ limits: server().limits, adaptive } as Partial<ServiceGateOptions>);
+    const controller = new AbortController();
+    gate.pause();
+    const waiting = follow(gate.run(() => 1, { signal: controller.signal }));
+    await endOfTurn();
+    adaptive.blockFor(60_000);
+    const timers = vi.spyOn(globalThis, 'setTimeout');
+    const cleared = vi.spyOn(globalThis, 'clearTimeout');
+    gate.resume();
+    expect(timers).toHaveBeenCalledTimes(1);
+    controller.abort('left');
+    expect(cleared).toHaveBeenCalledWith(timers.mock.results[0]?.value);
+    vi.restoreAllMocks();
+    await endOfTurn();
+    expect(waiting.now).toEqual({ is: 'rejected', reason: 'left' });
+    await gate.close();
+  });
 
   it.each<['are sent back' | 'are rejected' | 'are aborted']>([
     ['are sent back'],

@@ -1,16 +1,9 @@
 import OpenAI, { APIError, APIUserAbortError } from 'openai';
-import {
-  bearer,
-  type GateFetchOptions,
-  longFetch,
-  openAiPreset,
-  ServiceGate,
-  type ServiceGateOptions,
-} from 'pipeline-pool';
+import { bearer, type GateFetchOptions, longFetch, openAiPreset } from 'pipeline-pool';
 import { type Fault, StubLlm } from 'pipeline-pool/testing';
 import { Agent, fetch as undiciFetch } from 'undici';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { recorder } from '../support/hooks.js';
+import { hastyGate, type LimitedGateOptions } from '../support/gates.js';
 import { until } from '../support/promises.js';
 
 const QUESTION = { model: 'm', messages: [{ role: 'user' as const, content: 'why?' }] };
@@ -26,22 +19,9 @@ afterEach(async () => {
   llm.resetStats();
 });
 
-type GateOptions = Partial<Omit<ServiceGateOptions, 'adaptive' | 'limiter' | 'maxConcurrent'>> & {
-  readonly maxConcurrent?: number;
-};
-
 /** The `openai` SDK behind a gate of two permits. */
-function openaiBehind(options: GateOptions = {}, fetchOptions: GateFetchOptions = {}) {
-  const { hooks, of } = recorder();
-  const gate = new ServiceGate({
-    name: 'llm',
-    ...openAiPreset(),
-    maxConcurrent: 2,
-    retry: { baseMs: 1, maxMs: 1 },
-    cooldown: { baseMs: 1 },
-    hooks,
-    ...options,
-  });
+function openaiBehind(options: LimitedGateOptions = {}, fetchOptions: GateFetchOptions = {}) {
+  const { gate, of } = hastyGate({ ...openAiPreset(), maxConcurrent: 2, ...options });
   const openai = new OpenAI({
     baseURL: llm.baseUrl,
     apiKey: 'unused',

@@ -1,17 +1,10 @@
 import { Readable } from 'node:stream';
-import {
-  apiKeyHeader,
-  bearer,
-  createPipelineManager,
-  ServiceGate,
-  type ServiceGateOptions,
-} from 'pipeline-pool';
-import { describe, expect, it, vi } from 'vitest';
+import { apiKeyHeader, bearer, createPipelineManager, ServiceGate } from 'pipeline-pool';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import type { GateFetchOptions } from '../../src/gate/fetch.js';
 import type { CachedResponse } from '../../src/gate/fetch-response.js';
 import { onFakeTimers, settled } from '../support/fake-timers.js';
-import { learnedBy } from '../support/gates.js';
-import { recorder } from '../support/hooks.js';
+import { hastyGate, type LimitedGateOptions, learnedBy } from '../support/gates.js';
 import { deferred, endOfTurn, follow, microtasks } from '../support/promises.js';
 import { countListeners } from '../support/signals.js';
 
@@ -48,26 +41,14 @@ function scripted(headers: Record<string, string> = {}) {
   };
 }
 
-type GateOptions = Partial<Omit<ServiceGateOptions, 'adaptive' | 'limiter' | 'maxConcurrent'>> & {
-  readonly maxConcurrent?: number;
-};
-
 /** A gate with one permit, in front of a service that answers by `answer`. */
 function gated(
   answer: (url: string, init: RequestInit & { headers: Headers; signal: AbortSignal }) => unknown,
   fetchOptions: GateFetchOptions = {},
-  options: GateOptions = {},
+  options: LimitedGateOptions = {},
 ) {
-  const { hooks, of } = recorder();
   const service = vi.fn(async (url: string, init: RequestInit) => answer(url, init as never));
-  const gate = new ServiceGate({
-    name: 'llm',
-    maxConcurrent: 1,
-    hooks,
-    retry: { baseMs: 1, maxMs: 1 },
-    cooldown: { baseMs: 1 },
-    ...options,
-  });
+  const { gate, of, held } = hastyGate(options);
   const expectAllFree = async (): Promise<void> => {
     await settled();
     const { calls, running, limiter, keys, finished } = gate.stats();
@@ -80,7 +61,7 @@ function gated(
     expect(vi.getTimerCount()).toBe(0);
   };
   const fetch = gate.fetch({ fetch: service, ...fetchOptions });
-  return { gate, service, of, expectAllFree, fetch, held: () => gate.stats().running };
+  return { gate, service, of, expectAllFree, fetch, held };
 }
 
 describe('the options of gate.fetch', () => {
@@ -317,6 +298,15 @@ describe('a call that the gate rejects', () => {
     expect(await response.json()).toMatchObject({ error: { code: 'ERR_QUEUE_FULL' } });
   });
 
+  it('leaves nothing on its signal', async () => {
+    const { gate, fetch } = gated(() => json({}));
+    await gate.close();
+    const { signal } = new AbortController();
+    const listeners = countListeners(signal);
+    expect((await fetch(URL_OF, { signal })).status).toBe(503);
+    expect(listeners.size).toBe(0);
+  });
+
   it('gets the reason of its own signal, also where that is an error of this library', async () => {
     const { gate, fetch } = gated(() => new Promise(() => {}));
     const other = new ServiceGate({ name: 'other' });
@@ -333,7 +323,7 @@ describe('a call that the gate rejects', () => {
 });
 
 describe('the two clocks of a body', () => {
-  it('bound only the time in which nobody reads, and the waits for the service', async () => {
+  it('bound only the waits for the service, and the time in which its consumer reads nothing', async () => {
     const { response, send, end } = scripted();
     const { fetch, expectAllFree } = gated(
       () => response,
@@ -490,6 +480,42 @@ describe('a body', () => {
         expect(await (await fetch('http://llm/')).text()).toBe('data: {"a":1}\n\n'.repeat(2));
     },
   );
+
+  it('that comes byte by byte is searched once for its first event', async () => {
+    const text = `data: {"text":"${'a'.repeat(20_000)}"}\r\n\r\ndata: [DONE]\n\n`;
+    async function* bytes() {
+      for (const byte of new TextEncoder().encode(text)) yield Uint8Array.of(byte);
+    }
+    const { fetch } = gated(() => ({ status: 200, ok: true, headers: new Headers(EVENTS), body: bytes() }));
+    const split = vi.spyOn(String.prototype, 'split');
+    onTestFinished(() => split.mockRestore());
+    const call = fetch(URL_OF);
+    await settled();
+    expect(await (await call).text()).toBe(text);
+    const searched = (split.mock.contexts as string[]).reduce((sum, { length }) => sum + length, 0);
+    expect(searched).toBeLessThan(3 * text.length);
+  });
+
+  it.each([
+    ['\n', '\n'],
+    ['\r\n', '\r\n'],
+    ['\r\n\r', '\n'],
+    ['\n', '\r\n'],
+  ])('is returned when its first event is there, whose end %j comes before %j', async (one, other) => {
+    const { response, send, end } = scripted(EVENTS);
+    const { fetch, expectAllFree } = gated(() => response);
+    const call = follow(fetch(URL_OF));
+    await settled();
+    send(`data: 1${one}`);
+    await settled();
+    expect(call.now.is).toBe('pending');
+    send(other);
+    await settled();
+    expect(call.now.is).toBe('fulfilled');
+    end();
+    await ((call.now as { value: unknown }).value as Response).text();
+    await expectAllFree();
+  });
 
   it('rejects chunks that are no bytes', async () => {
     const { fetch, expectAllFree } = gated(() => ({
@@ -805,6 +831,26 @@ describe('the cache', () => {
     expect((await vi.waitFor(() => fetch(URL_OF), 60_000)).status).toBe(400);
     expect(await (await fetch(URL_OF)).json()).toEqual({ b: 2 });
     expect(service).toHaveBeenCalledTimes(3);
+  });
+
+  it('classifies the response of this attempt, and not that of one that was given up', async () => {
+    const first = deferred<Response>();
+    const second = scripted(JSON_TYPE);
+    const answers = [first.promise, second.response];
+    const { fetch, service, expectAllFree } = gated(
+      () => answers.shift(),
+      { options },
+      { ...CACHE, attemptTimeoutMs: 100, maxConcurrent: 2 },
+    );
+    const call = fetch(URL_OF);
+    await vi.advanceTimersByTimeAsync(150);
+    expect(service).toHaveBeenCalledTimes(2);
+    first.resolve(json({ error: 'too late' }, { status: 500 }));
+    for (let turns = 0; turns < 5; turns++) await endOfTurn();
+    second.send('{}');
+    second.end();
+    expect((await call).status).toBe(200);
+    await expectAllFree();
   });
 
   it('keeps plain data, which a shared store can write as JSON', async () => {

@@ -91,6 +91,25 @@ describe('when the permit of an attempt is lost', () => {
     expect(limiter.activeCount).toBe(0);
   });
 
+  it('a call that waits for a window starts also where the limiter no longer says whether it is paused', async () => {
+    const limiter = new LosableLimiter(2);
+    const rate = [{ limit: 1, perMs: 1_000, unit: 'weight' as const }];
+    const gate = new ServiceGate({ name: 'llm', limiter, rate });
+    const work = deferred<number>();
+    const calls = [gate.run(() => work.promise), gate.run(() => 2)].map(follow);
+    await settled();
+    vi.spyOn(limiter, 'stats').mockImplementation(() => {
+      throw new Error('connection lost');
+    });
+    work.resolve(1);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(calls.map(({ now }) => now)).toEqual([
+      { is: 'fulfilled', value: 1 },
+      { is: 'fulfilled', value: 2 },
+    ]);
+    expect(limiter.activeCount).toBe(0);
+  });
+
   it('an attempt does not start where the loss shows only as the clock is checked', async () => {
     const { limiter, gate } = build();
     let reads = 0;

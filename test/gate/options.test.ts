@@ -17,6 +17,7 @@ describe('the options of a ServiceGate', () => {
     [{ rate: { limit: 1, perMs: 1 } }, TypeError, '`rate` to be an array'],
     [{ sharedRate: [{ limit: 1.5, perMs: 1 }] }, RangeError, '`sharedRate[0].limit`'],
     [{ keys: [] }, TypeError, 'at least one key'],
+    [{ keys: [undefined] }, TypeError, '`keys[0]` to be a key or an object with one, got undefined'],
     [{ keys: [{ key: 'k', rate: [{}] }] }, TypeError, '`keys[0].rate[0].limit`'],
     [{ keys: [{ key: 'k', name: 'n' }] }, TypeError, 'Unknown option `name` in keys[0]'],
     [{ keys: ['a', 'b', 'a'] }, RangeError, '`keys[2]` is a duplicate'],

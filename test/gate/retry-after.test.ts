@@ -205,6 +205,11 @@ describe('retryAfterMsOf', () => {
     for (const none of [undefined, null, {}, new Headers()])
       expect(retryAfterMsOf(429, none)).toBeUndefined();
   });
+
+  it('reads the reset of a limit of Anthropic from headers that cannot be listed', () => {
+    const headers = new Headers({ 'anthropic-ratelimit-tokens-reset': '30s' });
+    expect(retryAfterMsOf(429, { get: (name) => headers.get(name) })).toBe(30_000);
+  });
 });
 
 describe('headerOf', () => {

@@ -424,9 +424,9 @@ describe('ServiceGate', () => {
 
     it('throws for a correction that is not an integer', async () => {
       const gate = new ServiceGate({ name: 'llm' });
-      await expect(gate.run(({ reportUsage }) => reportUsage(-1))).rejects.toThrow('`actual`');
+      await expect(gate.run(({ reportUsage }) => reportUsage(-1))).rejects.toThrow('`reportUsage(actual)`');
       await expect(gate.run(({ reportUsage }) => reportUsage(undefined as never))).rejects.toThrow(
-        '`actual`',
+        '`reportUsage(actual)`',
       );
     });
 
@@ -924,11 +924,15 @@ describe('ServiceGate', () => {
         'no idea',
       ],
       ['rejects', () => Promise.reject(new Error('no idea')), 'no idea'],
-      ['returns an invalid class', () => 'fine' as never, 'Expected `class` to be one of "ok", "retryable"'],
+      [
+        'returns an invalid class',
+        () => 'fine' as never,
+        'Expected `classify().class` to be one of "ok", "retryable"',
+      ],
       [
         'returns an invalid time',
         () => ({ class: 'retryable', retryAfterMs: -1 }) as const,
-        '`retryAfterMs`',
+        '`classify().retryAfterMs`',
       ],
       ['returns null', () => null as never, undefined],
     ])('that %s fails its own call only, and leaks no permit', async (_, classify, message) => {
@@ -1118,6 +1122,20 @@ describe('ServiceGate', () => {
       await vi.advanceTimersByTimeAsync(4_999);
       expect(closed.now.is).toBe('pending');
       await vi.advanceTimersByTimeAsync(1);
+      expect(closed.now.is).toBe('fulfilled');
+    });
+
+    it('waits for the last function that still runs', async () => {
+      const gate = new ServiceGate({ name: 'llm' });
+      const ends = [deferred(), deferred()];
+      for (const { promise } of ends) follow(gate.run(() => promise));
+      await settled();
+      const closed = follow(gate.close());
+      ends[0]!.resolve();
+      await settled();
+      expect(closed.now.is).toBe('pending');
+      ends[1]!.resolve();
+      await settled();
       expect(closed.now.is).toBe('fulfilled');
     });
 

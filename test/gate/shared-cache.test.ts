@@ -43,7 +43,7 @@ describe('a cache with a shared store', () => {
     expect(get).toHaveBeenCalledWith('search:k');
   });
 
-  it('serves a stored result no longer than its time, whoever stored it', async () => {
+  it('serves a stored result no longer than its time, also one that another process stored', async () => {
     const store = new Keyv();
     const [one, two] = [member(store), member(store)];
     await one.gate.run(() => 1, { cacheKey: 'k' });

@@ -60,6 +60,24 @@ function oneAtATime(options: object = {}) {
 }
 
 describe('ServiceGate.stream', () => {
+  it.each([
+    ['the source fails', source(['first', new Error('broken')]), () => {}],
+    ['the source ends', source(['first', 'second']), () => {}],
+    ['the caller aborts', source(['first'], { hangsAfter: true }), (end: () => void) => end()],
+  ])('settles reads in the order in which they were made when %s', async (_, { open }, act) => {
+    const { gate } = oneAtATime();
+    const caller = new AbortController();
+    const stream = gate.stream(open, { signal: caller.signal });
+    await stream.next();
+    const order: number[] = [];
+    const note = (i: number) => () => void order.push(i);
+    const reads = [0, 1, 2].map((i) => stream.next().then(note(i), note(i)));
+    await settled();
+    act(() => caller.abort());
+    await Promise.all(reads);
+    expect(order).toEqual([0, 1, 2]);
+  });
+
   it('yields the items of the source, and holds the permit until the last', async () => {
     const { gate, active, expectAllFree, of } = oneAtATime();
     const { open, ends } = source([1, 2, 3]);

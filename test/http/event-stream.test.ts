@@ -1,5 +1,8 @@
+import { EventEmitter } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import * as http2 from 'node:http2';
 import { type AddressInfo, connect, type Socket } from 'node:net';
+import { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import { serve } from '@hono/node-server';
 import express from 'express';
@@ -9,6 +12,7 @@ import {
   createPipelineManager,
   type EventStreamOptions,
   eventStream,
+  type NodeTarget,
   QueueFullError,
   ServiceGate,
 } from 'pipeline-pool';
@@ -203,6 +207,32 @@ describe('eventStream as a web Response', () => {
     expect(log).toEqual(['next', 'return']);
   });
 
+  it('keeps the request, without which Node.js does not abort its signal', async () => {
+    const client = new AbortController();
+    const { source, log } = controlled();
+    const start = () => eventStream(source, { request: new Request('http://x/', { signal: client.signal }) });
+    const response = start();
+    for (let i = 0; i < 3; i++) {
+      await turn();
+      (globalThis as unknown as { gc(): void }).gc();
+    }
+    client.abort();
+    expect((await response).status).toBe(499);
+    expect(log).toEqual(['next', 'return']);
+  });
+
+  it('is over where the source aborts the request and never settles', async () => {
+    const client = new AbortController();
+    const source = {
+      next: () => {
+        client.abort();
+        return new Promise<never>(() => {});
+      },
+    };
+    const response = eventStream(source, { request: new Request('http://x/', { signal: client.signal }) });
+    expect((await response).status).toBe(499);
+  });
+
   it('aborts the signal of a source that is a function, and drops what it returns too late', async () => {
     const client = new AbortController();
     const { source, log } = controlled();
@@ -236,6 +266,50 @@ describe('eventStream as a web Response', () => {
     const reader = body!.getReader();
     await expect(reader.read()).rejects.toThrow('did not read');
     expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('keeps a client that reads large events slowly, and writes no heartbeat into an event', async () => {
+    vi.useFakeTimers();
+    const text = 'ä€😀'.repeat(10_000);
+    const source = async function* () {
+      yield* [text, text];
+      await new Promise((resolve) => setTimeout(resolve, 5_000));
+    };
+    const response = await eventStream(source(), {}, { stallTimeoutMs: 5_000, heartbeatMs: 1_000 });
+    const bytes: number[] = [];
+    const read = async (): Promise<void> => {
+      for await (const part of response.body!) {
+        bytes.push(...part);
+        await new Promise((resolve) => setTimeout(resolve, part.byteLength / 10));
+      }
+    };
+    const reading = read();
+    await vi.advanceTimersByTimeAsync(30_000);
+    await reading;
+    const body = Buffer.from(bytes).toString().replaceAll(text, 'all of it');
+    expect(body).toMatch(/^(data: "all of it"\n\n){2}(:\n\n)+$/);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it.each([4_092, 4_093, 4_095, 16_383])('severs no character of %i units and more', async (length) => {
+    const text = `${'x'.repeat(length - 6)}😀\ud83d😀`;
+    const response = await eventStream(items(text), {}, { data: (item) => item });
+    expect(await read(response)).toBe(`data: ${Buffer.from(text)}\n\n`);
+  });
+
+  it('sends parts that a reader may take over', async () => {
+    const text = 'x'.repeat(50_000);
+    const reader = (await eventStream(items(text), {}, { data: (item) => item })).body!.getReader();
+    // A byte stream transfers the memory of what it is given.
+    const body = new ReadableStream({
+      type: 'bytes',
+      async pull(controller) {
+        const { done, value } = await reader.read();
+        if (done) controller.close();
+        else controller.enqueue(value);
+      },
+    });
+    expect(await new Response(body).text()).toBe(`data: ${text}\n\n`);
   });
 
   it('starts no source for HEAD', async () => {
@@ -324,10 +398,10 @@ const OPTIONS: EventStreamOptions<Item> = {
   stallTimeoutMs: 300,
 };
 
-async function listen(server: Server): Promise<number> {
+async function listen(server: Server | http2.Http2Server): Promise<number> {
   if (!server.listening) await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   closers.push(() => {
-    server.closeAllConnections();
+    if ('closeAllConnections' in server) server.closeAllConnections();
     return new Promise((resolve) => server.close(resolve));
   });
   return (server.address() as AddressInfo).port;
@@ -491,6 +565,27 @@ describe("eventStream on Node's response", () => {
     expect(await (await fetch(`http://127.0.0.1:${port}`, { method: 'HEAD' })).text()).toBe('');
   });
 
+  it('keeps a client whose socket takes one large event slowly', async () => {
+    vi.useFakeTimers();
+    const text = 'x'.repeat(200_000);
+    const server = createServer((request, response) => {
+      void eventStream(items(text, 'next'), { request, response }, { stallTimeoutMs: 10_000 });
+    });
+    let received = '';
+    const socket = new Duplex({
+      read() {},
+      write(bytes: Buffer, _, taken) {
+        received += bytes;
+        setTimeout(taken, bytes.byteLength / 10);
+      },
+    });
+    server.emit('connection', socket);
+    socket.push('GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n');
+    await vi.advanceTimersByTimeAsync(30_000);
+    const body = received.slice(received.indexOf('data')).replaceAll(/\r\n[0-9a-f]+\r\n/g, '');
+    expect(body.replace(text, 'all of it')).toMatch(/^data: "all of it"\n\ndata: "next"\n\n/);
+  });
+
   it('ends the source of a client that has left before', async () => {
     const { source, log } = controlled();
     const { promise, resolve } = deferred<void>();
@@ -503,6 +598,74 @@ describe("eventStream on Node's response", () => {
     const socket = await client(port, '');
     await promise;
     expect(log).toEqual(['return']);
+  });
+
+  it.each([false, true])(
+    'ends the source of an HTTP/2 client that has left before (session: %s)',
+    async (all) => {
+      const { source, log } = controlled();
+      const { promise, resolve } = deferred<void>();
+      const server = http2.createServer((request, response) => {
+        const target = { request, response } as unknown as NodeTarget;
+        request.once('close', () => setImmediate(() => resolve(eventStream(source, target))));
+        if (all) session.destroy();
+        else stream.close(http2.constants.NGHTTP2_CANCEL);
+      });
+      const session = http2.connect(`http://127.0.0.1:${await listen(server)}`);
+      closers.push(() => session.destroy());
+      const stream = session.request({ ':path': '/' }).on('error', () => {});
+      await promise;
+      expect(log).toEqual(['return']);
+    },
+  );
+
+  it('ends the source whose response waits behind another, when their connection ends', async () => {
+    const streams: Promise<void>[] = [];
+    const all = deferred<void>();
+    const logs: string[][] = [];
+    const server = createServer((request, response) => {
+      const { source, log } = controlled();
+      logs.push(log);
+      streams.push(eventStream(source, { request, response }));
+      if (streams.length === 2) all.resolve();
+    });
+    const socket = await client(await listen(server), 'first');
+    socket.write('GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n');
+    await all.promise;
+    socket.destroy();
+    await Promise.all(streams);
+    expect(logs).toEqual([
+      ['next', 'return'],
+      ['next', 'return'],
+    ]);
+  });
+
+  it.each(['write', 'end'] as const)('survives middleware whose `%s` throws', async (method) => {
+    const port = await listen(
+      createServer(async (request, response) => {
+        response[method] = () => {
+          throw new Error('broken');
+        };
+        const source = method === 'end' ? items() : controlled().source;
+        await eventStream(source, { request, response }, { headers: 'early', heartbeatMs: 1 });
+      }),
+    );
+    const response = await fetch(`http://127.0.0.1:${port}`);
+    await expect(response.text()).rejects.toThrow('terminated');
+  });
+
+  it('is over if a write itself shows that the client has left', async () => {
+    const { source, log, ...sent } = controlled();
+    const response = Object.assign(new EventEmitter(), {
+      writeHead() {},
+      flushHeaders() {},
+      write: () => !response.emit('close'),
+      destroy() {},
+    });
+    const over = eventStream(source, { response: response as never });
+    sent.yield(1);
+    await over;
+    expect(log).toEqual(['next', 'return']);
   });
 
   it('breaks the connection off if the host answers meanwhile', async () => {

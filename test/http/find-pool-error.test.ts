@@ -60,6 +60,8 @@ describe('findPoolError', () => {
     ['JSON in a message', new Error(`429 ${JSON.stringify(body)}`), undefined],
     ['an axios response', Object.assign(new Error(), { response: { status: 429, data: body } }), undefined],
     ['a bare code', { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: 9 }, 9],
+    ['a code with no usable time', { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: Number.NaN }, undefined],
+    ['a code with no end', { code: 'ERR_KEYS_EXHAUSTED', retryAfterMs: Number.POSITIVE_INFINITY }, undefined],
   ])('rebuilds the error from %s', (_, error, retryAfterMs) => {
     const found = findPoolError(error);
     expect(found).toBeInstanceOf(PipelinePoolError);

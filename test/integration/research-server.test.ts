@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type StubServices, startStubServices } from 'pipeline-pool/testing';
 import { afterEach, describe, expect, it } from 'vitest';
-import { serviceSettings } from '../../examples/research-server/clients.js';
+import { serviceSettings } from '../../examples/host-clients.js';
 import { type ResearchServerOptions, startResearchServer } from '../../examples/research-server/server.js';
 import { sizeOf } from '../support/soak.js';
 
@@ -136,7 +136,16 @@ describe('the research server', () => {
 
   it('runs standalone on stub services, and drains before it exits', async () => {
     // The test runner sets a BASE_URL of its own, and a developer may have real keys: neither is meant here.
-    const { BASE_URL: _, API_KEY, SERPER_API_KEY, JINA_API_KEY, E2B_API_KEY, ...env } = process.env;
+    const {
+      BASE_URL: _,
+      API_KEY,
+      SERPER_API_KEY,
+      SERPER_URL,
+      JINA_API_KEY,
+      JINA_URL,
+      E2B_API_KEY,
+      ...env
+    } = process.env;
     const child = spawn(process.execPath, ['--import', 'tsx', 'examples/research-server/main.ts'], {
       env: { ...env, PORT: '0' },
       stdio: ['ignore', 'pipe', 'inherit'],

@@ -464,6 +464,27 @@ describe('LazySignal', () => {
     expect(calls).toEqual([['b', 'over']]);
     expect(() => lazy.throwIfAborted()).toThrow('over');
   });
+
+  it('calls no listener that leaves while it aborts', () => {
+    const lazy = new LazySignal();
+    const called: string[] = [];
+    const late = { handleEvent: () => called.push('late') };
+    const early = {
+      handleEvent: () => {
+        called.push('early');
+        lazy.removeEventListener('abort', late);
+      },
+    };
+    lazy.addEventListener('abort', early);
+    lazy.addEventListener('abort', late);
+    lazy.fire('over');
+    expect(called).toEqual(['early']);
+    const other = new LazySignal();
+    other.addEventListener('abort', late);
+    other.signal.addEventListener('abort', () => other.removeEventListener('abort', late));
+    other.fire('over');
+    expect(called).toEqual(['early']);
+  });
 });
 
 describe('withSignal', () => {

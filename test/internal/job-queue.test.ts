@@ -81,20 +81,4 @@ describe('JobQueue', () => {
     resolve();
     await Promise.all(all);
   });
-
-  it('starts none of the jobs that `clear` forgets', async () => {
-    const queue = new JobQueue({ concurrency: 1 });
-    const { promise, resolve } = deferred();
-    const first = queue.run(() => promise);
-    let started = false;
-    void queue.run(() => {
-      started = true;
-    });
-    queue.clear();
-    expect(queue.queued).toBe(0);
-    resolve();
-    await first;
-    await endOfTurn();
-    expect(started).toBe(false);
-  });
 });

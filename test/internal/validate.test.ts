@@ -6,6 +6,7 @@ import {
   durationMs,
   finiteNumber,
   flag,
+  integer,
   MAX_TIMER_MS,
   oneOf,
   optional,
@@ -50,6 +51,10 @@ describe('wholeNumber', () => {
       expect(() => wholeNumber('size', value)).toThrow('a whole number from 1, got');
     },
   );
+
+  it('names no bound where any whole number will do', () => {
+    expect(() => integer('priority', 0.5)).toThrow('a whole number, got 0.5 (number)');
+  });
 
   it('accepts both bounds', () => {
     expect([wholeNumber('size', 2, 2, 4), wholeNumber('size', 4, 2, 4)]).toEqual([2, 4]);
@@ -133,6 +138,11 @@ describe('options', () => {
     expect(() => options('Pool', { size: 5, nmae: 'pool' }, ['size'])).toThrow(
       'Unknown option `nmae` in Pool; it takes `size`',
     );
+  });
+
+  it('rejects a signal that stands in the place of `{ signal }`', () => {
+    const { signal } = new AbortController();
+    expect(() => options('Pool', signal as never, ['signal'])).toThrow(/^Unknown option `\w+` in Pool/);
   });
 
   it.each([[undefined], [null], [5], ['size'], [[]], [() => {}]])(

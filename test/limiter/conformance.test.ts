@@ -20,6 +20,12 @@ const DEFECTS: Record<string, Defect> = {
   'priorities that are ignored': (limiter) => ({
     acquire: ({ priority, ...options } = {}) => limiter.acquire(options),
   }),
+  'a listener that stays on a signal': (limiter) => ({
+    acquire: (options = {}) => {
+      if (options.signal instanceof AbortSignal) options.signal.addEventListener('abort', () => {});
+      return limiter.acquire(options);
+    },
+  }),
   'a release that counts twice': (limiter) => ({
     acquire: async (options) => {
       const permit = await limiter.acquire(options);

@@ -61,6 +61,17 @@ describe('The events of a ConcurrencyLimiter', () => {
     ]);
   });
 
+  it('report the position of a request without options among those with a priority', async () => {
+    const { hooks, emitted } = recorder();
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, hooks });
+    const holder = limiter.tryAcquire();
+    const all = [-1, -1, 1].map((priority) => limiter.run(() => {}, { priority }));
+    all.push(limiter.run(() => {}));
+    expect(emitted.slice(1).map(([, { position }]) => position)).toEqual([1, 2, 1, 2]);
+    holder?.release();
+    await Promise.all(all);
+  });
+
   it('report why a request was rejected, with its error', async () => {
     const { hooks, emitted } = recorder();
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, maxQueue: 3, hooks });
@@ -181,4 +192,17 @@ describe('The events of a ConcurrencyLimiter', () => {
       expect(emitted).toHaveLength(1);
     },
   );
+
+  it('reports no wait of a request that its tenant puts before waiters, and that has room', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 2, fairBy: 'weight' });
+    const queued: unknown[] = [];
+    limiter.hooks.on('permit:queued', ({ tenant }) => queued.push(tenant));
+    const first = await limiter.acquire({ tenant: 'a' });
+    const heavy = limiter.acquire({ tenant: 'a', weight: 2 });
+    const light = await limiter.acquire({ tenant: 'b' });
+    expect(queued).toEqual(['a']);
+    first.release();
+    light.release();
+    (await heavy).release();
+  });
 });

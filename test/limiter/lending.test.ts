@@ -42,7 +42,8 @@ describe('With detectNested: lend', () => {
         await endOfTurn();
         order.push(`${name} ends`);
       });
-    await limiter.run(() => Promise.all(['a', 'b', 'c'].map(child)));
+    void limiter.run(() => Promise.all(['a', 'b', 'c'].map(child)));
+    for (let turns = 0; turns <= 3; turns++) await endOfTurn();
     expect(order).toEqual(['a begins', 'a ends', 'b begins', 'b ends', 'c begins', 'c ends']);
     expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 4 });
   });
@@ -156,21 +157,25 @@ describe('With detectNested: lend', () => {
     const limiter = lending(1);
     const { promise, resolve } = deferred();
     const gone = new AbortController();
+    let left: Promise<unknown> = Promise.resolve();
     const outer = limiter.run(() => {
       const first = limiter.run(() => promise);
       const aborted = limiter.run(() => 'never', { signal: gone.signal });
       const late = limiter.run(() => 'never', { timeoutMs: 1 });
-      void Promise.allSettled([aborted, late]).then(() => resolve());
+      left = Promise.allSettled([aborted, late]);
       return Promise.allSettled([first, aborted, late, limiter.run(() => 'last')]);
     });
     gone.abort('gone');
+    await left;
+    resolve();
+    await endOfTurn();
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
     expect(await outer).toMatchObject([
       { status: 'fulfilled' },
       { reason: 'gone' },
       { reason: { code: 'ERR_ACQUIRE_TIMEOUT' } },
       { value: 'last' },
     ]);
-    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0 });
   });
 
   it('rejects a nested run that is heavier than the run around it', async () => {

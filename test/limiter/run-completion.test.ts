@@ -4,7 +4,7 @@ import { completionOf, RunPermit, Semaphore } from '../../src/limiter/semaphore.
 
 function semaphoreOf(maxConcurrent: number) {
   const options = { maxConcurrent };
-  return new Semaphore(new ConcurrencyLimiter(options), maxConcurrent, options);
+  return new Semaphore(new ConcurrencyLimiter(options), options);
 }
 
 describe('A run completion', () => {

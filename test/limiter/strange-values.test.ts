@@ -134,6 +134,33 @@ describe('A ConcurrencyLimiter whose callbacks throw anything', () => {
     }
   });
 
+  it('lets a signal whose methods throw cost no other request, and no permit', async () => {
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 1, detectNested: 'lend' });
+    const throwing = (method: string) => {
+      const fail = () => {
+        throw new Error(method);
+      };
+      return { aborted: false, addEventListener() {}, removeEventListener() {}, [method]: fail } as never;
+    };
+    const outer = limiter.run(() =>
+      Promise.allSettled([
+        limiter.run(() => endOfTurn()),
+        limiter.run(() => 'never', { signal: throwing('addEventListener') }),
+        limiter.run(() => 'granted', { signal: throwing('removeEventListener') }),
+        limiter.run(() => 'last'),
+      ]),
+    );
+    await endOfTurn();
+    await endOfTurn();
+    expect(limiter.stats()).toMatchObject({ active: 0, queued: 0, acquired: 4 });
+    expect(await outer).toMatchObject([
+      { status: 'fulfilled' },
+      { reason: new Error('addEventListener') },
+      { value: 'granted' },
+      { value: 'last' },
+    ]);
+  });
+
   it('rejects options that cannot be read with what reading them throws, and takes nothing', async () => {
     const limiter = new ConcurrencyLimiter({ maxConcurrent: 1 });
     const { proxy, revoke } = Proxy.revocable({}, {});

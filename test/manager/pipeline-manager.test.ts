@@ -177,6 +177,9 @@ describe('PipelineManager.run', () => {
     await expect(manager.run('t', never, { timeout: 5 } as never)).rejects.toThrow(
       /Unknown option `timeout`/,
     );
+    await expect(manager.run('t', never, new AbortController().signal as never)).rejects.toThrow(
+      /Unknown option `\w+` in the request/,
+    );
     await expect(manager.run('t', never, { timeoutMs: -1 })).rejects.toThrow(/`timeoutMs`.*got -1/);
     await expect(manager.run('t', never, { priority: 0.5 })).rejects.toThrow(/`priority`/);
     await expect(manager.run('t', never, { weight: 5 })).rejects.toThrow(/`weight`/);
@@ -583,6 +586,21 @@ describe('PipelineManager.acquirePipeline', () => {
     expect(payloads(setup.events, 'request:finished')).toMatchObject([{ outcome: 'revoked' }]);
   });
 
+  it('leaves nothing to release where it was rejected', async () => {
+    const setup = build();
+    await setup.manager.shutdown();
+    const work = async () => {
+      let lease: Awaited<ReturnType<typeof setup.manager.acquirePipeline>> | undefined;
+      try {
+        lease = await setup.manager.acquirePipeline('t1');
+      } finally {
+        await setup.manager.releasePipeline(lease);
+      }
+    };
+    await expect(work()).rejects.toMatchObject({ code: 'ERR_MANAGER_CLOSED' });
+    await expect(setup.manager.releasePipeline(null)).resolves.toBeUndefined();
+  });
+
   it('is not bounded by its timeoutMs once it has the lease', async () => {
     const setup = build();
     const lease = await setup.manager.acquirePipeline('t1', { timeoutMs: 1_000 });
@@ -624,7 +642,7 @@ describe('PipelineManager.shutdown', () => {
     const running = setup.manager.run('a', ({ signal }) => untilAborted(signal));
     const waiting = setup.manager.run('b', never);
     const rejections = [
-      expect(running).rejects.toBeInstanceOf(ManagerClosedError),
+      expect(running).rejects.toThrow('manager is shut down and has aborted this request'),
       expect(waiting).rejects.toBeInstanceOf(ManagerClosedError),
     ];
     await settled();
@@ -716,6 +734,10 @@ describe('PipelineManager', () => {
       expect(() => new PipelineManager({ pool, limiter, gates: gates as never })).toThrow(
         /an array of gates/,
       );
+    const gate = () => ({ name: 'llm', stats: () => ({}) as GateStats, close: () => {} });
+    expect(() => new PipelineManager({ pool, limiter, gates: [gate(), gate()] })).toThrow(
+      'Expected `gates` to have names of their own, got "llm" twice',
+    );
   });
 
   it('counts requests in its stats, and includes those of its gates by name', async () => {

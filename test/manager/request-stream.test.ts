@@ -182,6 +182,18 @@ describe('PipelineManager.stream', () => {
     expect(held()).toEqual(NOTHING);
   });
 
+  it('rejects with what was thrown into it behind the last item, as a generator does', async () => {
+    const { manager, held, outcomes } = build();
+    const stream = manager.stream('t1', () => count(1));
+    await stream.next();
+    const last = stream.next();
+    await expect(stream.throw?.(new Error('too late'))).rejects.toThrow('too late');
+    await expect(last).resolves.toEqual({ done: true, value: 'end' });
+    await settled();
+    expect(held()).toEqual(NOTHING);
+    expect(outcomes).toEqual(['ok']);
+  });
+
   it('rejects the pending next in the step of the abort, and releases once the generator has settled', async () => {
     const { manager, held, outcomes } = build();
     const controller = new AbortController();

@@ -42,7 +42,7 @@ class Permits {
 
   ask(tenant: string, { weight = 1, priority = 0, holdMs = 1 } = {}): Request {
     const request = new Request(this.#ids++, tenant, weight, priority, this.nowMs, holdMs);
-    this.queue.pushAt(request.position, request, priority, this.queue.tenant(tenant, weight));
+    this.queue.pushAt(request, priority, this.queue.tenant(tenant, weight));
     this.waiting.add(request);
     return request;
   }
@@ -59,7 +59,7 @@ class Permits {
   }
 
   leave(request: Request): void {
-    this.queue.remove(request.position, request);
+    this.queue.remove(request);
     this.waiting.delete(request);
   }
 
@@ -143,7 +143,7 @@ describe('Fair queueing, in random schedules', () => {
     fc.assert(property, { numRuns: RUNS });
   });
 
-  it('serves who is below its guarantee first, and lets nobody exceed a cap or wait behind one', () => {
+  it('serves tenants below their guarantee first, and lets none exceed a cap or wait behind one', () => {
     const property = fc.property(seed, fc.integer({ min: 1, max: 6 }), (seed, limit) => {
       const random = seeded(seed);
       const upTo = (most: number) => 1 + Math.floor(random() * most);

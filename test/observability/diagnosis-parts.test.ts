@@ -69,6 +69,13 @@ describe('History', () => {
     }
     expect(history.span(6_000_000).ms).toBe(60_000);
   });
+
+  it('keeps one mark of a moment', () => {
+    const history = new History(60_000, 0);
+    history.mark(1_000);
+    history.mark(1_000);
+    expect(history.marks).toBe(2);
+  });
 });
 
 describe('Extreme', () => {
@@ -181,6 +188,14 @@ describe('Pace', () => {
     later();
     calls(20, 300, 4);
     expect(judged()).toMatchObject({ kind: 'slower', inFlight: 4, inFlightAtBest: 4 });
+  });
+
+  it('finds one that is slower at a concurrency that falls on either side of two bands', () => {
+    calls(20, 100, 2);
+    later();
+    calls(7, 300, 1);
+    calls(5, 300, 2);
+    expect(judged()).toMatchObject({ kind: 'slower' });
   });
 
   it('reports slower, not at its limit, if the service was faster at the same concurrency', () => {
@@ -383,6 +398,23 @@ describe('Recorder', () => {
     expect(recorder.report().count('serper:over-budget')).toBe(1);
   });
 
+  it('keeps nothing of gates that are not those of its manager', () => {
+    const { recorder, hooks } = build();
+    for (let i = 0; i < 3; i++) {
+      const call = { ...EXAMPLES['call:finished'], source: `gate of customer ${i}` };
+      hooks.emit('call:started', { ...EXAMPLES['call:started'], source: call.source });
+      hooks.emit('call:retried', { ...EXAMPLES['call:retried'], source: call.source });
+      hooks.emit('call:finished', { ...call, outcome: 'retryable' });
+      hooks.emit('budget:exceeded', { ...EXAMPLES['budget:exceeded'], source: call.source });
+      hooks.emit('budget:unmetered', { ...EXAMPLES['budget:unmetered'], source: call.source });
+      const { count, budgets } = recorder.report();
+      const counts = (['rejected', 'failed', 'over-budget'] as const).map((of) =>
+        count(`${call.source}:${of}`),
+      );
+      expect([...counts, budgets.exceeded.size, budgets.unmetered.size]).toEqual([0, 0, 0, 0, 0]);
+    }
+  });
+
   it('learns how long calls of a service take from those with a single attempt', async () => {
     const { recorder, hooks } = build();
     let callId = 0;
@@ -408,6 +440,18 @@ describe('Recorder', () => {
     expect(recorder.report().pace('serper')).toMatchObject({ kind: 'slower' });
   });
 
+  it('remembers the tenant that waited for room under its cap, although it waits no longer', async () => {
+    const hooks = new LifecycleHooks();
+    const tenants = () => ({ maxConcurrent: 1 });
+    const limiter = new ConcurrencyLimiter({ maxConcurrent: 4, tenants, hooks });
+    const { pool } = build().manager;
+    const manager = new PipelineManager<unknown>({ pool, limiter, hooks });
+    const recorder = new Recorder(manager, 60_000, { machine: calmMachine });
+    for (let i = 0; i < 2; i++) void manager.run('t', hold(100), { tenant: 'acme' });
+    await pass(300);
+    expect(recorder.report().tenants.capped).toEqual({ name: 'acme', cap: 1, queued: 1, tenants: 1 });
+  });
+
   it('does nothing while nothing happens', async () => {
     const { manager } = build();
     void manager.run('t', hold(10));
@@ -424,6 +468,71 @@ describe('Recorder', () => {
     for (const event of ['request:queued', 'instance:created', 'call:started', 'call:finished'] as const) {
       expect(hooks.listenerCount(event)).toBe(0);
     }
+  });
+
+  it('ends its window when it stops', async () => {
+    const { manager, recorder } = build({ size: 1 });
+    const figures = () => {
+      const { windowMs, average, tenants } = recorder.report();
+      return [windowMs, average('requests'), tenants.all[0]?.running].map((figure) => figure?.toFixed(6));
+    };
+    for (let i = 0; i < 2; i++) void manager.run('t', hold(1e6), { tenant: 'acme' });
+    await pass(10_000);
+    recorder.stop();
+    const before = figures();
+    expect(recorder.report().average('requests')).toBeCloseTo(2, 1);
+    expect(recorder.report().tenants.all[0]?.running).toBeCloseTo(1, 1);
+    await pass(5_000);
+    recorder.stop();
+    expect(figures()).toEqual(before);
+    await pass(600_000);
+    expect(figures()).toEqual(before);
+  });
+
+  it('starts no timer after the pool was closed', async () => {
+    const { manager, recorder } = build();
+    await manager.pool.close();
+    await pass(10);
+    await expect(manager.run('t', hold(10))).rejects.toThrow();
+    expect(recorder.isStopped).toBe(true);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('goes on while a gate of the host cannot count', async () => {
+    let isBroken = true;
+    const stats = (): never => {
+      if (isBroken) throw new Error('no figures');
+      return {} as never;
+    };
+    const { pool, limiter, hooks } = build().manager;
+    const gates = [{ name: 'own', stats, close: () => {} }];
+    const manager = new PipelineManager<unknown>({ pool, limiter, hooks, gates });
+    const onError = vi.fn();
+    hooks.on('hook:error', onError);
+    const recorder = new Recorder(manager, 60_000, { machine: calmMachine });
+    void manager.run('t', hold(1_000));
+    await pass(5_000);
+    isBroken = false;
+    void manager.run('t', hold(5_000));
+    await pass(5_000);
+    expect(recorder.report().average('leased')).toBeCloseTo(0.5, 2);
+    expect(onError).not.toHaveBeenCalled();
+  });
+
+  it('compares no calls beyond those that it can follow', () => {
+    const { recorder, hooks } = build();
+    let callId = 0;
+    const start = () =>
+      hooks.emit('call:started', { source: 'serper', callId: ++callId, attempt: 1, waitMs: 0 });
+    const call = (durationMs: number) => {
+      start();
+      const payload = { ...EXAMPLES['call:finished'], source: 'serper', callId, durationMs, waitMs: 0 };
+      hooks.emit('call:finished', { ...payload, outcome: 'ok', attempts: 1 });
+    };
+    for (let i = 0; i < 20; i++) call(100);
+    for (let i = 0; i < 10_000; i++) start();
+    for (let i = 0; i < 20; i++) call(60_000);
+    expect(recorder.report().pace('serper')).toBeUndefined();
   });
 });
 
@@ -465,6 +574,15 @@ describe('diagnose(manager)', () => {
     expect(manager.hooks.listenerCount('request:finished')).toBe(0);
   });
 
+  it('records anew if a recording is started after the last one was ended', () => {
+    const manager = build();
+    recordDiagnosis(manager)();
+    const stop = recordDiagnosis(manager, { windowMs: 5_000 });
+    expect(manager.hooks.listenerCount('request:finished')).toBeGreaterThan(0);
+    stop();
+    expect(manager.hooks.listenerCount('request:finished')).toBe(0);
+  });
+
   it('removes its listeners when the manager is shut down, and still returns a diagnosis', async () => {
     const manager = build();
     recordDiagnosis(manager);
@@ -472,6 +590,14 @@ describe('diagnose(manager)', () => {
     await manager.shutdown();
     expect(manager.hooks.listenerCount('request:finished')).toBe(0);
     expect(diagnose(manager).findings).toEqual(expect.any(Array));
+    expect(manager.hooks.listenerCount('request:finished')).toBe(0);
+  });
+
+  it('removes its listeners with the next request or diagnosis if the pool was closed without an instance', async () => {
+    const manager = build();
+    recordDiagnosis(manager);
+    await manager.shutdown();
+    diagnose(manager);
     expect(manager.hooks.listenerCount('request:finished')).toBe(0);
   });
 

@@ -154,6 +154,7 @@ describe.runIf(isThere)('the live page in Chromium', () => {
       .catch(() => {});
     await tab.getByText('no key left').waitFor();
     expect(await tab.locator('.key .label').allTextContents()).toEqual(['#1…9f3a', '#2…c41d']);
+    expect(await tab.locator('.key.bad .state').allTextContents()).toEqual(['quarantined', 'quarantined']);
     await tab.getByText('degraded').waitFor();
     await manager.shutdown({ timeoutMs: 0 });
     await tab.getByText('draining').waitFor();
@@ -184,6 +185,16 @@ describe.runIf(isThere)('the live page in Chromium', () => {
     );
     expect(await tab.evaluate(POOR_CONTRASTS)).toEqual([]);
     expect(faults).toEqual([]);
+  });
+
+  it('shows a key in cooldown, without its capacity', async () => {
+    const { manager, gate } = build();
+    const { tab } = await open(show(manager));
+    const slowDown = () => new Response('slow down', { status: 429, headers: { 'retry-after': '60' } });
+    await gate.run(({ attempt }) => (attempt === 1 ? slowDown() : 'found'));
+    await tab.locator('.key.wait .state', { hasText: 'cooldown' }).waitFor();
+    expect(await tab.locator('.key.cooldown .bar').isVisible()).toBe(false);
+    expect(await tab.locator('.key:not(.cooldown) .bar').isVisible()).toBe(true);
   });
 
   it('displays names as text, whatever they contain', async () => {
@@ -252,6 +263,7 @@ describe.runIf(isThere)('the live page in Chromium', () => {
       'calls100 %36 spent, 0 reserved, 0 left of 36 · 12 calls rejected',
       'usd0 %0 spent, 0 reserved, 1,480,000 left of 1,480,000',
     ]);
+    expect(await tab.locator('.slot').first().getAttribute('title')).toMatch(/ · 3 of 3 calls$/);
     const { width, widest } = await tab.evaluate<Record<'width' | 'widest', number>>(EXTENT);
     expect(width).toBe(390);
     expect(widest).toBeLessThanOrEqual(390);

@@ -262,6 +262,15 @@ describe('the spans of a request', () => {
     expect(aborted?.attributes['pipeline_pool.outcome']).toBe('aborted');
   });
 
+  it('end an attempt whose end was not emitted when the next one starts', () => {
+    const { hooks, spans } = setUp();
+    const call = { ...called, ...idsOf('a') };
+    // Two gates of one name number their calls alike.
+    for (let gate = 0; gate < 2; gate++) hooks.emit('call:started', { ...call, attempt: 1, waitMs: 0 });
+    hooks.emit('call:finished', { ...call, ...over, outcome: 'ok' });
+    expect(spans().filter(({ name }) => name === 'attempt serper')).toHaveLength(2);
+  });
+
   it('record the status of a failed attempt', () => {
     const { hooks, span } = setUp();
     const call = { ...called, ...idsOf('a') };
@@ -669,6 +678,78 @@ describe('the metrics of OpenTelemetry', () => {
     ]);
   });
 
+  it('have a value of every instrument after every event', async () => {
+    const shared = { maxConcurrent: 200, fleet: fleetStats() };
+    const options = {
+      sources: {
+        gates: [{ name: 'serper', stats: () => ({ running: 1, keys: [], limiter: shared }) }],
+        requests: () => [{ budget: { limits: { usd: 1 }, spent: { usd: 0 }, reserved: { usd: 0 } } }],
+      },
+      tenants: 5,
+    };
+    const names: string[] = [];
+    const create = (name: string) => {
+      names.push(name);
+      return { addCallback: () => {} };
+    };
+    const meter = {
+      createHistogram: create,
+      createCounter: create,
+      createObservableUpDownCounter: create,
+      createObservableGauge: create,
+      createObservableCounter: create,
+    };
+    traceTo(new LifecycleHooks(), { meter, ...options });
+    const metrics = await measured((hooks) => {
+      for (const event of LIFECYCLE_EVENTS)
+        hooks.emit(event, {
+          ...EXAMPLES[event],
+          tenant: 'acme',
+          provider: 'openai',
+          inputTokens: 1,
+        } as never);
+    }, options);
+    expect(metrics.map(({ descriptor }) => descriptor.name).toSorted()).toEqual(names.toSorted());
+    expect(JSON.stringify(metrics)).not.toContain('undefined');
+  });
+
+  it('report permits and keys, of the sources if there are any', async () => {
+    const levels = async (sources?: TraceOptions['sources']) => {
+      const metrics = await measured(
+        (hooks) => {
+          hooks.emit('permit:acquired', EXAMPLES['permit:acquired']);
+          hooks.emit('key:cooldown', EXAMPLES['key:cooldown']);
+        },
+        sources === undefined ? {} : { sources },
+      );
+      return ['permit.active', 'permit.pending_requests', 'permit.max', 'key.count'].map((name) =>
+        point(metrics, `pipeline_pool.${name}`)?.map(([attributes, value]) => [
+          ...Object.values(attributes as object),
+          value,
+        ]),
+      );
+    };
+    const keys = { ready: 0, 'half-open': 0, cooldown: 1, exhausted: 0, quarantined: 0 };
+    expect(await levels()).toEqual([
+      [['requests', 3]],
+      [['requests', 1]],
+      [['requests', 10]],
+      Object.entries(keys).map(([state, count]) => ['serper', state, count]),
+    ]);
+    const limiter = { name: 'own', stats: () => ({ active: 7, queued: 8, maxConcurrent: 9 }) };
+    expect((await levels({ limiter })).slice(0, 3)).toEqual([[['own', 7]], [['own', 8]], [['own', 9]]]);
+  });
+
+  it('count a leak once, although its lease is returned later', async () => {
+    const metrics = await measured((hooks) => {
+      for (const kind of ['overdue', 'returned'] as const)
+        hooks.emit('lease:leaked', { ...EXAMPLES['lease:leaked'], kind });
+    });
+    expect(point(metrics, 'pipeline_pool.lease.leaks')).toEqual([
+      [{ 'pipeline_pool.pool.name': 'pool', 'pipeline_pool.reason': 'overdue' }, 1],
+    ]);
+  });
+
   it('report what several processes do under their shared limits, as gauges', async () => {
     const own = { maxConcurrent: 200, active: 3, queued: 1 };
     const limiter = { name: 'requests', stats: () => ({ ...own, fleet: fleetStats({ lost: 2 }) }) };
@@ -791,11 +872,12 @@ describe('the metrics of OpenTelemetry', () => {
   });
 
   it('end with the tracing', async () => {
+    const added: string[] = [];
     const removed: string[] = [];
     const instrument = (name: string) => ({
       record: () => {},
       add: () => {},
-      addCallback: () => {},
+      addCallback: () => added.push(name),
       removeCallback: () => removed.push(name),
     });
     const meter = {
@@ -808,12 +890,9 @@ describe('the metrics of OpenTelemetry', () => {
     const tracing = traceTo(new LifecycleHooks(), { meter });
     tracing.stop();
     tracing.stop();
-    expect(removed.toSorted()).toEqual([
-      'pipeline_pool.instance.count',
-      'pipeline_pool.instance.max',
-      'pipeline_pool.lease.pending_requests',
-      'pipeline_pool.request.active',
-    ]);
+    expect(removed.toSorted()).toEqual(added.toSorted());
+    expect(new Set(removed).size).toBe(removed.length);
+    expect(removed).toContain('pipeline_pool.request.active');
   });
 
   it('count running requests by id', async () => {

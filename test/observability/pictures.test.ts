@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { LifecycleHooks } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
+import { redactError } from '../../src/internal/redaction.js';
 import { toChromeTrace } from '../../src/observability/timeline/chrome-trace.js';
 import { layOut } from '../../src/observability/timeline/layout.js';
 import { axisOf } from '../../src/observability/timeline/svg-primitives.js';
@@ -12,7 +13,7 @@ import {
 } from '../../src/observability/timeline/timeline.js';
 import { busyMinutes } from '../support/busy-minutes.js';
 import { prop } from '../support/property.js';
-import { callGate, goThrough, pool, Story } from '../support/stories.js';
+import { admission, callGate, goThrough, pool, Story } from '../support/stories.js';
 
 /** Three requests on one instance, one after the other. */
 function inTurn(): Timeline {
@@ -169,6 +170,19 @@ describe('the picture of a timeline', () => {
     expect(timeline.toText().split('\n')).toHaveLength(6);
   });
 
+  it('draws what is in progress up to the present, in every form', () => {
+    const story = new Story();
+    goThrough(story, { taskId: 'a', startMs: 0, endMs: 5_000, instanceId: 1 });
+    goThrough(story, { taskId: 'b', startMs: 5_000, endMs: 6_000, instanceId: 1 });
+    const timeline = story.record({}, 2_000);
+    const { rows, waiting } = layOut(timeline.toJSON(), 'instances');
+    const endOf = ({ bars }: { bars: readonly { endMs: number }[] }) => bars.at(-1)?.endMs;
+    expect([...rows, ...waiting].map(endOf)).toEqual([2_000, 2_000]);
+    expect(timeline.toText()).toMatch(/^a .* {2}ran 2.0 s\nb .* {2}waited 2.0 s for an instance$/m);
+    const slices = timeline.toChromeTrace().traceEvents.filter(({ ph }) => ph === 'X');
+    expect(new Set(slices.map(({ ts, dur = 0 }) => ts + dur))).toEqual(new Set([2_000_000]));
+  });
+
   it('has no lane for waits that would hardly be visible', () => {
     const storyOf = (waitMs: number) => {
       const story = new Story();
@@ -259,6 +273,25 @@ describe('the rows of a picture', () => {
       ['request 1', 'a'],
       ['request 2', 'b'],
     ]);
+  });
+
+  it('show a request that never gets its instance only as waiting', () => {
+    const ids = { taskId: 'a', requestId: 'r-a' };
+    const error = redactError(new Error('timeout'));
+    const timeline = new Story()
+      .at(0, 'request:queued', { source: 'manager', ...ids })
+      .at(0, 'permit:acquired', { ...admission, ...ids, waitMs: 0 })
+      .at(0, 'lease:queued', { ...pool, ...ids })
+      .at(500, 'lease:rejected', { ...pool, ...ids, reason: 'timeout', waitMs: 500, error })
+      .at(500, 'permit:released', { ...admission, ...ids, outcome: 'ok' })
+      .at(500, 'request:rejected', { source: 'manager', ...ids, outcome: 'timeout', waitMs: 500, error })
+      .record();
+    const { rows, waiting } = layOut(timeline.toJSON(), 'instances');
+    expect(rows).toEqual([]);
+    expect(waiting[0]?.bars.map(({ tip }) => tip)).toEqual([
+      'a waited 500 ms for an instance of pool: timeout',
+    ]);
+    expect(timeline.toText()).toMatch(/ {2}timeout, waited 500 ms for an instance$/m);
   });
 
   it('omit a tool whose calls are shown', () => {

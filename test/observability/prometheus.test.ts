@@ -152,6 +152,53 @@ describe('collectMetrics', () => {
     expect(await sample('pipeline_keys{gate="serper",state="cooldown"}')).toBe(0);
   });
 
+  it('leaves out what a source of the host fails to count, and nothing else', async () => {
+    const fail = () => {
+      throw new Error('no figures');
+    };
+    const fleet = fleetStats({ lost: Number.POSITIVE_INFINITY });
+    const { sample } = setUp({
+      sources: [
+        {
+          limiter: {
+            name: 'wrong',
+            stats: () => ({ maxConcurrent: undefined as never, active: 1, queued: 2, fleet }),
+          },
+        },
+        { limiter: { name: 'broken', stats: fail }, pool: { name: 'broken', stats: fail } },
+        { gates: [{ name: 'broken', stats: fail }] },
+        { gates: [{ name: 'own', stats: () => ({ running: 3, keys: [{ state: 'ready' }] }) }] },
+      ],
+    });
+    expect(await sample('pipeline_limiter_active{limiter="wrong"}')).toBe(1);
+    expect(await sample('pipeline_limiter_max_concurrent{limiter="wrong"}')).toBeUndefined();
+    expect(await sample('pipeline_fleet_permits_lost_total{limit="wrong"}')).toBeUndefined();
+    expect(await sample('pipeline_pool_size{pool="broken"}')).toBeUndefined();
+    expect(await sample('pipeline_gate_running_attempts{gate="own"}')).toBe(3);
+    expect(await sample('pipeline_keys{gate="own",state="ready"}')).toBe(1);
+  });
+
+  it('adds up the levels of sources of one name, and reads one that managers share once', async () => {
+    const gate = (name: string) => ({ name, stats: () => ({ running: 2, keys: [{ state: 'ready' }] }) });
+    const shared = gate('serper');
+    const manager = (leased: number) => ({
+      pool: { name: 'pool', stats: () => ({ size: 4, live: 3, leased, queued: 1 }) },
+      limiter: { name: 'requests', stats: () => ({ maxConcurrent: 10, active: leased, queued: 7 }) },
+      gates: [shared, gate('llm')],
+    });
+    const { sample } = setUp({ sources: [manager(1), manager(3)] });
+    for (const [series, value] of [
+      ['pool_size{pool="pool"}', 8],
+      ['pool_usage{pool="pool"}', 0.5],
+      ['limiter_active{limiter="requests"}', 4],
+      ['gate_running_attempts{gate="serper"}', 2],
+      ['gate_running_attempts{gate="llm"}', 4],
+      ['keys{gate="serper",state="ready"}', 1],
+      ['keys{gate="llm",state="ready"}', 2],
+    ] as const)
+      expect([series, await sample(`pipeline_${series}`)]).toEqual([series, value]);
+  });
+
   it('needs no listeners for the gauges of its sources, and accepts several', async () => {
     const pool = (name: string, leased: number) => ({
       pool: { name, stats: () => ({ size: 4, live: 4, leased, queued: 1 }) },
@@ -185,7 +232,8 @@ describe('collectMetrics', () => {
       { name: 'windows', stats: () => ({ fleet: starts }) },
       { name: 'local', stats: () => ({ limiter: own }) },
     ];
-    const { registry, sample } = setUp({ sources: { limiter, gates } });
+    // Managers may share a limiter.
+    const { registry, sample } = setUp({ sources: [{ limiter, gates }, { limiter }] });
     const series = (of: string, limit: string) => sample(`pipeline_fleet_${of}{limit="${limit}"}`);
     expect(await sample('pipeline_limiter_active{limiter="requests"}')).toBe(3);
     for (const [of, requests, llm, windows] of [
@@ -249,6 +297,14 @@ describe('collectMetrics', () => {
     }
     expect(await sample('pipeline_tool_duration_seconds_count{tool="other",outcome="ok"}')).toBe(200);
     expect((await registry.metrics()).match(/_duration_seconds_count\{tool=/g)).toHaveLength(101);
+  });
+
+  it('keeps no keys of gates beyond the hundredth', async () => {
+    const { hooks, registry } = setUp();
+    for (let i = 0; i < 150; i++)
+      hooks.emit('key:cooldown', { source: `gate-${i}`, key: '…1', retryAfterMs: 60_000 });
+    const gates = (await registry.metrics()).match(/^pipeline_keys\{.*state="cooldown"\} 1$/gm);
+    expect(gates).toHaveLength(100);
   });
 
   it('removes its listeners and metrics when stopped', async () => {

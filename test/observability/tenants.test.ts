@@ -109,12 +109,36 @@ describe('The use of a service by tenant', () => {
     expect(names.size).toBeLessThanOrEqual(31);
   });
 
-  it('counts a tenant that is named `other` with the others', async () => {
+  it('shows at most ten times as many names as at once, though each tenant uses more than the one before', async () => {
+    const { use, serve } = setUp(1);
+    const names = new Set<string>();
+    for (let i = 0; i < 15; i++) {
+      await serve(`t${i}`, 3 ** i);
+      for (const name of use.figures().keys()) names.add(name);
+    }
+    expect([...names].filter((name) => name !== 'other')).toHaveLength(10);
+  });
+
+  it('counts one with the others that comes while ten times as many are busy, whatever it uses', async () => {
+    const { use, queue, serve, of } = setUp(1);
+    for (let i = 0; i < 10; i++) queue(`busy${i}`).start();
+    await serve('late', 1_000);
+    await serve('late', 1_000);
+    expect([...use.figures().keys()]).toEqual(['busy0', 'other']);
+    expect(of('other')).toMatchObject({ started: 11, running: 9, runMs: 20_000 });
+  });
+
+  it('counts a tenant that is named `other` with the others, whichever are shown', async () => {
     const { use, serve, of } = setUp(1);
     await serve('other', 10);
-    await serve('b', 5);
+    await serve('other', 5);
     expect([...use.figures().keys()]).toEqual(['other']);
+    await serve('b', 5);
+    expect([...use.figures().keys()]).toEqual(['b', 'other']);
     expect(of('other')).toMatchObject({ started: 2, runMs: 15 });
+    await serve('c', 40);
+    expect([...use.figures().keys()]).toEqual(['c', 'other']);
+    expect(of('other')).toMatchObject({ started: 3, runMs: 55 });
   });
 });
 
@@ -196,6 +220,23 @@ describe('Tenants in the metrics and on the live page', () => {
   });
 });
 
+describe('The tenants on the live page', () => {
+  it('are counted anew by the first of the next watchers', async () => {
+    const manager = createPipelineManager({ config: { poolSize: 1 }, create: () => ({}) });
+    const source = new StateSource(manager, false);
+    source.attach();
+    const end = manager.run('t', () => sleep(1_000), { tenant: 'a' });
+    await vi.advanceTimersByTimeAsync(500);
+    expect(JSON.parse(source.update() as string).tenants).toMatchObject([{ name: 'a', running: 1 }]);
+    source.detach();
+    await vi.advanceTimersByTimeAsync(1_000);
+    await end;
+    source.attach();
+    expect(JSON.parse(source.update() as string).tenants).toEqual([]);
+    source.detach();
+  });
+});
+
 describe('Budgets in the metrics and on the live page', () => {
   it('have what is spent, reserved and left, and the calls that were rejected', async () => {
     // Of its own hooks, as a gate has that was created for itself.
@@ -240,5 +281,31 @@ describe('Budgets in the metrics and on the live page', () => {
     expect(await registry.metrics()).not.toContain('pipeline_budget_amount{');
     source.detach();
     expect(gate.hooks.listenerCount('budget:exceeded')).toBe(1);
+  });
+
+  it('have the meter with the smallest part left first on the page, and those without a current cap last', () => {
+    const gate = new ServiceGate({ name: 'llm' });
+    const manager = createPipelineManager({ config: { poolSize: 1 }, create: () => ({}), gates: [gate] });
+    const source = new StateSource(manager, false);
+    source.attach();
+    const exceeded = { source: 'llm', callId: 1, limit: 1, spent: 1, reserved: 0, wanted: 1 };
+    for (const meter of ['pages', 'searches', 'searches', 'usd']) {
+      gate.hooks.emit('budget:exceeded', { ...exceeded, meter });
+    }
+    const budget = {
+      limits: { calls: 10, usd: 1, tokens: 100 },
+      spent: { calls: 2, usd: 0.5, tokens: 90 },
+      reserved: { calls: 0, usd: 0, tokens: 0 },
+    };
+    vi.spyOn(manager, 'requests').mockReturnValue([{ budget } as never]);
+    const { budgets } = JSON.parse(source.update() as string);
+    expect(budgets.map(({ meter }: { meter: string }) => meter)).toEqual([
+      'tokens',
+      'usd',
+      'calls',
+      'searches',
+      'pages',
+    ]);
+    source.detach();
   });
 });

@@ -8,16 +8,16 @@ const KB = 1024;
 
 // Each step up has its reason in docs/decisions/0007.
 const BUDGETS = [
-  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63.8 * KB },
+  { host: 'everything of `.`', code: "export * from 'pipeline-pool'", limit: 63.4 * KB },
   {
     host: 'ConcurrencyLimiter',
     code: "export { ConcurrencyLimiter } from 'pipeline-pool'",
-    limit: 10.3 * KB,
+    limit: 10.25 * KB,
   },
   {
     host: 'ConcurrencyLimiter and PipelinePool',
     code: "export { ConcurrencyLimiter, PipelinePool } from 'pipeline-pool'",
-    limit: 21 * KB,
+    limit: 20.8 * KB,
   },
 ];
 

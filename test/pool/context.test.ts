@@ -85,6 +85,15 @@ describe('the AsyncLocalStorage context', () => {
     expect(seen['reset a']).toEqual(['owner']);
   });
 
+  it('of the event of a failed reset is that of its task, whatever context releases', async () => {
+    const { pool } = watchedPool({ reset: () => Promise.reject(new Error('no')) });
+    const seen: unknown[] = [];
+    pool.hooks.on('instance:unhealthy', () => seen.push(store.getStore()));
+    const lease = await store.run('owner', () => pool.acquire());
+    await store.run('another task', () => lease.release());
+    expect(seen).toEqual(['owner']);
+  });
+
   it('of a waiter’s events is that of the waiter, whatever context frees the instance or aborts', async () => {
     const pool = new PipelinePool<Piece>({ size: 1, ...new Workshop().callbacks });
     const seen: unknown[] = [];

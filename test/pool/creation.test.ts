@@ -280,6 +280,34 @@ describe('a creation that fails', () => {
     expect(pool.stats()).toMatchObject({ rejected: 3, leased: 1, queued: 2 });
   });
 
+  it('makes creations that queued behind `createConcurrency` back off too', async () => {
+    const { pool, workshop } = byHand({ createConcurrency: 1 });
+    const all = [pool.acquire(), pool.acquire()];
+    for (const given of all) given.catch(() => {});
+    await endOfTurn();
+    workshop.fail(REASON);
+    await endOfTurn();
+    expect(workshop.orders).toHaveLength(0);
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect(workshop.orders).toHaveLength(1);
+  });
+
+  it('backs off from the first ceiling again after a success', async () => {
+    vi.spyOn(Math, 'random').mockReturnValue(1);
+    const { pool, workshop } = byHand({ createRetry: { baseMs: 10, maxMs: 1_000 } });
+    const pauses: number[] = [];
+    pool.hooks.on('instance:create-failed', ({ retryAfterMs }) => pauses.push(retryAfterMs));
+    for (const fails of [true, true, false, true]) {
+      pool.acquire().catch(() => {});
+      await vi.advanceTimersByTimeAsync(40);
+      if (fails) workshop.fail(REASON);
+      else workshop.finish();
+      await endOfTurn();
+    }
+    expect(pauses).toEqual([20, 40, 20]);
+    vi.restoreAllMocks();
+  });
+
   it('leads to one backoff for creations that fail together', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(1);
     const { pool, workshop } = byHand({ size: 3, createRetry: { baseMs: 10, maxMs: 1_000 } });

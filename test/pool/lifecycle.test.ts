@@ -22,10 +22,9 @@ beforeEach(() => {
   const { move, enter, leave } = InstanceRegistry.prototype;
   vi.spyOn(InstanceRegistry.prototype, 'enter').mockImplementation(function (
     this: InstanceRegistry<unknown>,
-    callOf,
   ) {
     seen.add('[*] → creating');
-    return enter.call(this, callOf);
+    return enter.call(this);
   });
   vi.spyOn(InstanceRegistry.prototype, 'move').mockImplementation(function (
     this: InstanceRegistry<unknown>,

@@ -60,4 +60,19 @@ describe('the process', () => {
     await closed;
     expect(timers()).toBe(before);
   });
+
+  it('holds nothing of the instances that were destroyed before the end of their lifetimes', async () => {
+    const pool = new PipelinePool({ size: 1, create: () => ({}), maxLifetimeMs: 86_400_000 });
+    const heldBytes = async (): Promise<number> => {
+      for (let i = 0; i < 5_000; i++) await (await pool.acquire()).release({ discard: true });
+      await endOfTurn();
+      global.gc?.();
+      return process.memoryUsage().heapUsed;
+    };
+    await heldBytes();
+    const before = await heldBytes();
+    // Timers of 5,000 durations would be more than 0.5 MB.
+    expect((await heldBytes()) - before).toBeLessThan(300_000);
+    await pool.close();
+  });
 });

@@ -57,6 +57,8 @@ describe('drain', () => {
     const error = (await drained.catch((e: unknown) => e)) as DrainTimeoutError;
     expect(error.holders).toMatchObject([{ instanceId: 1, taskId: 'slow', heldMs: 120 }]);
     expect(error.holders[0]?.stack).toContain('shutdown.test.ts');
+    expect(error.held).toBe(1);
+    expect(error.message).toMatch(/ is not empty after 100 ms: held are instance 1 by task slow for 120 ms$/);
     expect(pool.stats().state).toBe('draining');
     const again = pool.drain();
     await lease.release();
@@ -79,6 +81,14 @@ describe('drain', () => {
     await endOfTurn();
     expect(pool.stats().live).toBe(0);
     expect(workshop.pieces).toHaveLength(1);
+  });
+
+  it('rejects a `warmUp` in progress', async () => {
+    const { pool } = poolOf(1, { min: 1, create: () => new Promise(() => {}) });
+    const warm = pool.warmUp();
+    void pool.drain();
+    await expect(warm).rejects.toThrow(PoolClosedError);
+    await expect(warm).rejects.toMatchObject({ message: expect.stringContaining('draining') });
   });
 });
 
@@ -207,6 +217,18 @@ describe('close', () => {
     });
     const leases = await Promise.all([pool.acquire({ timeoutMs: 10_000 }), pool.acquire()]);
     for (const lease of leases) await lease.release();
+    await pool.close();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it('leaves no timer behind when it ends a creation', async () => {
+    const { pool } = poolOf(1, {
+      create: ({ signal }: { signal: AbortSignal }) =>
+        new Promise((_, reject) => {
+          signal.addEventListener('abort', () => reject(signal.reason));
+        }),
+    });
+    pool.acquire().catch(() => {});
     await pool.close();
     expect(vi.getTimerCount()).toBe(0);
   });

@@ -64,7 +64,7 @@ describe('waiting for a lease', () => {
       stage: 'wait',
       waitMs: 500,
       active: 1,
-      queued: 2,
+      queued: 1,
       size: 1,
       live: 1,
       idle: 0,

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
 import {
+  Aging,
   FairQueue,
   locate,
   type QueueNode,
@@ -9,8 +10,7 @@ import {
   Tenant,
   type TenantQueue,
 } from '../../src/queue/fair-queue.js';
-import { IndexedHeap } from '../../src/queue/indexed-heap.js';
-import { OrderedItems } from '../../src/queue/ordered-items.js';
+import { IndexedHeap, OrderedItems } from '../../src/queue/heap.js';
 import { servingOrder } from '../../src/queue/serving-order.js';
 import { FairOrder } from '../support/fair-order.js';
 import { endOfTurn } from '../support/promises.js';
@@ -35,20 +35,16 @@ class Waiter implements QueueNode {
 }
 
 function push(queue: FairQueue<Waiter>, waiter: Waiter): void {
+  const tenant = waiter.tenant === undefined ? undefined : queue.tenant(waiter.tenant);
   if (waiter.position === undefined) queue.push(waiter);
-  else {
-    const tenant = waiter.tenant === undefined ? undefined : queue.tenant(waiter.tenant);
-    queue.pushAt(waiter.position, waiter, waiter.priority, tenant);
-  }
+  else queue.pushAt(waiter, waiter.priority, tenant);
 }
 
 /** Gives a queued waiter a position, so that it may leave before its turn. */
 function addPosition(queue: FairQueue<Waiter>, waiter: Waiter): void {
   waiter.position = {};
-  locate(queue, waiter.position, waiter);
+  locate(queue, waiter);
 }
-
-const remove = (queue: FairQueue<Waiter>, waiter: Waiter): boolean => queue.remove(waiter.position!, waiter);
 
 function queueOf(...waiters: Waiter[]): FairQueue<Waiter> {
   const queue = new FairQueue<Waiter>({ fairBy: 'requests' });
@@ -106,11 +102,20 @@ describe('FairQueue', () => {
     const waiters = ['head', 'middle', 'tail'].map((name) => new Waiter(name));
     for (const gone of waiters) {
       const queue = queueOf(...waiters);
-      expect(remove(queue, gone)).toBe(true);
-      expect(remove(queue, gone)).toBe(false);
+      expect(queue.remove(gone)).toBe(true);
+      expect(queue.remove(gone)).toBe(false);
       expect(queue.size).toBe(2);
       expect(drain(queue)).toEqual(waiters.filter((waiter) => waiter !== gone).map(({ name }) => name));
     }
+  });
+
+  it('reads its options once', () => {
+    const options = { fairBy: 'requests' as 'requests' | 'weight', tenants: () => ({ maxConcurrent: 9 }) };
+    const queue = new FairQueue<Waiter>(options);
+    options.fairBy = 'weight';
+    options.tenants = () => ({ maxConcurrent: 1 });
+    const tenant = queue.tenant('a', 5);
+    expect([tenant.limits.maxConcurrent, queue.costOf(tenant, 5)]).toEqual([9, 1]);
   });
 
   it('removes waiters before and behind one without a position', () => {
@@ -120,11 +125,11 @@ describe('FairQueue', () => {
       new Waiter('last'),
     ];
     const queue = queueOf(first, plain, last);
-    expect([remove(queue, last), remove(queue, first), remove(queue, last)]).toEqual([true, true, false]);
+    expect([queue.remove(last), queue.remove(first), queue.remove(last)]).toEqual([true, true, false]);
     expect(queue.size).toBe(1);
     push(queue, last);
     expect(drain(queue)).toEqual(['plain', 'last']);
-    expect(remove(queue, last)).toBe(false);
+    expect(queue.remove(last)).toBe(false);
   });
 
   it('removes a waiter that was located while queued', () => {
@@ -132,18 +137,18 @@ describe('FairQueue', () => {
     const [first, second, third, fourth] = waiters as [Waiter, Waiter, Waiter, Waiter];
     const queue = queueOf(...waiters);
     for (const waiter of [third, fourth, second]) addPosition(queue, waiter);
-    expect([remove(queue, third), remove(queue, fourth), remove(queue, third)]).toEqual([true, true, false]);
+    expect([queue.remove(third), queue.remove(fourth), queue.remove(third)]).toEqual([true, true, false]);
     expect(shift(queue)).toBe(first);
-    expect(remove(queue, second)).toBe(true);
+    expect(queue.remove(second)).toBe(true);
     expect(queue.size).toBe(0);
     addPosition(queue, first);
-    expect(remove(queue, first)).toBe(false);
+    expect(queue.remove(first)).toBe(false);
   });
 
   it('keeps no reference from a waiter that has left to those behind it', () => {
     const waiters = [new Waiter('a'), new Waiter('b', 0, undefined, true), new Waiter('c'), new Waiter('d')];
     const queue = queueOf(...waiters);
-    remove(queue, waiters[2] as Waiter);
+    queue.remove(waiters[2] as Waiter);
     drain(queue);
     expect(waiters.map(({ next, position }) => [next, position?.queue, position?.previous])).toEqual(
       waiters.map(() => [undefined, undefined, undefined]),
@@ -153,11 +158,11 @@ describe('FairQueue', () => {
   it('passes the turn on when the tenant whose turn it is leaves', () => {
     const waiters = ['a', 'b', 'c'].map((tenant) => new Waiter(tenant, 0, tenant));
     const queue = queueOf(...waiters);
-    remove(queue, waiters[0] as Waiter);
+    queue.remove(waiters[0] as Waiter);
     expect(queue.peek()?.name).toBe('b');
-    remove(queue, waiters[2] as Waiter);
+    queue.remove(waiters[2] as Waiter);
     expect(queue.peek()?.name).toBe('b');
-    remove(queue, waiters[1] as Waiter);
+    queue.remove(waiters[1] as Waiter);
     expect(queue.peek()).toBeUndefined();
   });
 
@@ -269,6 +274,39 @@ describe('FairQueue', () => {
     update.mockRestore();
   });
 
+  it('with agingMs, moves a bounded number of queues for each element, however many priorities there are', () => {
+    const queue = new FairQueue<Waiter>({ agingMs: 1_000 });
+    const place = vi.spyOn(Aging.prototype, 'place');
+    for (let i = 0; i < 500; i++) push(queue, new Waiter(`${i}`, i));
+    while (shift(queue) !== undefined);
+    expect(place.mock.calls.length).toBeLessThanOrEqual(2 * 500);
+    place.mockRestore();
+  });
+
+  it('with agingMs, moves the queues of a tenant with a cap only as the room under it changes', () => {
+    const queue = new FairQueue<Waiter>({ agingMs: 1_000, tenants: () => ({ maxConcurrent: 10 }) });
+    const waiters = Array.from({ length: 500 }, (_, i) => new Waiter(`${i}`, i, 'a'));
+    const place = vi.spyOn(Aging.prototype, 'place');
+    for (const waiter of waiters) push(queue, waiter);
+    for (const waiter of waiters.slice(1)) queue.remove(waiter);
+    expect(place.mock.calls.length).toBeLessThanOrEqual(3 * 500);
+    place.mockRestore();
+  });
+
+  it('with agingMs, counts the wait behind one of its tenant that was too heavy for the cap, once that has left', () => {
+    let nowMs = 0;
+    const queue = new FairQueue<Waiter>({ agingMs: 10, tenants: () => ({ maxConcurrent: 2 }) }, () => nowMs);
+    queue.charge({}, 1, queue.tenant('a'));
+    const heavy = Object.assign(new Waiter('heavy', 1, 'a'), { weight: 2 });
+    push(queue, heavy);
+    push(queue, new Waiter('light', 0, 'a'));
+    nowMs = 100;
+    push(queue, new Waiter('urgent', 1, 'b'));
+    expect(queue.peek()?.name).toBe('urgent');
+    queue.remove(heavy);
+    expect(queue.peek()?.name).toBe('light');
+  });
+
   it('remembers a bounded number of tenants, though new ones come without end and the queue is never empty', () => {
     const queue = new FairQueue<Waiter>({ fairBy: 'requests' });
     push(queue, new Waiter('first', 0, 'first'));
@@ -366,7 +404,7 @@ describe('FairQueue with many priorities and tenants', () => {
         const positioned = reference.waiters.filter(({ position }) => position !== undefined);
         const waiter = positioned[one.index % Math.max(1, positioned.length)];
         if (waiter === undefined) return;
-        expect(remove(queue, waiter)).toBe(true);
+        expect(queue.remove(waiter)).toBe(true);
         reference.remove(waiter);
       } else {
         const next = queue.peek();
@@ -418,6 +456,31 @@ describe('FairQueue with many priorities and tenants', () => {
       expect(expected).toBe(real);
     });
     fc.assert(property, { numRuns: 300 });
+  });
+
+  it('counts the elements ahead of one in the queue, by turns of the other tenants, and those before one without a position', () => {
+    const alone = ['a', 'b', 'c'].map((name) => new Waiter(name));
+    const queue = queueOf(...alone);
+    expect(alone.map((waiter) => queue.aheadOfQueued(waiter))).toEqual([0, 1, 2]);
+    const last = new Waiter('last', 0, undefined, true);
+    push(queue, last);
+    expect(queue.aheadOfQueued(last)).toBe(3);
+
+    const shared = ['a', 'a', 'a', 'b', 'c', 'c'].map((tenant) => new Waiter(tenant, 0, tenant));
+    const tenants = queueOf(...shared);
+    expect(shared.map((waiter) => tenants.aheadOfQueued(waiter))).toEqual([0, 5, 5, 2, 2, 5]);
+  });
+
+  it('counts no element of a lower priority before one without a position, nor any that was taken', () => {
+    const first = new Waiter('first', 0, undefined, true);
+    const last = new Waiter('last', 0, undefined, true);
+    const queue = queueOf(new Waiter('low', -1), first, new Waiter('high', 1), last);
+    expect(queue.aheadOfQueued(last)).toBe(2);
+    shift(queue);
+    expect(shift(queue)).toBe(first);
+    expect(queue.aheadOfQueued(last)).toBe(0);
+    addPosition(queue, last);
+    expect(queue.aheadOfQueued(last)).toBe(0);
   });
 
   it('counts at least as many as are taken before one more of tenants that have received alike', () => {

@@ -58,6 +58,17 @@ describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
       (await second).release();
     });
 
+    it('leaves nothing behind when it closes while it joins', async () => {
+      const options = limit();
+      const limits = await member();
+      const waiter = limits.limiter(options).acquire();
+      await Promise.all([
+        limits.close(),
+        expect(waiter).rejects.toMatchObject({ code: 'ERR_LIMITER_CLOSED' }),
+      ]);
+      expect((await server.keys()).filter((key) => key.includes(`:${options.name}}`))).toEqual([]);
+    });
+
     it('rejects in batches those that one signal aborts', async () => {
       const limiter = (await member()).limiter(limit());
       const permit = await limiter.acquire();
@@ -217,6 +228,76 @@ describe.skipIf(!hasRedis).each(Object.keys(CLIENTS) as ClientName[])(
     });
   },
 );
+
+describe('a fleet limiter without Redis', () => {
+  const client = { isReady: false, evalSha: () => {}, duplicate() {}, on() {}, off() {} };
+  const unreachable = (): RedisLimits => new RedisLimits({ client: client as never });
+
+  it.each(['closes the limiter', 'aborts the request'])('ends a request whose `tenants` %s', async (what) => {
+    const limits = unreachable();
+    const controller = new AbortController();
+    const reason = new Error('left');
+    const limiter = limits.limiter({
+      name: 'limit',
+      maxConcurrent: 1,
+      tenants: () => {
+        if (what === 'closes the limiter') void limiter.close();
+        else controller.abort(reason);
+        return {};
+      },
+    });
+    const request = limiter.acquire({ tenant: 'a', signal: controller.signal });
+    await expect(request).rejects.toThrow(what === 'closes the limiter' ? 'closed' : 'left');
+    expect(limiter.stats()).toMatchObject({ queued: 0, rejected: 1 });
+    await limits.close();
+  });
+
+  it('says of a run that was aborted before it began that its permit was not used', async () => {
+    const sent: string[] = [];
+    const subscriber = {
+      connect: async () => {},
+      on() {},
+      subscribe: async () => {},
+      unsubscribe: async () => {},
+    };
+    const granting = {
+      ...client,
+      isReady: true,
+      duplicate: () => ({ ...subscriber, destroy() {} }),
+      evalSha: async (_: string, { arguments: args }: { arguments: string[] }) => {
+        sent.push(...args.filter((word) => /^[ABR]$/.test(word)));
+        return [0, 'epoch', 1_000, 1, 0, 1, 0, 1, 0, 0, [], null, [], ['0', '0'], null, 0];
+      },
+    };
+    const limits = new RedisLimits({ client: granting as never });
+    const limiter = limits.limiter({ name: 'limit', maxConcurrent: 1 });
+    const controller = new AbortController();
+    limits.hooks.on('permit:acquired', () => controller.abort(new Error('left')));
+    const run = limiter.run(() => expect.unreachable(), { signal: controller.signal });
+    await expect(run).rejects.toThrow('left');
+    await until(() => sent.length === 2);
+    expect(sent).toEqual(['A', 'B']);
+    await limits.close();
+  });
+
+  it('rejects a request whose options throw when they are read, and never throws it', async () => {
+    const limits = unreachable();
+    const limiter = limits.limiter({ name: 'limit', maxConcurrent: 1 });
+    for (let reads = 0; reads < 4; reads++) {
+      let left = reads;
+      const hostile = {
+        get taskId() {
+          if (left-- === 0) throw new Error('hostile');
+          return 'task';
+        },
+      };
+      const request = limiter.acquire(hostile).catch((error: Error) => error.message);
+      // One that is read less often than that waits.
+      expect(['hostile', undefined]).toContain(await Promise.race([request, endOfTurn()]));
+    }
+    await limits.close();
+  });
+});
 
 describe.skipIf(!hasRedis)('tenants of a fleet limiter', () => {
   let server: RedisServer;

@@ -1,7 +1,7 @@
 import { LifecycleHooks } from 'pipeline-pool';
 import { describe, expect, it } from 'vitest';
 import type { TenantShare } from '../../src/queue/options.js';
-import { tenantLimits, UNLIMITED } from '../../src/queue/options.js';
+import { tenantLimits, UNLIMITED, UNUSED } from '../../src/queue/options.js';
 import { FleetPermit } from '../../src/redis/fleet-permit.js';
 import { LocalShare } from '../../src/redis/local-share.js';
 import { QueuePlaces } from '../../src/redis/queue-places.js';
@@ -90,6 +90,19 @@ describe('the share of a member without Redis', () => {
     for (const permit of kept) share.release(permit);
     const [a1, , b, c, d] = order;
     expect(grantsOf(share)).toEqual([d, c, a1, b]);
+  });
+
+  it('charges no tenant for a permit that was not used', () => {
+    const share = new LocalShare(1, 1, 0, FAIR);
+    const [used, unused, a, b] = ['b', 'a', 'a', 'b'].map((tenant) => permitOf({ tenant }));
+    for (const permit of [used, unused, a, b] as FleetPermit[]) share.add(permit);
+    const order: (FleetPermit | undefined)[] = [];
+    for (let next = share.next(); next !== undefined; next = share.next()) {
+      order.push(next);
+      if (next === unused) next[UNUSED]();
+      share.release(next);
+    }
+    expect(order).toEqual([used, unused, a, b]);
   });
 
   it('counts the age of a waiter from its arrival', () => {

@@ -18,6 +18,8 @@ interface Header {
   readonly mode?: 'batch' | 'renew' | 'join' | 'local' | 'leave';
   readonly generation?: number;
   readonly epoch?: string;
+  readonly limit?: number;
+  readonly version?: number;
 }
 
 /** Batches that members may send in any state, to the script itself, under a clock and a server's identity of the test's own. */
@@ -56,7 +58,7 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
       .replace("redis.pcall('INFO', 'server')", `'run_id:${runId} uptime_in_seconds:${uptimeS}'`);
     const { mode = 'renew', generation = 1 } = header;
     const args = [mode, member, generation, header.epoch ?? epoch, LEASE_MS];
-    if (mode !== 'batch' && mode !== 'leave') args.push(0, 2, 0, 0);
+    if (mode !== 'batch' && mode !== 'leave') args.push(0, header.limit ?? 2, header.version ?? 0, 0);
     if (windows !== undefined) args.push(windows);
     args.push(...operations);
     const reply = (await client.eval(text, {
@@ -64,10 +66,26 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
       arguments: args.map(String),
     })) as unknown[];
     if (reply.length === 1) return { status: reply[0] };
-    const [status, at, , limit, , used, queued, members, , frozen, granted, , lost, results, , served] =
-      reply;
+    const [
+      status,
+      at,
+      ,
+      limit,
+      version,
+      used,
+      queued,
+      members,
+      ,
+      frozen,
+      granted,
+      ,
+      lost,
+      results,
+      ,
+      served,
+    ] = reply;
     epoch = String(at);
-    return { status, epoch, limit, used, queued, members, frozen, granted, lost, results, served };
+    return { status, epoch, limit, version, used, queued, members, frozen, granted, lost, results, served };
   }
   const join = (member: string, header: Header = {}, ...operations: (string | number)[]) =>
     send(member, { mode: 'join', ...header }, ...operations);
@@ -174,10 +192,65 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     expect(await send('a', {}, 'R', 'held', 'R', 'light')).toMatchObject({ granted: ['heavy'] });
   });
 
+  it('serves a priority whose waiters came in one millisecond in its time, with aging', async () => {
+    const ask = (id: string, tenant: string, score: string, cap: number) => [
+      ...['F', id, score, 1, '', tenant, 'time', 1, cap, 0],
+    ];
+    await join('a', {}, ...ask('held', 'capped', '+0', 1), ...acquire('other'));
+    await send('a', {}, 'L', 1, ...ask('low', 'capped', '+1000', 1), ...ask('later', 'free', '+1000', 0));
+    // The older of the two may be served only from now on.
+    expect(await send('a', {}, 'R', 'held')).toMatchObject({ granted: [], queued: 2 });
+    nowMs += 5_000;
+    await send('a', {}, ...ask('high', 'third', '+0', 0));
+    expect(await send('a', {}, 'R', 'other')).toMatchObject({ granted: ['low'], queued: 2 });
+  });
+
   it('keeps the state of a limit with 20 members in one piece of memory', async () => {
     for (let i = 0; i < 20; i++) await join(`member-${i}`, {}, ...acquire('1'));
     expect(await client.hStrLen(META, 'b')).toBe(64);
     expect(await client.objectEncoding(META)).toBe('listpack');
+  });
+
+  it('reads and writes no more than it needs for a release and a request', async () => {
+    await join('a', {}, ...acquire('1'), ...acquire('2'));
+    await join('b', {}, ...acquire('3'));
+    nowMs += LEASE_MS / 4;
+    await client.configResetStat();
+    const { granted, results } = await send('b', { mode: 'batch' }, ...acquire('4'));
+    expect([granted, results]).toEqual([[], [expect.any(String)]]);
+    await send('a', { mode: 'batch' }, 'R', '1');
+    const stats = await client.info('commandstats');
+    const calls = [...stats.matchAll(/cmdstat_(\w+):calls=(\d+)/g)].map(
+      ([, name, count]) => `${count} ${name}`,
+    );
+    expect(calls.filter((call) => !/eval|info|config/.test(call)).sort()).toEqual(
+      // To check what is stored, and to queue; to release, to take from the queue, to hold, and to push.
+      [
+        '2 hmget',
+        '2 hlen',
+        '4 zcard',
+        '1 zadd',
+        '2 hget',
+        '1 hdel',
+        '1 zrange',
+        '1 zrem',
+        '3 hset',
+        '1 hincrby',
+        '1 publish',
+      ].sort(),
+    );
+  });
+
+  it('keeps the limit that was set last when data is lost before all have learned of it', async () => {
+    await join('a');
+    await join('b');
+    expect(await send('a', {}, 'L', 5)).toMatchObject({ limit: 5 });
+    const { version } = await send('a');
+    await client.flushAll();
+    // It knows the limit with which all began.
+    expect(await join('b', { generation: 2, version: 1 })).toMatchObject({ frozen: 1, limit: 2 });
+    const known = { limit: 5, version: Number(version) };
+    expect(await join('a', { generation: 2, ...known })).toMatchObject({ frozen: 1, limit: 5 });
   });
 
   it('executes nothing of another epoch', async () => {
@@ -407,6 +480,16 @@ describe.skipIf(!hasRedis)('the script of a fleet limit', () => {
     expect(await client.hGetAll(HOLDS)).toEqual({ 'c:4': '1' });
     await send('c', { mode: 'leave' });
     expect(await client.dbSize()).toBe(0);
+  });
+
+  it('lets a member leave that does not know of which epoch it is one, but not an older generation of it', async () => {
+    await join('b');
+    await join('a', { generation: 2 }, ...acquire('1'));
+    expect(await send('a', { mode: 'leave', epoch: '' })).toEqual(NOT_EXECUTED);
+    expect(await send('a', { mode: 'leave', generation: 2, epoch: '' })).toMatchObject({
+      members: 1,
+      used: 0,
+    });
   });
 
   it('renews leases when no member could', async () => {

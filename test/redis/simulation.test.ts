@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { httpError } from '../support/gates.js';
 import { FAULTS, type Fault, FIRST_SEED, LEASE_MS, LOSSES, SEEDS } from './support/faults.js';
 import { hasRedis, RedisServer } from './support/redis-server.js';
 import { type SimulatedProcess, Simulation } from './support/simulation.js';
@@ -111,6 +112,104 @@ describe.skipIf(!hasRedis)('a fleet limit, in a simulation', () => {
       }
     },
   );
+
+  it('and the caps of tenants hold for all weights and priorities, while it is changed and under all faults', async () => {
+    const HIGHEST = 8;
+    const CAP = 3;
+    const faults: Fault[] = [...Object.values(FAULTS), ...Object.values(LOSSES)];
+    for (let seed = FIRST_SEED; seed < FIRST_SEED + SEEDS; seed++) {
+      await using simulation = await Simulation.start(server.port, seed);
+      const inside = new Map<
+        object,
+        { process: SimulatedProcess; weight: number; tenant: string | undefined }
+      >();
+      const limiters = new Map<SimulatedProcess, { maxConcurrent: number }>();
+      const below = (max: number): number => Math.floor(simulation.random() * max);
+      let grants = 0;
+      const check = (): void => {
+        let all = 0;
+        let capped = 0;
+        for (const [permit, { process, weight, tenant }] of inside) {
+          const { isDead, busyUntilMs, localMs } = process;
+          const isStopped = busyUntilMs > simulation.nowMs && busyUntilMs > localMs + LEASE_MS / 2;
+          if (isDead || isStopped) inside.delete(permit);
+          // One in the middle of a step does nothing until the step goes on.
+          else if (localMs <= simulation.nowMs + 1) {
+            all += weight;
+            if (tenant === 'capped') capped += weight;
+          }
+        }
+        expect(all, `seed ${seed}`).toBeLessThanOrEqual(HIGHEST);
+        expect(capped, `seed ${seed}`).toBeLessThanOrEqual(CAP);
+      };
+      const add = (): void => {
+        const process = simulation.add();
+        simulation.schedule(simulation.nowMs, process, () => {
+          const limits = new process.library.RedisLimits({
+            client: process.client as never,
+            leaseMs: LEASE_MS,
+          });
+          const limiter = limits.limiter({
+            name: 'limit',
+            maxConcurrent: HIGHEST,
+            agingMs: 200,
+            tenants: (name) => (name === 'capped' ? { maxConcurrent: CAP } : { guaranteed: 2 }),
+          });
+          limiters.set(process, limiter);
+          const loop = async (tenant: string | undefined): Promise<never> => {
+            for (;;) {
+              const weight = 1 + below(3);
+              const timeoutMs = below(5) === 0 ? below(3) * 50 : undefined;
+              const permit = await limiter
+                .acquire({ tenant, weight, priority: below(3), timeoutMs })
+                .catch(() => undefined);
+              if (permit !== undefined && !permit.signal.aborted) {
+                inside.set(permit, { process, weight, tenant });
+                grants++;
+                permit.signal.addEventListener('abort', () => inside.delete(permit));
+                check();
+              }
+              await process.sleep(simulation.between(1, 40));
+              if (permit !== undefined) inside.delete(permit);
+              permit?.release();
+            }
+          };
+          for (const tenant of ['capped', 'capped', 'other', 'other', undefined, undefined])
+            void loop(tenant);
+        });
+      };
+      for (let i = 0; i < 4; i++) add();
+      const faultAgain = async (): Promise<void> => {
+        if (simulation.nowMs > 5_000) return;
+        await faults[below(faults.length)]?.(simulation, add);
+        simulation.after(simulation.between(10, 500), faultAgain);
+      };
+      const changeAgain = (): void => {
+        const [process, limiter] = [...limiters][below(limiters.size)] as [
+          SimulatedProcess,
+          { maxConcurrent: number },
+        ];
+        simulation.schedule(simulation.nowMs, process, () => {
+          limiter.maxConcurrent = HIGHEST - below(2);
+        });
+        if (simulation.nowMs < 5_000) simulation.after(simulation.between(100, 800), changeAgain);
+      };
+      simulation.after(500, faultAgain);
+      simulation.after(700, changeAgain);
+      await simulation.run(6_000);
+      for (const process of simulation.processes) {
+        process.pushLoss = 0;
+        process.stall = { likely: 0, maxMs: 0 };
+      }
+      simulation.latencyMs = 2;
+      await simulation.run(9_000);
+      const known = [...limiters].flatMap(([{ isDead }, { maxConcurrent }]) => (isDead ? [] : maxConcurrent));
+      expect(new Set(known).size, `seed ${seed}`).toBe(1);
+      const before = grants;
+      await simulation.run(11_000);
+      expect(grants - before, `seed ${seed}`).toBeGreaterThan(10 * (known[0] as number));
+    }
+  });
 });
 
 /** In the time of the simulation: what it takes on a machine that is not busy. */
@@ -238,4 +337,52 @@ describe.skipIf(!hasRedis)('a fleet limit is in full use again', () => {
       expect(await inside.full()).toBeLessThan(1.2 * LEASE_MS);
     }
   });
+});
+
+describe.skipIf(!hasRedis)('the tenants of a fleet', () => {
+  let server: RedisServer;
+  beforeAll(async () => {
+    server = await RedisServer.start();
+  });
+  afterAll(() => server[Symbol.asyncDispose]());
+
+  it.each([undefined, { max: 8 }])(
+    'share without those calls that were sent back to wait for the end of a cooldown, with adaptive: %j',
+    async (adaptive) => {
+      await using simulation = await Simulation.start(server.port, FIRST_SEED);
+      const process = simulation.add();
+      const order: string[] = [];
+      simulation.schedule(0, process, () => {
+        const { RedisLimits, ServiceGate } = process.library;
+        const limits = new RedisLimits({ client: process.client as never, leaseMs: LEASE_MS });
+        const rateOf = (limit: number) => ({ rate: [{ limit, perMs: 1, unit: 'weight' as const }] });
+        const keys = [
+          { key: 'large', ...rateOf(100) },
+          { key: 'small', ...rateOf(10) },
+        ];
+        const gate = new ServiceGate({
+          ...{ name: 'gate', limits, maxConcurrent: 1, adaptive, fairBy: 'requests', keys },
+          retry: { attempts: 1 },
+        });
+        const call = (name: string, tenant: string, weight: number): void =>
+          void gate.run(() => order.push(name), { tenant, weight });
+        const limited = gate.run(
+          async () => {
+            // Only the key that is about to cool down has room for these.
+            for (const name of ['A1', 'A2', 'A3']) call(name, 'a', 50);
+            for (const name of ['b1', 'b2', 'b3', 'b4']) call(name, 'b', 1);
+            for (const name of ['a1', 'a2', 'a3']) call(name, 'a', 1);
+            await process.sleep(20);
+            throw httpError(429, { 'retry-after': '5' });
+          },
+          { weight: 50 },
+        );
+        limited.catch(() => {});
+      });
+      await simulation.run(1_000);
+      expect(order).toEqual(['b1', 'a1', 'b2', 'a2', 'b3', 'a3', 'b4']);
+      await simulation.run(10_000);
+      expect(order.slice(7).sort()).toEqual(['A1', 'A2', 'A3']);
+    },
+  );
 });

@@ -1,5 +1,6 @@
 import {
   ConcurrencyLimiter,
+  expectOk,
   LifecycleHooks,
   PipelineManager,
   PipelinePool,
@@ -158,14 +159,7 @@ async function post(
     body: JSON.stringify(body),
     headers: { 'content-type': 'application/json', authorization: 'Bearer key', ...headers },
   });
-  if (!response.ok) {
-    await response.body?.cancel();
-    throw Object.assign(new Error(`status ${response.status}`), {
-      status: response.status,
-      headers: response.headers,
-    });
-  }
-  return new Response(await response.text(), { status: response.status });
+  return new Response(await (await expectOk(response)).text(), { status: response.status });
 }
 
 const idsOf = ({ taskId, requestId }: Ids): Ids => ({

@@ -8,7 +8,7 @@
 import { writeFile } from 'node:fs/promises';
 import { ConcurrencyLimiter, LifecycleHooks } from '../../src/index.js';
 import { drawTimelines, recordTimeline, type Timeline } from '../../src/observability/timeline/timeline.js';
-import { endOfTurn } from './promises.js';
+import { endOfTurn, sleep } from './promises.js';
 import { seeded } from './random-numbers.js';
 import type { Sharing } from './two-tenants.js';
 import { VirtualTime } from './virtual-time.js';
@@ -25,8 +25,6 @@ interface Recorded {
   readonly meanWaitMs: number;
   readonly queuedAtEnd: number;
 }
-
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** `heavy` always has calls of 40 to 80 ms queued; `light` makes one of 8 ms every 12 ms. */
 export async function record(sharing: Exclude<Sharing, 'priority'>): Promise<Recorded> {

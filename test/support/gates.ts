@@ -1,11 +1,27 @@
 import { vi } from 'vitest';
-import type { ServiceGate } from '../../src/gate/service-gate.js';
+import type { ServiceGateOptions } from '../../src/gate/options.js';
+import { ServiceGate } from '../../src/gate/service-gate.js';
 import type { CallEnd } from '../../src/limiter/adaptive-limit.js';
 import type { ToolGate, ToolGateAttempt, ToolGateOptions } from '../../src/tools/define-tools.js';
+import { recorder } from './hooks.js';
 
 /** An error as the usual clients throw it. */
 export const httpError = (status: number, headers: Record<string, string> = {}, message = `HTTP ${status}`) =>
   Object.assign(new Error(message), { status, headers: new Headers(headers) });
+
+/** Options of a gate that has its own limit. */
+export type LimitedGateOptions = Partial<
+  Omit<ServiceGateOptions, 'adaptive' | 'limiter' | 'maxConcurrent'>
+> & { readonly maxConcurrent?: number };
+
+/** A gate that retries at once, with one permit, and its events. */
+export function hastyGate(options: LimitedGateOptions = {}) {
+  const { hooks, of } = recorder();
+  const retry = { baseMs: 1, maxMs: 1 };
+  const cooldown = { baseMs: 1 };
+  const gate = new ServiceGate({ name: 'llm', maxConcurrent: 1, hooks, retry, cooldown, ...options });
+  return { gate, of, held: () => gate.stats().running };
+}
 
 /** The smallest gate: records its options, and makes each attempt with the next of its keys. */
 export class KeyedGate implements ToolGate {

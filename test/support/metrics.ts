@@ -1,22 +1,14 @@
 import {
   COUNTERS,
-  GAUGES,
-  SOURCE_COUNTERS,
-  TENANT_COUNTERS,
-  TENANT_GAUGES,
+  FLEET_LEVELS,
+  type Instrument,
+  LEVELS,
+  TOTALS,
   WAIT_TIMES,
   WORK_TIMES,
-} from '../../src/observability/metrics/prometheus-metrics.js';
+} from '../../src/observability/metrics/instruments.js';
 
 /** Name and labels of every Prometheus metric. */
-export const METRICS = [
-  COUNTERS,
-  GAUGES,
-  TENANT_COUNTERS,
-  TENANT_GAUGES,
-  SOURCE_COUNTERS,
-  WAIT_TIMES,
-  WORK_TIMES,
-]
-  .flatMap((table) => Object.values<readonly [string, string, ...string[]]>(table))
+export const METRICS = [COUNTERS, LEVELS, FLEET_LEVELS, TOTALS, WAIT_TIMES, WORK_TIMES]
+  .flatMap((table) => Object.values<Instrument>(table))
   .map(([name, , ...labels]) => ({ name, labels }));

@@ -7,7 +7,7 @@ import { writeFile } from 'node:fs/promises';
 import { startStubServices } from 'pipeline-pool/testing';
 import { recordTimeline } from 'pipeline-pool/timeline';
 import { chromium } from 'playwright-core';
-import { serviceSettings } from '../../examples/research-server/clients.js';
+import { serviceSettings } from '../../examples/host-clients.js';
 import { startResearchServer } from '../../examples/research-server/server.js';
 import { CHROMIUM, FLAGS } from './browsers.js';
 import { Scenario, type ScenarioOptions, times } from './diagnosis-scenarios.js';

@@ -6,6 +6,7 @@ import { Sandbox } from '@e2b/code-interpreter';
 import OpenAI from 'openai';
 import {
   e2bPreset,
+  expectOk,
   jinaPreset,
   type LifecycleHooks,
   openAiPreset,
@@ -83,12 +84,12 @@ export class TightServices implements AsyncDisposable {
     const headers = { 'x-api-key': own, ...leavingNow() };
     const body = JSON.stringify({ q: query });
     const url = `${this.#addresses.serper}/search`;
-    return bodyOf(await fetch(url, { method: 'POST', headers, body, signal }));
+    return (await expectOk(await fetch(url, { method: 'POST', headers, body, signal }))).json();
   }
 
   async read(url: string, signal?: AbortSignal): Promise<unknown> {
     const headers = { authorization: 'Bearer jina-key', accept: 'application/json', ...leavingNow() };
-    return bodyOf(await fetch(`${this.#addresses.jina}/${url}`, { headers, signal }));
+    return (await expectOk(await fetch(`${this.#addresses.jina}/${url}`, { headers, signal }))).json();
   }
 
   /** Runs a program in a sandbox of its own. */
@@ -153,13 +154,6 @@ async function messageOf<T>(child: ChildProcess): Promise<T> {
   } finally {
     over.abort();
   }
-}
-
-async function bodyOf(response: Response): Promise<unknown> {
-  const body = (await response.json()) as { readonly message?: string };
-  if (response.ok) return body;
-  const { status, headers } = response;
-  throw Object.assign(new Error(`${status}: ${body.message}`), { status, headers, body });
 }
 
 /** A gate for each service. */

@@ -1,6 +1,7 @@
 import type { FairnessOptions } from '../../src/index.js';
 import { ConcurrencyLimiter } from '../../src/limiter/concurrency-limiter.js';
 import type { AcquireOptions } from '../../src/limiter/limiter.js';
+import { sleep } from './promises.js';
 import { seeded } from './random-numbers.js';
 
 /** Which tenant a request belongs to. */
@@ -28,8 +29,6 @@ export interface ContestResult {
 export const LIMIT = 16;
 const HEAVY_QUEUE = 200;
 const LIGHT_MS = 5;
-
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** What still waits at the end is rejected. */
 const atTheEnd = (): void => {};

@@ -79,6 +79,28 @@ describe('isolated stub services', () => {
     expect(await left).toBe('left');
   });
 
+  it('run the script of an execution here, with its sandbox as it is then', async () => {
+    let given: unknown;
+    await using services = await startStubServices({
+      isolated: true,
+      e2b: {
+        execute: (code, sandbox) => {
+          given = sandbox;
+          return { text: `${code} in ${sandbox.sandboxId}` };
+        },
+      },
+    });
+    const { url, sandboxes } = services.e2b;
+    const post = (path: string, body: object, headers: Record<string, string>) =>
+      fetch(`${url}${path}`, { method: 'POST', body: JSON.stringify(body), headers });
+    const created = await post('/sandboxes', { templateID: 't', metadata: { a: 'b' } }, { 'x-api-key': 'k' });
+    const { sandboxID } = (await created.json()) as { sandboxID: string };
+    const run = await post('/execute', { code: 'x' }, { 'e2b-sandbox-id': sandboxID });
+    expect(await run.text()).toContain(`x in ${sandboxID}`);
+    expect(given).toMatchObject({ templateId: 't', metadata: { a: 'b' }, state: 'running' });
+    expect([given]).toEqual(await sandboxes());
+  });
+
   it('reject what they reject in this process, and functions that cannot cross', async () => {
     await expect(startStubServices({ isolated: true, serper: { credits: -1 } })).rejects.toThrow(RangeError);
     await expect(startStubServices({ isolated: true, llm: { latencyMs: () => 1 } })).rejects.toThrow(

@@ -43,6 +43,13 @@ async function rejectionOf(promise: PromiseLike<unknown>): Promise<APIError> {
 }
 
 describe('StubLlm and the openai SDK', () => {
+  it('answers 500 with the reason where the script returns no reply', async () => {
+    const { client } = await llmWith({ reply: () => ({ content: 'tides' }) as never });
+    await expect(client.chat.completions.create(ask('why?'))).rejects.toThrow(
+      /500 .*Unknown option `content` in the reply; it takes `text`, `toolCalls`, `finishReason`/,
+    );
+  });
+
   it('answers a chat with text, a finish reason and consistent usage', async () => {
     const { client } = await llmWith({ reply: ({ messages }) => `You said: ${messages[0]?.content}` });
     const completion = await client.chat.completions.create(ask('three short words'));

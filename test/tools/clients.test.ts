@@ -1,20 +1,23 @@
 import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
 import { Connection } from '../../src/tools/clients.js';
+import type { AnyTool } from '../../src/tools/define-tools.js';
 import { deferred, microtasks } from '../support/promises.js';
 import { prop } from '../support/property.js';
 
 const context = (signal = new AbortController().signal) => ({ instanceId: 1, signal });
 
-const dispose = async (run: (signal: AbortSignal) => unknown): Promise<void> => {
-  await run(new AbortController().signal);
-};
+/** The connection of a tool with these functions. */
+const connectionOf = (tool: Pick<AnyTool, 'connect' | 'disconnect'>): Connection =>
+  new Connection({ name: 'tool', tool: { ...tool, call: () => {} } }, async (_, run) => {
+    await run(new AbortController().signal);
+  });
 
 function scripted() {
   const attempts: ReturnType<typeof deferred<string>>[] = [];
   const signals: AbortSignal[] = [];
   const disconnect = vi.fn((_client: string): unknown => undefined);
-  const connection = new Connection<string>({
+  const connection = connectionOf({
     connect: ({ signal }) => {
       const made = deferred<string>();
       attempts.push(made);
@@ -22,7 +25,6 @@ function scripted() {
       return made.promise;
     },
     disconnect: (client) => disconnect(client),
-    dispose,
   });
   return { connection, attempts, signals, disconnect };
 }
@@ -58,19 +60,17 @@ describe('Connection', () => {
   });
 
   it('treats a connect that throws synchronously like one that rejects', async () => {
-    const connection = new Connection({
+    const connection = connectionOf({
       connect: () => {
         throw new Error('at once');
       },
-      disconnect: () => {},
-      dispose,
     });
     await expect(connection.get(context())).rejects.toThrow('at once');
   });
 
   it('accepts undefined as a client', async () => {
     const connect = vi.fn(() => undefined);
-    const connection = new Connection({ connect, disconnect: () => {}, dispose });
+    const connection = connectionOf({ connect });
     expect(await connection.get(context())).toBeUndefined();
     expect(await connection.get(context())).toBeUndefined();
     expect(connect).toHaveBeenCalledOnce();
@@ -172,16 +172,15 @@ describe('Connection', () => {
       const attempts: ReturnType<typeof deferred<number>>[] = [];
       const callers: AbortController[] = [];
       const open = new Set<number>();
-      const given = new Set<number>();
+      const given = new Set<unknown>();
       let made = 0;
-      const connection = new Connection<number>({
+      const connection = connectionOf({
         connect: () => {
           const next = deferred<number>();
           attempts.push(next);
           return next.promise;
         },
         disconnect: (client) => expect(open.delete(client)).toBe(true),
-        dispose,
       });
       const arrive = (): void => {
         const next = attempts.shift();

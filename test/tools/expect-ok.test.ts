@@ -58,6 +58,24 @@ describe('expectOk', () => {
     await closed;
   });
 
+  it.each<[string, () => object]>([
+    [
+      'is being read elsewhere',
+      () => {
+        const response = new Response('taken', { status: 429 });
+        response.body?.getReader();
+        return response;
+      },
+    ],
+    [
+      'cannot be read',
+      () => ({ status: 429, ok: false, headers: new Headers(), statusText: '', url: '', body: undefined }),
+    ],
+  ])('throws the status alone where the body %s', async (_, responseOf) => {
+    const error = await failureOf(expectOk(responseOf() as Response));
+    expect(error).toMatchObject({ name: 'ResponseError', status: 429, body: '' });
+  });
+
   it('makes a gate retry, and an agent read the reason', async () => {
     let calls = 0;
     const url = await listen((_, reply) => {

@@ -221,6 +221,15 @@ describe('tools in the code of a request', () => {
     expect(guard.calls[0]?.signal).toBeInstanceOf(AbortSignal);
   });
 
+  it('pass the farthest priority that a gate accepts, where that of the request is farther', async () => {
+    const search = { connect: () => 1, call: () => 'found', gate: new ServiceGate({ name: 'serper' }) };
+    const manager = await inRequest(defineTools({ search }), {});
+    const found = await manager.run('t1', ({ pipeline }) => pipeline.mainAgentToolManager.call('search'), {
+      priority: 2 ** 40,
+    });
+    expect(found).toBe('found');
+  });
+
   it('keep the ids of their lease', async () => {
     const guard = gate();
     const manager = await inRequest(

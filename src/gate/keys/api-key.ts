@@ -1,8 +1,13 @@
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedStart } from '../shared-limits.js';
 import { LearnedWindows } from './learned-windows.js';
-import type { RateWindow, WindowEntry } from './sliding-window.js';
-import { maxWeightOf, SlidingWindow, windowsOf } from './sliding-window.js';
+import {
+  maxWeightOf,
+  type RateWindow,
+  SlidingWindow,
+  type WindowEntry,
+  windowsOf,
+} from './sliding-window.js';
 
 /**
  * The circuit breaker of one key.
@@ -35,6 +40,14 @@ export interface KeyReservation {
   beganMs: number | undefined;
   /** The start that other processes know of, in place of `entries`. */
   readonly shared?: SharedStart | undefined;
+}
+
+/** A key and its own windows. */
+export interface KeySpec {
+  readonly key: string;
+  readonly rate: readonly RateWindow[];
+  /** Whether `rate` is that of this key alone, and not that of the gate. */
+  readonly hasOwnRate: boolean;
 }
 
 /** How long a cooldown lasts where the service names no time. */
@@ -94,7 +107,7 @@ export class ApiKey {
   #failedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(
-    { key, rate, hasOwnRate }: { key: string; rate: readonly RateWindow[]; hasOwnRate: boolean },
+    { key, rate, hasOwnRate }: KeySpec,
     label: string,
     index: number,
     cooldown: CooldownSettings,

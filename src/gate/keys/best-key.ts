@@ -1,8 +1,14 @@
 import type { ApiKey } from './api-key.js';
-import { smallestFree } from './sliding-window.js';
+import { longestWaitMs, smallestFree } from './sliding-window.js';
+
+/** Why nothing can start now, and for how long; `Infinity` if nothing will change that. */
+export interface NoCapacity {
+  readonly retryAfterMs: number;
+  readonly reason: 'rate' | 'cooldown';
+}
 
 /** Whether a key goes before another: with a larger free part, of equals less in use, and of those less recently used. */
-export const goesBefore = (key: ApiKey, free: number, other: ApiKey, otherFree: number): boolean =>
+const goesBefore = (key: ApiKey, free: number, other: ApiKey, otherFree: number): boolean =>
   free !== otherFree ? free > otherFree : (key.inUse - other.inUse || key.lastUsed - other.lastUsed) < 0;
 
 /** What is known of a key has changed already. */
@@ -47,6 +53,35 @@ export class BestKey {
     }
     this.#visit(1, nowMs);
     return this.#best[1];
+  }
+
+  /** The best key that has capacity for such a start now, or how long there is none. Visits all keys. */
+  search(weight: number, sharedMs: number, nowMs: number): ApiKey | NoCapacity {
+    let best: ApiKey | undefined;
+    let bestFree = -1;
+    let none: NoCapacity = { retryAfterMs: Number.POSITIVE_INFINITY, reason: 'cooldown' };
+    let soonest: ApiKey | undefined;
+    for (const key of this.#keys) {
+      const rateMs = Math.max(sharedMs, longestWaitMs(key.windows, weight, nowMs));
+      const stateMs = key.waitMs(nowMs);
+      const retryAfterMs = Math.max(rateMs, stateMs);
+      if (retryAfterMs > 0) {
+        const isSooner =
+          retryAfterMs < none.retryAfterMs ||
+          (soonest !== undefined && retryAfterMs === none.retryAfterMs && key.lastUsed < soonest.lastUsed);
+        if (isSooner) {
+          none = { retryAfterMs, reason: stateMs > rateMs ? 'cooldown' : 'rate' };
+          soonest = key;
+        }
+        continue;
+      }
+      const free = smallestFree(key.windows, nowMs);
+      if (best === undefined || goesBefore(key, free, best, bestFree)) {
+        best = key;
+        bestFree = free;
+      }
+    }
+    return best ?? none;
   }
 
   #visit(node: number, nowMs: number): void {

@@ -1,7 +1,6 @@
-import type { AbortListener } from '../../internal/abort.js';
-import { afterThisTurn, PER_TURN, settleInTurn } from '../../internal/clock.js';
-import { MAX_TIMER_MS } from '../../internal/validate.js';
+import { afterThisTurn, PER_TURN } from '../../internal/clock.js';
 import type { CallBounds } from '../call-context.js';
+import { WakeUpTimer, waitWithin } from '../wait.js';
 import type { KeyRing } from './key-ring.js';
 
 /** A call that waits for the end of a cooldown. */
@@ -33,12 +32,14 @@ export class CooldownQueue {
   readonly #ring: KeyRing;
   /** The waiters of each weight class, first to go first. */
   readonly #classes = new Map<number, Waiter[]>();
+  /** The change of the rates after which these are the classes. */
+  #rateChanges = 0;
   #queued = 0;
   /** Waiters that were released and have not continued yet: that takes a microtask. */
   #leaving = 0;
-  #timer: NodeJS.Timeout | undefined;
-  #timerAtMs = 0;
-  #nextBatch: NodeJS.Immediate | undefined;
+  readonly #timer = new WakeUpTimer(() => this.check());
+  /** Whether a batch was released in this turn of the event loop, and more may follow in the next. */
+  #isPacing = false;
 
   constructor(ring: KeyRing) {
     this.#ring = ring;
@@ -66,10 +67,10 @@ export class CooldownQueue {
 
   /** Checks whether a key is out of its cooldown: something has changed. */
   check(): void {
-    // A batch was released in this turn of the event loop.
-    if (this.#queued === 0 || this.#nextBatch !== undefined) return;
+    if (this.#queued === 0 || this.#isPacing) return;
     const now = this.#ring.now();
     this.#regroup();
+    const rateChanges = this.#rateChanges;
     let soonestMs = Number.POSITIVE_INFINITY;
     const open: Waiter[][] = [];
     for (const [weightClass, waiters] of this.#classes) {
@@ -79,21 +80,20 @@ export class CooldownQueue {
       if (closedMs > 0) soonestMs = Math.min(soonestMs, closedMs);
       else open.push(waiters);
     }
+    // A listener of `key:restored` changed the rates meanwhile, which has checked again.
+    if (this.#rateChanges !== rateChanges) return;
     if (open.length > 0) this.#releaseBatch(open);
-    if (this.#queued === 0) this.#stopTimer();
-    else if (this.#nextBatch === undefined) this.#setTimer(now, soonestMs);
+    if (this.#queued === 0) this.#timer.stop();
+    else if (!this.#isPacing) this.#timer.set(now, soonestMs);
   }
 
   /** After a change of the rates: the classes are others. */
   #regroup(): void {
-    for (const [weightClass, waiters] of this.#classes) {
-      if (this.#ring.weightClassOf(weightClass) === weightClass) continue;
-      this.#classes.delete(weightClass);
-      for (const waiter of waiters) {
-        const others = this.#classOf(waiter);
-        others.splice(positionOf(waiter, others), 0, waiter);
-      }
-    }
+    if (this.#rateChanges === this.#ring.rateChanges) return;
+    this.#rateChanges = this.#ring.rateChanges;
+    const waiters = [...this.#classes.values()].flat().sort(inOrder);
+    this.#classes.clear();
+    for (const waiter of waiters) this.#insert(waiter);
   }
 
   #releaseBatch(open: readonly Waiter[][]): void {
@@ -107,58 +107,25 @@ export class CooldownQueue {
     }
     this.#queued -= batch.length;
     // Before a listener or an event of theirs can come back here.
-    if (open.some((waiters) => waiters.length > 0))
-      this.#nextBatch = afterThisTurn(() => {
-        this.#nextBatch = undefined;
+    this.#isPacing = open.some((waiters) => waiters.length > 0);
+    if (this.#isPacing)
+      afterThisTurn(() => {
+        this.#isPacing = false;
         this.check();
       });
     this.#leaving += batch.length;
     for (const { release } of batch) release();
   }
 
-  /** A timer that fires early checks again, so one that is set is kept unless the time became shorter. */
-  #setTimer(nowMs: number, ms: number): void {
-    if (this.#timer !== undefined && this.#timerAtMs <= nowMs + ms) return;
-    clearTimeout(this.#timer);
-    this.#timerAtMs = nowMs + ms;
-    this.#timer = setTimeout(
-      () => {
-        this.#timer = undefined;
-        this.check();
-      },
-      Math.min(Math.ceil(ms), MAX_TIMER_MS),
-    );
-  }
-
-  #stopTimer(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-  }
-
   #wait(request: CooldownRequest): Promise<void> {
-    const { bounds } = request;
-    if (bounds.aborted) return Promise.reject(bounds.reason);
-    return new Promise((resolve, reject) => {
-      const listener: AbortListener = {
-        handleEvent: () => {
-          this.#remove(waiter);
-          if (this.#queued === 0) this.#stopTimer();
-          settleInTurn(() => reject(bounds.reason));
-        },
-      };
-      const waiter: Waiter = {
-        ...request,
-        release: () => {
-          bounds.removeEventListener('abort', listener);
-          resolve();
-        },
-      };
-      bounds.addEventListener('abort', listener);
-      const waiters = this.#classOf(waiter);
-      waiters.splice(positionOf(waiter, waiters), 0, waiter);
+    const released = waitWithin<void>(request.bounds, (release) => {
+      const waiter: Waiter = { ...request, release };
+      this.#insert(waiter);
       this.#queued++;
-      this.check();
+      return () => this.#remove(waiter);
     });
+    this.check();
+    return released;
   }
 
   #remove(waiter: Waiter): void {
@@ -167,7 +134,12 @@ export class CooldownQueue {
     const position = positionOf(waiter, waiters);
     if (waiters[position] !== waiter) return;
     waiters.splice(position, 1);
-    this.#queued--;
+    if (--this.#queued === 0) this.#timer.stop();
+  }
+
+  #insert(waiter: Waiter): void {
+    const waiters = this.#classOf(waiter);
+    waiters.splice(positionOf(waiter, waiters), 0, waiter);
   }
 
   #classOf({ weight }: Waiter): Waiter[] {

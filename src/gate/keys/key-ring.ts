@@ -2,24 +2,18 @@ import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import type { Classification } from '../classify.js';
 import type { ReportedLimit } from '../retry-after.js';
 import type { CooldownReason, SharedKey, SharedStart, SharedStarts } from '../shared-limits.js';
-import { ApiKey, type CooldownSettings, type KeyReservation } from './api-key.js';
-import { BestKey, goesBefore } from './best-key.js';
+import { ApiKey, type CooldownSettings, type KeyReservation, type KeySpec } from './api-key.js';
+import { BestKey, type NoCapacity } from './best-key.js';
 import {
+  longestWaitMs,
   maxWeightOf,
   type RateWindow,
+  reserveIn,
   SlidingWindow,
   smallestFree,
   type WindowEntry,
   windowsOf,
 } from './sliding-window.js';
-
-/** One key and its own windows. */
-export interface KeySpec {
-  readonly key: string;
-  readonly rate: readonly RateWindow[];
-  /** Whether `rate` is that of this key alone, and not that of the gate. */
-  readonly hasOwnRate: boolean;
-}
 
 export interface KeyRingOptions {
   readonly name: string;
@@ -34,12 +28,6 @@ export interface KeyRingOptions {
   readonly limits?: unknown;
   /** Milliseconds on a monotonic clock. */
   readonly now: () => number;
-}
-
-/** Why nothing can start now, and for how long; `Infinity` if nothing will change that. */
-export interface NoCapacity {
-  readonly retryAfterMs: number;
-  readonly reason: 'rate' | 'cooldown';
 }
 
 /** The statuses by which a service says that it is overloaded, with or without a time. */
@@ -72,19 +60,22 @@ export class KeyRing {
   readonly #source: string;
   readonly #hooks: LifecycleHooks;
   readonly #keyed: boolean;
-  readonly #isShared: boolean;
   /** The starts that are shared with other processes. */
   shared: SharedStarts | undefined;
   readonly #byHash = new Map<string, ApiKey>();
-  #shared: readonly SlidingWindow[];
+  #sharedWindows: readonly SlidingWindow[];
   #sharedMaxWeight: number;
   #sharedRate: readonly RateWindow[];
   readonly #keys: readonly ApiKey[];
   readonly #best: BestKey;
   /** Starts so far, and keys: what was used last has the highest number. */
   #used: number;
-  #maxWeight: number;
-  #countsWeight: boolean;
+  /** How often the rates, and with them the weight classes, were set. */
+  rateChanges = 0;
+  /** The heaviest call that some key can serve. */
+  maxWeight = 0;
+  /** Whether some window counts weight. */
+  countsWeight = false;
   /** The clock of windows and cooldowns. */
   readonly now: () => number;
   /** Milliseconds for which nothing may start, whatever keys and windows allow. */
@@ -93,7 +84,7 @@ export class KeyRing {
   onCapacity: () => void = () => {};
   /** A key is in cooldown. */
   onCooldown: () => void = () => {};
-  /** A key is back in use: its next cooldown may end earlier than the last would have. */
+  /** A key is back in use, or the rates have changed: what is known of cooldowns may no longer be so. */
   onRestored: () => void = () => {};
 
   constructor({ name, hooks, keys, sharedRate, cooldown, keyed, now, limits }: KeyRingOptions) {
@@ -101,30 +92,19 @@ export class KeyRing {
     this.#source = name;
     this.#hooks = hooks;
     this.#keyed = keyed;
-    this.#isShared = limits !== undefined;
+    const isShared = limits !== undefined;
     this.#sharedRate = sharedRate;
-    this.#shared = this.#isShared ? [] : sharedRate.map((window) => new SlidingWindow(window));
+    this.#sharedWindows = isShared ? [] : sharedRate.map((window) => new SlidingWindow(window));
     this.#sharedMaxWeight = maxWeightOf(sharedRate);
     const onReady = (key: ApiKey): void => this.#emitRestored(key);
-    this.#keys = keys.map(
-      (spec, i) =>
-        new ApiKey(spec, keyed ? labelOf(spec.key, i) : 'service', i, cooldown, onReady, this.#isShared),
-    );
+    this.#keys = keys.map((spec, i) => {
+      const label = keyed ? labelOf(spec.key, i) : 'service';
+      return new ApiKey(spec, label, i, cooldown, onReady, isShared);
+    });
     this.#best = new BestKey(this.#keys);
     this.#used = this.#keys.length;
-    this.#maxWeight = this.#heaviest();
-    this.#countsWeight = this.#hasWeightWindow();
-    if (this.#isShared) for (const key of this.#keys) this.#byHash.set(hashOf(key.key), key);
-  }
-
-  /** Whether some window counts weight. */
-  get countsWeight(): boolean {
-    return this.#countsWeight;
-  }
-
-  /** The heaviest call that some key can serve. */
-  get maxWeight(): number {
-    return this.#maxWeight;
+    this.#measure();
+    if (isShared) for (const key of this.#keys) this.#byHash.set(hashOf(key.key), key);
   }
 
   /**
@@ -135,13 +115,15 @@ export class KeyRing {
     if (rate !== undefined) for (const key of this.#keys) if (!key.hasOwnRate) key.setRate(rate);
     if (sharedRate !== undefined) {
       this.#sharedRate = sharedRate;
-      if (!this.#isShared) this.#shared = windowsOf(sharedRate, this.#shared);
+      if (this.shared === undefined) this.#sharedWindows = windowsOf(sharedRate, this.#sharedWindows);
       this.#sharedMaxWeight = maxWeightOf(sharedRate);
     }
     for (const key of this.#keys) this.#best.touch(key);
-    this.#maxWeight = this.#heaviest();
-    this.#countsWeight = this.#hasWeightWindow();
+    this.#measure();
     this.shared?.setRates(this.sharedKeys(), this.#sharedRate);
+    // A waiting call may be too heavy now for the key that would have been back in time.
+    this.onRestored();
+    this.onCooldown();
     this.onCapacity();
   }
 
@@ -151,7 +133,7 @@ export class KeyRing {
     const first = this.#best.best(nowMs);
     const heldMs = this.heldMs();
     if (heldMs > 0) return { retryAfterMs: heldMs, reason: 'cooldown' };
-    const sharedMs = this.#shared.length === 0 ? 0 : longestWaitMs(this.#shared, weight, nowMs);
+    const sharedMs = this.#sharedWindows.length === 0 ? 0 : longestWaitMs(this.#sharedWindows, weight, nowMs);
     if (
       first !== undefined &&
       sharedMs === 0 &&
@@ -159,32 +141,9 @@ export class KeyRing {
       first.waitMs(nowMs) <= 0
     )
       return this.#reserve(first, weight);
-    // It is too full for this weight: another may have capacity, or the soonest of all is searched for.
-    let best: ApiKey | undefined;
-    let bestFree = -1;
-    let none: NoCapacity = { retryAfterMs: Number.POSITIVE_INFINITY, reason: 'cooldown' };
-    let soonest: ApiKey | undefined;
-    for (const key of this.#keys) {
-      const rateMs = Math.max(sharedMs, longestWaitMs(key.windows, weight, nowMs));
-      const stateMs = key.waitMs(nowMs);
-      const retryAfterMs = Math.max(rateMs, stateMs);
-      if (retryAfterMs > 0) {
-        const isSooner =
-          retryAfterMs < none.retryAfterMs ||
-          (soonest !== undefined && retryAfterMs === none.retryAfterMs && key.lastUsed < soonest.lastUsed);
-        if (isSooner) {
-          none = { retryAfterMs, reason: stateMs > rateMs ? 'cooldown' : 'rate' };
-          soonest = key;
-        }
-        continue;
-      }
-      const free = smallestFree(key.windows, nowMs);
-      if (best === undefined || goesBefore(key, free, best, bestFree)) {
-        best = key;
-        bestFree = free;
-      }
-    }
-    return best === undefined ? none : this.#reserve(best, weight);
+    // It is too full for this weight: another may have capacity.
+    const found = this.#best.search(weight, sharedMs, nowMs);
+    return found instanceof ApiKey ? this.#reserve(found, weight) : found;
   }
 
   /** The attempt begins. */
@@ -198,7 +157,7 @@ export class KeyRing {
   correct(reservation: KeyReservation, weight: number): void {
     reservation.shared?.correct(weight - reservation.weight);
     reservation.weight = weight;
-    if (!this.#countsWeight) return;
+    if (!this.countsWeight) return;
     for (const entry of reservation.entries) entry.window.correct(entry, weight);
     this.#best.touch(reservation.key);
     this.onCapacity();
@@ -208,7 +167,7 @@ export class KeyRing {
   learn(reservation: KeyReservation, reported: readonly ReportedLimit[]): void {
     const { key } = reservation;
     key.learn(reservation, reported, this.now());
-    this.#countsWeight ||= key.windows.some(countsWeight);
+    this.countsWeight ||= key.windows.some(countsWeight);
     this.#best.touch(key);
     this.onCapacity();
   }
@@ -217,7 +176,6 @@ export class KeyRing {
   report(reservation: KeyReservation, classification: Classification): void {
     const { key } = reservation;
     const wasReady = key.isReady;
-    const { status, retryAfterMs } = classification;
     switch (classification.class) {
       case 'ok':
       case 'client-error':
@@ -225,23 +183,15 @@ export class KeyRing {
         break;
       case 'fatal':
         // With a status the service has responded; without one it is a bug of the host, and says nothing.
-        if (status !== undefined) this.#succeeded(reservation);
+        if (classification.status !== undefined) this.#succeeded(reservation);
         break;
       case 'retryable':
-        this.#emitCooldown(
-          key,
-          retryAfterMs === undefined && !OVERLOAD.includes(status)
-            ? key.failed(reservation, this.now())
-            : key.throttled(reservation, retryAfterMs, this.now()),
-          status,
-        );
-        break;
       case 'rate-limited':
-        this.#emitCooldown(key, key.throttled(reservation, retryAfterMs, this.now()), status);
+        this.#failed(reservation, classification);
         break;
       case 'quota-exhausted':
       case 'unauthorized':
-        if (this.#keyed) this.#quarantine(key, classification, this.now());
+        if (this.#keyed) this.#quarantine(key, classification);
         else this.#succeeded(reservation);
         break;
     }
@@ -266,7 +216,7 @@ export class KeyRing {
     key.end(reservation);
     this.#best.touch(key);
     // The start of a ready key stays in the windows that count calls.
-    if (!hasBegun || !key.isReady || this.#countsWeight || shared !== undefined) this.onCapacity();
+    if (!hasBegun || !key.isReady || this.countsWeight || shared !== undefined) this.onCapacity();
   }
 
   /**
@@ -310,7 +260,7 @@ export class KeyRing {
     const keysMs = this.#keys.map((key) =>
       Math.max(key.cooldownMs(nowMs), longestWaitMs(key.windows, weight, nowMs, true)),
     );
-    return Math.max(longestWaitMs(this.#shared, weight, nowMs, true), Math.min(...keysMs));
+    return Math.max(longestWaitMs(this.#sharedWindows, weight, nowMs, true), Math.min(...keysMs));
   }
 
   /** Puts a key back into use. Returns whether there is such a key. */
@@ -334,7 +284,7 @@ export class KeyRing {
         inUse: key.inUse,
         free:
           this.shared?.freeOf(hashes[i] as string) ??
-          Math.min(smallestFree(key.windows, nowMs), smallestFree(this.#shared, nowMs)),
+          Math.min(smallestFree(key.windows, nowMs), smallestFree(this.#sharedWindows, nowMs)),
         cooldownMs,
       });
     });
@@ -343,7 +293,7 @@ export class KeyRing {
   #reserve(key: ApiKey, weight: number): KeyReservation {
     const entries: WindowEntry[] = [];
     reserveIn(key.windows, weight, entries);
-    reserveIn(this.#shared, weight, entries);
+    reserveIn(this.#sharedWindows, weight, entries);
     const reservation: KeyReservation = { key, entries, weight, beganMs: undefined };
     key.reserve(reservation);
     key.lastUsed = this.#used++;
@@ -351,17 +301,17 @@ export class KeyRing {
     return reservation;
   }
 
-  #heaviest(): number {
-    return Math.max(...this.#keys.map((key) => this.#maxWeightOf(key)));
+  /** After a change of the windows. */
+  #measure(): void {
+    this.rateChanges++;
+    this.maxWeight = Math.max(...this.#keys.map((key) => this.#maxWeightOf(key)));
+    this.countsWeight =
+      this.#sharedWindows.some(countsWeight) || this.#keys.some((key) => key.windows.some(countsWeight));
   }
 
   /** The heaviest call that a key can serve, within the windows of all keys. */
   #maxWeightOf({ maxWeight }: ApiKey): number {
     return Math.min(maxWeight, this.#sharedMaxWeight);
-  }
-
-  #hasWeightWindow(): boolean {
-    return this.#shared.some(countsWeight) || this.#keys.some((key) => key.windows.some(countsWeight));
   }
 
   /** What other processes know of the keys. */
@@ -387,7 +337,7 @@ export class KeyRing {
       if (key.cooldownMs(now) > 0) key.restore();
       else this.#emitRestored(key);
     } else if (key.coolDownWithFleet(why, ms, now)) {
-      if (why === 'cooldown') this.#emitCooldown(key, ms, undefined, false);
+      if (why === 'cooldown') this.#emitCooldown(key, ms);
       else this.#emitQuarantined(key, why, ms);
       this.onCooldown();
     }
@@ -399,9 +349,22 @@ export class KeyRing {
     reservation.shared?.succeeded();
   }
 
-  #quarantine(key: ApiKey, classification: Classification, nowMs: number): void {
-    const reason = classification.class === 'unauthorized' ? 'quarantined' : 'exhausted';
-    const cooldownMs = key.quarantine(reason, classification.retryAfterMs, nowMs);
+  #failed(reservation: KeyReservation, said: Classification): void {
+    const { key } = reservation;
+    const { status, retryAfterMs } = said;
+    const isOverload =
+      said.class === 'rate-limited' || retryAfterMs !== undefined || OVERLOAD.includes(status);
+    const cooldownMs = isOverload
+      ? key.throttled(reservation, retryAfterMs, this.now())
+      : key.failed(reservation, this.now());
+    if (cooldownMs === undefined) return;
+    this.shared?.coolDown(hashOf(key.key), 'cooldown', cooldownMs, key.inUse);
+    this.#emitCooldown(key, cooldownMs, status);
+  }
+
+  #quarantine(key: ApiKey, said: Classification): void {
+    const reason = said.class === 'unauthorized' ? 'quarantined' : 'exhausted';
+    const cooldownMs = key.quarantine(reason, said.retryAfterMs, this.now());
     if (cooldownMs === undefined) return;
     this.shared?.coolDown(hashOf(key.key), reason, cooldownMs, key.inUse);
     this.#emitQuarantined(key, reason, cooldownMs);
@@ -413,14 +376,7 @@ export class KeyRing {
     this.#hooks.emit('key:quarantined', { source: this.#source, key: key.label, reason, ...retryAfterMs });
   }
 
-  #emitCooldown(
-    key: ApiKey,
-    retryAfterMs: number | undefined,
-    status: number | undefined,
-    isOwn = true,
-  ): void {
-    if (retryAfterMs === undefined) return;
-    if (isOwn) this.shared?.coolDown(hashOf(key.key), 'cooldown', retryAfterMs, key.inUse);
+  #emitCooldown(key: ApiKey, retryAfterMs: number, status?: number): void {
     if (!this.#hooks.hasListeners('key:cooldown')) return;
     const known = status === undefined ? {} : { status };
     this.#hooks.emit('key:cooldown', { source: this.#source, key: key.label, retryAfterMs, ...known });
@@ -445,22 +401,3 @@ const hashOf = (key: string): string =>
   process.getBuiltinModule('node:crypto').createHash('sha256').update(key).digest('hex').slice(0, 32);
 
 const countsWeight = ({ unit }: SlidingWindow): boolean => unit === 'weight';
-
-// By index: each start calls these, mostly before V8 has compiled them, and an iterator costs more than the loop then.
-
-/** Milliseconds until all of the windows have capacity. */
-function longestWaitMs(
-  windows: readonly SlidingWindow[],
-  weight: number,
-  nowMs: number,
-  isCertain = false,
-): number {
-  let ms = 0;
-  for (let i = 0; i < windows.length; i++)
-    ms = Math.max(ms, (windows[i] as SlidingWindow).waitMs(weight, nowMs, isCertain));
-  return ms;
-}
-
-function reserveIn(windows: readonly SlidingWindow[], weight: number, entries: WindowEntry[]): void {
-  for (let i = 0; i < windows.length; i++) entries.push((windows[i] as SlidingWindow).reserve(weight));
-}

@@ -1,7 +1,7 @@
 import type { AbortListener } from '../../internal/abort.js';
 import { settleInTurn } from '../../internal/clock.js';
-import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { SharedStart, SharedStarts } from '../shared-limits.js';
+import { timerMs } from '../wait.js';
 import type { KeyReservation } from './api-key.js';
 import type { KeyRing } from './key-ring.js';
 import type { StartOptions, Starts } from './start-queue.js';
@@ -16,13 +16,14 @@ import type { StartOptions, Starts } from './start-queue.js';
  */
 export class SharedStartQueue implements Starts {
   readonly #ring: KeyRing;
+  readonly #isLimiterPaused: () => boolean;
   readonly #starts: SharedStarts;
   readonly #requests = new Set<SharedRequest>();
   #timer: NodeJS.Timeout | undefined;
-  isLimiterPaused: () => boolean = () => false;
 
-  constructor(ring: KeyRing, starts: SharedStarts) {
+  constructor(ring: KeyRing, isLimiterPaused: () => boolean, starts: SharedStarts) {
     this.#ring = ring;
+    this.#isLimiterPaused = isLimiterPaused;
     this.#starts = starts;
   }
 
@@ -39,19 +40,22 @@ export class SharedStartQueue implements Starts {
     return new Promise((resolve, reject) => {
       const settle = (): void => {
         this.#requests.delete(request);
+        if (this.#requests.size === 0) clearTimeout(this.#timer);
         options.bounds.removeEventListener('abort', request);
+      };
+      const withdraw = (): void => {
+        settle();
+        request.withdraw?.();
       };
       const request: SharedRequest = {
         options,
         withdraw: undefined,
         sendBack: () => {
-          settle();
-          request.withdraw?.();
+          withdraw();
           settleInTurn(() => resolve(undefined));
         },
         handleEvent: () => {
-          settle();
-          request.withdraw?.();
+          withdraw();
           settleInTurn(() => reject(options.bounds.reason));
         },
         onGrant: (start) => {
@@ -76,7 +80,7 @@ export class SharedStartQueue implements Starts {
   check(): void {
     const now = this.#ring.now();
     for (const request of this.#requests) {
-      if (this.isLimiterPaused() || this.#ring.retryAfterMs(now, request.options.weight) > 0)
+      if (this.#isLimiterPaused() || this.#ring.retryAfterMs(now, request.options.weight) > 0)
         request.sendBack();
       else this.#offer(request);
     }
@@ -87,8 +91,7 @@ export class SharedStartQueue implements Starts {
     const heldMs = this.#ring.heldMs();
     if (heldMs > 0) {
       clearTimeout(this.#timer);
-      if (Number.isFinite(heldMs))
-        this.#timer = setTimeout(() => this.check(), Math.min(Math.ceil(heldMs), MAX_TIMER_MS));
+      if (Number.isFinite(heldMs)) this.#timer = setTimeout(() => this.check(), timerMs(heldMs));
       return;
     }
     const { weight, priority } = request.options;
@@ -96,6 +99,7 @@ export class SharedStartQueue implements Starts {
     request.withdraw = () => {};
     const withdraw = this.#starts.request(weight, priority, request);
     if (this.#requests.has(request)) request.withdraw = withdraw;
+    else withdraw();
   }
 }
 

@@ -1,10 +1,11 @@
 import type { AbortListener } from '../../internal/abort.js';
 import { afterThisTurn, PER_TURN, settleInTurn } from '../../internal/clock.js';
 import { JobQueue } from '../../internal/job-queue.js';
-import { MAX_TIMER_MS } from '../../internal/validate.js';
 import type { CallBounds } from '../call-context.js';
+import { WakeUpTimer } from '../wait.js';
 import type { KeyReservation } from './api-key.js';
-import type { KeyRing, NoCapacity } from './key-ring.js';
+import type { NoCapacity } from './best-key.js';
+import type { KeyRing } from './key-ring.js';
 
 /** How a call asks for a start. */
 export interface StartOptions {
@@ -22,8 +23,6 @@ export interface StartOptions {
 export interface Starts {
   /** Calls that wait here. */
   readonly queued: number;
-  /** Whether the limiter grants no permits now: calls with a permit release it, and wait for it to resume. */
-  isLimiterPaused: () => boolean;
   /** A start at once, where no call waits and a key has capacity. */
   tryEnter(weight: number): KeyReservation | undefined;
   /** Waits for a start; `undefined` if all keys are in cooldown now. Rejects with the call's reason. */
@@ -92,41 +91,38 @@ interface Level {
  */
 export class StartQueue implements Starts {
   readonly #ring: KeyRing;
+  readonly #isLimiterPaused: () => boolean;
   readonly #jobs = new JobQueue({ concurrency: 1 });
   /** Those that have a job, by priority. */
   readonly #levels = new Map<number, Level>();
   /** The one whose job runs. */
   #first: Level | undefined;
   #queued = 0;
-  #timer: NodeJS.Timeout | undefined;
-  #timerAtMs = 0;
-  /** Whether the limiter grants no permits now: calls with a permit release it, and wait for it to resume. */
-  isLimiterPaused: () => boolean = () => false;
+  readonly #timer = new WakeUpTimer(() => this.check());
   /** Starts granted in this turn of the event loop. */
   #granted = 0;
-  #willCheck = false;
+  /** Calls sent back in this turn of the event loop. */
   #sentBack = 0;
-  #nextBatch: NodeJS.Immediate | undefined;
+  #willCheck = false;
 
-  constructor(ring: KeyRing) {
+  /** @param isLimiterPaused whether it grants no permits now: calls with a permit release it, and wait for it to resume */
+  constructor(ring: KeyRing, isLimiterPaused: () => boolean) {
     this.#ring = ring;
+    this.#isLimiterPaused = isLimiterPaused;
   }
 
-  /** Calls that wait here. */
   get queued(): number {
     return this.#queued;
   }
 
-  /** A start at once, where no call waits and a key has capacity. */
   tryEnter(weight: number): KeyReservation | undefined {
-    if (this.#queued > 0 || this.#granted >= PER_TURN || this.isLimiterPaused()) return undefined;
+    if (this.#queued > 0 || this.#granted >= PER_TURN || this.#isLimiterPaused()) return undefined;
     const taken = this.#ring.take(weight, this.#ring.now());
     if (!('key' in taken)) return undefined;
     this.#count();
     return taken;
   }
 
-  /** Waits for a start; `undefined` if all keys are in cooldown now. Rejects with the call's reason. */
   enter(options: StartOptions): Promise<KeyReservation | undefined> {
     return new Promise((resolve, reject) => {
       const request = new StartRequest(this, options, resolve, reject);
@@ -146,7 +142,6 @@ export class StartQueue implements Starts {
     });
   }
 
-  /** Checks again whether the first can start: something has changed. */
   check(): void {
     if (this.#first !== undefined) this.#offer(this.#first);
   }
@@ -194,15 +189,14 @@ export class StartQueue implements Starts {
   }
 
   #endTurn(level: Level): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#timer.stop();
     this.#first = undefined;
     level.endTurn();
   }
 
   /** Starts the first calls of a level, as far as keys have capacity. */
   #offer(level: Level): void {
-    if (this.isLimiterPaused()) {
+    if (this.#isLimiterPaused()) {
       this.#sendBack(() => true);
       return;
     }
@@ -235,7 +229,7 @@ export class StartQueue implements Starts {
     const closedMs = this.#ring.certainlyClosedMs(weight, now);
     if (closedMs > 0) onUnmeetable(closedMs);
     if (request.settled) return false;
-    this.#setTimer(now, taken.retryAfterMs);
+    this.#timer.set(now, taken.retryAfterMs);
     if (!request.emittedWait) {
       request.emittedWait = true;
       onWait?.(taken);
@@ -252,32 +246,17 @@ export class StartQueue implements Starts {
     });
   }
 
-  /** A timer that fires early checks again, so one that is set is kept unless the time became shorter. */
-  #setTimer(nowMs: number, ms: number): void {
-    if (this.#timer !== undefined && this.#timerAtMs <= nowMs + ms) return;
-    clearTimeout(this.#timer);
-    this.#timerAtMs = nowMs + ms;
-    this.#timer = setTimeout(
-      () => {
-        this.#timer = undefined;
-        this.check();
-      },
-      Math.min(Math.ceil(ms), MAX_TIMER_MS),
-    );
-  }
-
   /** Sends calls back that would wait here for something else than windows. The permit of each goes to the next, which may follow. */
   #sendBack(isClosed: (weight: number) => boolean): void {
     for (const { requests } of this.#levels.values())
       for (const request of requests) {
         if (!isClosed(request.options.weight)) continue;
         if (this.#sentBack === PER_TURN) return;
-        this.#sentBack++;
-        this.#nextBatch ??= afterThisTurn(() => {
-          this.#sentBack = 0;
-          this.#nextBatch = undefined;
-          this.check();
-        });
+        if (this.#sentBack++ === 0)
+          afterThisTurn(() => {
+            this.#sentBack = 0;
+            this.check();
+          });
         request.settle(undefined);
         this.#remove(request);
       }

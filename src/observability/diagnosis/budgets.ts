@@ -9,16 +9,10 @@ export interface BudgetState {
   readonly spent: number;
 }
 
-export interface BudgetReport {
+export interface BudgetReport extends Readonly<Pick<BudgetRecorder, 'last' | 'exceeded' | 'unmetered'>> {
   /** Requests with budgets that ended in the window or run now, and those of them that have used nearly all. */
   readonly requests: number;
   readonly nearlySpent: number;
-  /** Of the last one of those. */
-  readonly last: BudgetState | undefined;
-  /** The last rejection of each gate. */
-  readonly exceeded: ReadonlyMap<string, LifecycleEvents['budget:exceeded']>;
-  /** By gate, the meters that it spends nothing from. */
-  readonly unmetered: ReadonlyMap<string, readonly string[]>;
 }
 
 /** Beyond this part of a cap a budget is nearly spent. */
@@ -26,29 +20,18 @@ const NEARLY = 0.9;
 
 /** Follows the budgets of a manager's requests for its diagnosis. */
 export class BudgetRecorder {
-  readonly #gates: ReadonlySet<string>;
-  readonly #exceeded = new Map<string, LifecycleEvents['budget:exceeded']>();
-  /** The event comes once for each gate, so it counts as long as the recording lasts. */
-  readonly #unmetered = new Map<string, readonly string[]>();
-  #last: BudgetState | undefined;
-
-  constructor(gates: readonly string[]) {
-    this.#gates = new Set(gates);
-  }
-
-  noteExceeded(payload: LifecycleEvents['budget:exceeded']): void {
-    if (this.#gates.has(payload.source)) this.#exceeded.set(payload.source, payload);
-  }
-
-  noteUnmetered({ source, meters }: LifecycleEvents['budget:unmetered']): void {
-    if (this.#gates.has(source)) this.#unmetered.set(source, meters);
-  }
+  /** The last rejection of each gate. */
+  readonly exceeded: Map<string, LifecycleEvents['budget:exceeded']> = new Map();
+  /** By gate, the meters that it spends nothing from. The event comes once, so it counts as long as the recording lasts. */
+  readonly unmetered = new Map<string, readonly string[]>();
+  /** The last budget that was nearly spent. */
+  last: BudgetState | undefined;
 
   /** Keeps the state of a budget that is nearly spent. Returns whether it is. */
   noteIfNearlySpent(budget: BudgetFigures): boolean {
     const state = tightest(budget);
     if (state === undefined || state.spent < NEARLY * state.limit) return false;
-    this.#last = state;
+    this.last = state;
     return true;
   }
 
@@ -58,12 +41,13 @@ export class BudgetRecorder {
   ): BudgetReport {
     const running = current.flatMap(({ budget }) => budget ?? []);
     const nearly = running.filter((budget) => this.noteIfNearlySpent(budget)).length;
+    const { last, exceeded, unmetered } = this;
     return {
       requests: count('budgets') + running.length,
       nearlySpent: count('nearly-spent') + nearly,
-      last: this.#last,
-      exceeded: this.#exceeded,
-      unmetered: this.#unmetered,
+      last,
+      exceeded,
+      unmetered,
     };
   }
 }

@@ -49,7 +49,7 @@ export function diagnose(manager: DiagnosedManager): Diagnosis {
 
 /**
  * Starts recording for `diagnose`, so that its first call has a past to look at: call it when the manager is created.
- * While a recording exists, a further call does not change it. The recording ends when the pool is closed.
+ * While a recording goes on, a further call does not change it. The recording ends when the pool is closed.
  *
  * @returns a function that ends the recording earlier
  * @throws {TypeError | RangeError} naming the option that is wrong, and its value
@@ -59,6 +59,6 @@ export function diagnose(manager: DiagnosedManager): Diagnosis {
  */
 export function recordDiagnosis(manager: DiagnosedManager, options: DiagnosisOptions = {}): () => void {
   const { windowMs = WINDOW_MS } = checkOptions('recordDiagnosis', options, ['windowMs']);
-  const recorder = recorderOf(manager, durationMs('windowMs', windowMs, 1_000));
+  const recorder = recorderOf(manager, durationMs('windowMs', windowMs, 1_000), true);
   return () => recorder.stop();
 }

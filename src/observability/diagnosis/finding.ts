@@ -1,32 +1,6 @@
 import { escapeControls } from '../../internal/format.js';
 
-/**
- * What `diagnose` can find. Minor versions may add codes; none is renamed or removed.
- *
- * - `event-loop-blocked`: long-running JavaScript, or too little CPU.
- * - `memory-short`: the heap or the process is close to its limit.
- * - `no-keys`: every API key of a service is unauthorized or exhausted.
- * - `limits-unavailable`: the server of limits that several processes share cannot be reached, or has lost its data.
- * - `limits-mismatched`: processes were started with different values of a limit that they share.
- * - `permits-lost`: this process has lost permits of a shared limit while it held them.
- * - `creation-failing`: instances cannot be created.
- * - `service-failing`: a service responds with errors, or not in time.
- * - `cooldown`: a service rejects calls as too many, and its keys are in cooldown.
- * - `rate-window`: calls wait for capacity in a rate window.
- * - `service-at-limit`: a service gets more concurrent calls than it can serve.
- * - `service-slower`: a service takes longer than before at the same concurrency.
- * - `budget-exceeded`: calls are rejected because the budgets of their requests have no room.
- * - `budget-nearly-spent`: half of the requests or more have used nearly all that their budgets allow.
- * - `budget-unmetered`: a gate spends nothing from a meter of the budgets that its calls run under.
- * - `creation-slow`: requests wait for instances being created.
- * - `preparation-slow`: requests wait for instances being validated, prepared or reset.
- * - `fleet-at-limit`: calls or requests wait for a permit of a limit that several processes share, and others hold the rest.
- * - `admission-paused`, `admission-too-small`: requests wait to be admitted while instances are free.
- * - `tenant-capped`: requests wait for room under the caps of their tenants while permits are free.
- * - `tenant-starved`: a tenant waits while others that have more than it go before it again and again.
- * - `guarantees-too-large`: the same, because the guarantees of others leave nothing.
- * - `pool-too-small`: requests wait because every instance is in use.
- */
+/** What `diagnose` can find; docs/operations.md lists the meanings. Minor versions may add codes; none is renamed or removed. */
 export type FindingCode =
   | 'event-loop-blocked'
   | 'memory-short'

@@ -63,7 +63,7 @@ export class Pace {
   /** Records a call and how many calls were in flight when it started, itself included. */
   note(history: History, durationMs: number, inFlight: number, nowMs: number): void {
     this.#fade(nowMs);
-    const band = Math.min(BANDS - 1, Math.floor(Math.log2(Math.max(1, inFlight))));
+    const band = Math.min(BANDS - 1, Math.floor(Math.log2(inFlight)));
     const log = Math.log(Math.max(durationMs, 0.01));
     const call: Sums = { n: 1, inFlight, log, log2: log * log };
     for (const [name, value] of Object.entries(call)) history.add(`${this.#prefix}:${band}:${name}`, value);

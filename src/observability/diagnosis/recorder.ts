@@ -80,6 +80,12 @@ const SAMPLE_EVERY_MS = 5;
 /** Calls in flight whose concurrency at their start is kept; further calls are not compared. */
 const MAX_CALLS = 10_000;
 
+interface RecordedGate {
+  readonly pace: Pace;
+  /** How many calls were in flight when each of them started, by call id. */
+  readonly calls: Map<number, number>;
+}
+
 /**
  * Records what a diagnosis is made from. It listens to requests, calls and creations. After an event it samples the stats
  * of limiter, pool and gates, at most twice per `SAMPLE_EVERY_MS`, and integrates them over time.
@@ -88,58 +94,52 @@ const MAX_CALLS = 10_000;
  * - A request counts from its start, not from its end: one of half an hour is visible while it runs.
  * - Without events it does nothing; there is no periodic timer.
  * - Memory is bounded: sums by name and about sixty copies of them, whatever the traffic.
- * - Once the pool is closed it holds no listener.
+ * - Once it is stopped, or the pool is closed, it holds no listener, and its window ends at that moment.
+ * - A limiter or a gate of the host's own that fails to count costs a sample, nothing else.
  */
 export class Recorder {
   readonly #manager: DiagnosedManager;
-  readonly #windowMs: number;
   readonly #now: () => number;
   readonly #history: History;
   readonly #machine: Machine;
   readonly #tenants: TenantRecorder;
-  readonly #budgets: BudgetRecorder;
-  readonly #paces = new Map<string, Pace>();
-  /** Calls in flight when each call started, by gate and call id. */
-  readonly #calls = new Map<string, Map<number, number>>();
+  readonly #budgets = new BudgetRecorder();
+  /** By name, the gates of the manager; events of other gates count for nothing. */
+  readonly #gates = new Map<string, RecordedGate>();
   readonly #attachments: Attachment[] = [];
   #levels: readonly (readonly [Level, number])[] = [];
   #counters = new Map<Count, number>();
   #sampledMs: number;
   #timer: NodeJS.Timeout | undefined;
-  #stopped = false;
+  #stoppedMs: number | undefined;
 
   constructor(manager: DiagnosedManager, windowMs: number, { now = nowMs, machine }: RecorderParts = {}) {
     this.#manager = manager;
-    this.#windowMs = windowMs;
     this.#now = now;
     this.#sampledMs = now();
     this.#history = new History(windowMs, this.#sampledMs);
     this.#machine = machine ?? new ProcessMachine(windowMs, this.#history.sliceMs);
     this.#tenants = new TenantRecorder(manager.limiter);
-    this.#budgets = new BudgetRecorder(manager.gates.map(({ name }) => name));
-    for (const { name } of manager.gates) {
-      this.#paces.set(name, new Pace(name, this.#sampledMs));
-      this.#calls.set(name, new Map());
-    }
+    for (const { name } of manager.gates)
+      this.#gates.set(name, { pace: new Pace(name, this.#sampledMs), calls: new Map() });
     this.#listen();
     this.#sample();
   }
 
-  /** The window that ends now. */
+  /** The window that ends now, or ended when the recording was stopped. */
   report(): Report {
     this.#sample();
-    const now = this.#now();
-    this.#machine.read(this.#history, now);
-    this.#readTenants();
+    const now = this.#stoppedMs ?? this.#now();
+    if (!this.isStopped) this.#readTotals(now);
     const span = this.#history.span(now);
     const levels = new Map(this.#levels);
     const { limiter, pool, gates } = this.#manager;
     const count = (name: Count): number => Math.round(span.sum(name));
     return {
-      windowMs: Math.min(span.ms, this.#windowMs),
+      windowMs: span.ms,
       average: (level) => (span.ms > 0 ? span.sum(level) / span.ms : (levels.get(level) ?? 0)),
       count,
-      pace: (gate) => this.#paces.get(gate)?.judge(span),
+      pace: (gate) => this.#gates.get(gate)?.pace.judge(span),
       machine: this.#machine.figures(span),
       limiter: { ...limiter.stats(), name: limiter.name },
       pool: { ...pool.stats(), name: pool.name },
@@ -150,12 +150,14 @@ export class Recorder {
   }
 
   get isStopped(): boolean {
-    return this.#stopped;
+    return this.#stoppedMs !== undefined;
   }
 
   /** Stops listening; what was recorded remains. */
   stop(): void {
-    this.#stopped = true;
+    if (this.isStopped) return;
+    this.#stoppedMs = this.#integrate();
+    this.#readTotals(this.#stoppedMs);
     clearTimeout(this.#timer);
     for (const attachment of this.#attachments) attachment.detach();
     this.#machine.stop();
@@ -185,20 +187,22 @@ export class Recorder {
         if (source === pool.name) this.#count('create-failed');
       })
       // The last instance is destroyed after the pool was closed.
-      .on('instance:destroyed', ({ source }) => {
-        if (source === pool.name && pool.stats().state === 'closed') this.stop();
+      .on('instance:destroyed', () => {
+        if (pool.stats().state === 'closed') this.stop();
       });
     for (const gateHooks of new Set(gates.map((gate) => gate.hooks ?? hooks))) {
       this.#attach(gateHooks)
         .on('call:started', (payload) => this.#callStarted(payload))
         .on('call:retried', (payload) => this.#callRetried(payload))
         .on('call:throttled', onActivity)
+        .on('call:finished', (payload) => this.#callFinished(payload))
         .on('budget:exceeded', (payload) => {
-          this.#count(`${payload.source}:over-budget`);
-          this.#budgets.noteExceeded(payload);
+          this.#countOfGate(payload.source, 'over-budget');
+          if (this.#gates.has(payload.source)) this.#budgets.exceeded.set(payload.source, payload);
         })
-        .on('budget:unmetered', (payload) => this.#budgets.noteUnmetered(payload))
-        .on('call:finished', (payload) => this.#callFinished(payload));
+        .on('budget:unmetered', ({ source, meters }) => {
+          if (this.#gates.has(source)) this.#budgets.unmetered.set(source, meters);
+        });
     }
   }
 
@@ -213,38 +217,40 @@ export class Recorder {
     this.#history.add(name, amount);
   }
 
+  #countOfGate(gate: string, what: 'rejected' | 'failed' | 'over-budget'): void {
+    if (this.#gates.has(gate)) this.#count(`${gate}:${what}`);
+  }
+
   #callStarted({ source, callId, attempt }: LifecycleEvents['call:started']): void {
     this.#onActivity();
-    const calls = this.#calls.get(source);
+    const calls = this.#gates.get(source)?.calls;
     if (calls === undefined || attempt > 1 || calls.size >= MAX_CALLS) return;
     calls.set(callId, calls.size + 1);
   }
 
-  #callRetried(payload: LifecycleEvents['call:retried']): void {
-    if (payload.status === 429 || payload.class === 'rate-limited') this.#count(`${payload.source}:rejected`);
-    else if (payload.class === 'retryable') this.#count(`${payload.source}:failed`);
+  #callRetried({ source, status, class: judged }: LifecycleEvents['call:retried']): void {
+    if (status === 429 || judged === 'rate-limited') this.#countOfGate(source, 'rejected');
+    else if (judged === 'retryable') this.#countOfGate(source, 'failed');
   }
 
   #callFinished(payload: LifecycleEvents['call:finished']): void {
     this.#onActivity();
-    const { source, outcome } = payload;
-    const inFlight = this.#calls.get(source)?.get(payload.callId);
-    this.#calls.get(source)?.delete(payload.callId);
-    if (outcome === 'rate-limited') this.#count(`${source}:rejected`);
-    else if (outcome === 'retryable' || outcome === 'timeout') this.#count(`${source}:failed`);
+    const { source, callId, outcome, attempts, durationMs, waitMs } = payload;
+    const gate = this.#gates.get(source);
+    const inFlight = gate?.calls.get(callId);
+    gate?.calls.delete(callId);
+    if (outcome === 'rate-limited') this.#countOfGate(source, 'rejected');
+    else if (outcome === 'retryable' || outcome === 'timeout') this.#countOfGate(source, 'failed');
     // Only calls with a single attempt show how long the service takes.
-    else if (outcome === 'ok' && payload.attempts === 1 && inFlight !== undefined) {
-      this.#paces
-        .get(source)
-        ?.note(this.#history, payload.durationMs - payload.waitMs, inFlight, this.#now());
-    }
+    else if (outcome === 'ok' && attempts === 1 && inFlight !== undefined)
+      gate?.pace.note(this.#history, durationMs - waitMs, inFlight, this.#now());
   }
 
   /** Samples now, and once more after the burst that this event may belong to. */
   #onActivity(): void {
     if (this.#timer !== undefined) return;
     this.#sample();
-    if (this.#stopped) return;
+    if (this.isStopped) return;
     NEUTRAL_CONTEXT.run(() => {
       this.#timer = setTimeout(() => {
         this.#timer = undefined;
@@ -255,30 +261,40 @@ export class Recorder {
 
   /** Integrates the levels since the last sample, and reads the present ones. */
   #sample(): void {
+    if (this.isStopped) return;
+    if (this.#manager.pool.stats().state === 'closed') {
+      this.stop();
+      return;
+    }
+    const now = this.#integrate();
+    try {
+      this.#readStats();
+    } catch {
+      // The last levels stay. `diagnose` throws the error to its caller.
+    }
+    if (!this.#history.isDue(now)) return;
+    this.#readTotals(now);
+    this.#history.mark(now);
+  }
+
+  /** Returns the time up to which the levels are integrated now. */
+  #integrate(): number {
     const now = this.#now();
     const history = this.#history;
     // A pause lies between two marks, so that its start is not interpolated into it.
     if (now - this.#sampledMs > history.sliceMs) history.mark(this.#sampledMs);
     for (const [level, value] of this.#levels) history.add(level, value * (now - this.#sampledMs));
     this.#sampledMs = now;
-    this.#readStats();
-    if (!history.isDue(now)) return;
-    this.#machine.read(history, now);
-    this.#readTenants();
-    history.mark(now);
+    return now;
   }
 
   #readStats(): void {
     const gates = gateStatsOf(this.#manager.gates);
     const pool = this.#manager.pool.stats();
-    const { limiter } = this.#manager;
+    const limiter = { ...this.#manager.limiter.stats(), name: this.#manager.limiter.name };
     this.#tenants.noteNewlyCapped();
-    if (pool.state === 'closed') this.stop();
-    this.#levels = [
-      ...requestLevels(limiter.stats(), pool, this.#tenants.beyondCaps),
-      ...gates.flatMap(gateLevels),
-    ];
-    for (const shared of [{ ...limiter.stats(), name: limiter.name }, ...gates]) {
+    this.#levels = [...requestLevels(limiter, pool, this.#tenants.beyondCaps), ...gates.flatMap(gateLevels)];
+    for (const shared of [limiter, ...gates]) {
       const figures = fleetFiguresOf(shared.name, shared);
       if (figures !== undefined) this.#countTo(`${figures.name}:lost`, figures.lost);
     }
@@ -289,7 +305,9 @@ export class Recorder {
     }
   }
 
-  #readTenants(): void {
+  /** Reads what is too costly for each sample. */
+  #readTotals(now: number): void {
+    this.#machine.read(this.#history, now);
     this.#tenants.read((name, total) => this.#countTo(name, total, 0));
   }
 
@@ -352,14 +370,14 @@ const recorders = /* @__PURE__ */ new WeakMap<DiagnosedManager, Recorder>();
 export const hasRecording = (manager: DiagnosedManager): boolean =>
   recorders.get(manager)?.isStopped === false;
 
-/** The recorder of a manager, created with the first call. */
-export function recorderOf(manager: DiagnosedManager, windowMs: number): Recorder {
-  let recorder = recorders.get(manager);
-  if (recorder !== undefined) return recorder;
+/** The recorder of a manager, created with the first call; with `again` also if the last one has stopped. */
+export function recorderOf(manager: DiagnosedManager, windowMs: number, again = false): Recorder {
+  const current = recorders.get(manager);
+  if (current !== undefined && !(again && current.isStopped)) return current;
   if (typeof manager?.pool?.stats !== 'function' || typeof manager.limiter?.stats !== 'function') {
     throw new TypeError(refusal('manager', 'a PipelineManager', manager));
   }
-  recorder = new Recorder(manager, windowMs);
+  const recorder = new Recorder(manager, windowMs);
   recorders.set(manager, recorder);
   return recorder;
 }

@@ -84,15 +84,14 @@ export function livePage(manager: Watched, options: LivePageOptions = {}): LiveP
     throw new TypeError(refusal('manager', 'a PipelineManager', manager));
   }
   checkOptions('livePage', options, ['authorize', 'showTaskIds', 'updateEveryMs', 'maxClients']);
-  const authorize = optional('authorize', options.authorize, callable);
-  const showTaskIds = optional('showTaskIds', options.showTaskIds, flag) ?? false;
-  const everyMs = optional('updateEveryMs', options.updateEveryMs, (option, value) =>
-    wholeNumber(option, value, 250, 60_000),
-  );
-  const maxClients = optional('maxClients', options.maxClients, (option, value) =>
-    wholeNumber(option, value),
-  );
-  const feed = new LiveFeed(new StateSource(manager, showTaskIds), everyMs ?? 500, maxClients ?? 20);
+  const { authorize, showTaskIds = false, updateEveryMs = 500, maxClients = 20 } = options;
+  optional('authorize', authorize, callable);
+  flag('showTaskIds', showTaskIds);
+  wholeNumber('updateEveryMs', updateEveryMs, 250, 60_000);
+  wholeNumber('maxClients', maxClients);
+  const feed = new LiveFeed(new StateSource(manager, showTaskIds), updateEveryMs, maxClients);
+  const html = htmlPage();
+  const policy = contentSecurityPolicy();
 
   const serve = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const { method, headers, url = '' } = request;
@@ -128,7 +127,6 @@ export function livePage(manager: Watched, options: LivePageOptions = {}): LiveP
         refuse(response, 503, 'There are too many watchers, or the service is closed.');
       return;
     }
-    const { html, policy } = builtPage();
     response.writeHead(200, {
       'content-type': 'text/html; charset=utf-8',
       'content-length': Buffer.byteLength(html),
@@ -170,20 +168,6 @@ function refuse(response: ServerResponse, status: 403 | 500 | 503, message: stri
   response.end(`${message}\n`);
 }
 
-interface BuiltPage {
-  readonly html: string;
-  /** Its content security policy. */
-  readonly policy: string;
-}
-
-let built: BuiltPage | undefined;
-
-/** The page, built when it is first requested. Everything that changes is filled in by its script. */
-function builtPage(): BuiltPage {
-  built ??= { html: htmlPage(), policy: contentSecurityPolicy() };
-  return built;
-}
-
 /** Permits nothing but the page's own script, style and icon, and its updates. */
 function contentSecurityPolicy(): string {
   const hashOf = (text: string): string => `'sha256-${createHash('sha256').update(text).digest('base64')}'`;
@@ -205,8 +189,9 @@ const ICON =
 const tile = (id: string, name: string, bar: 'bar' | 'bar wait' | 'bar none', more = ''): string => `
 <section class="card tile"><div class="name">${name}</div>
 <div class="value"><span id="${id}">–</span>${more}</div>
-<div class="${bar}"><i id="${id}-bar"></i></div><div class="note" id="${id}-note"></div></section>`;
+<div class="${bar}" id="${id}-bar"><i></i></div><div class="note" id="${id}-note"></div></section>`;
 
+/** The page. Everything that changes is filled in by its script. */
 const htmlPage = (): string => `<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">

@@ -18,6 +18,14 @@ export const LIVE_PAGE_SCRIPT = `
   const look = (element, className) => {
     if (element.className !== className) element.className = className;
   };
+  const makeBar = () => {
+    const bar = make('div', 'bar');
+    bar.append(make('i'));
+    return bar;
+  };
+  const fill = (bar, percent) => {
+    bar.firstChild.style.width = Math.min(100, percent) + '%';
+  };
   const plural = (n, one, many) => n + ' ' + (n === 1 ? one : many);
   const shown = (ms) => {
     if (ms < 950) return Math.round(ms) + ' ms';
@@ -30,6 +38,7 @@ export const LIVE_PAGE_SCRIPT = `
     return plural(Math.floor(min / 1440), 'day', 'days') + ' ' + (Math.floor(min / 60) % 24) + ' h';
   };
   const brief = (n) => (n >= 10000 ? (n / 1000).toFixed(0) + ' k' : n >= 100 || n === 0 ? n.toFixed(0) : n.toFixed(1));
+  const figure = (amount) => (+amount.toPrecision(3)).toLocaleString('en', { maximumFractionDigits: 9 });
 
   // Of all processes that share a limit.
   const fleetText = (fleet) => {
@@ -81,12 +90,12 @@ export const LIVE_PAGE_SCRIPT = `
     const { requests, pool } = state;
     say(byId('active'), String(requests.active));
     say(byId('limit'), ' of ' + requests.limit);
-    byId('active-bar').style.width = Math.min(100, (100 * requests.active) / requests.limit) + '%';
+    fill(byId('active-bar'), (100 * requests.active) / requests.limit);
     const together = fleetText(requests.fleet);
     say(byId('active-note'), plural(pool.leased, 'has an instance', 'have an instance') + (together && ' · ' + together));
     const waiting = requests.queued + pool.queued;
     say(byId('waiting'), String(waiting));
-    byId('waiting-bar').style.width = Math.min(100, (100 * waiting) / Math.max(requests.limit, waiting)) + '%';
+    fill(byId('waiting-bar'), (100 * waiting) / Math.max(requests.limit, waiting));
     say(byId('waiting-note'), waiting === 0 ? 'none' : requests.queued + ' for admission, ' + pool.queued + ' for an instance');
     const done = requests.ok - then.requests.ok;
     const failed = requests.failed - then.requests.failed;
@@ -135,9 +144,11 @@ export const LIVE_PAGE_SCRIPT = `
       look(tile, 'slot ' + slot.state);
       say(number, slot.instanceId === undefined ? ' ' : 'instance ' + slot.instanceId);
       say(word, WORD[slot.state]);
-      const spent = slot.budget ? ' · ' + +slot.budget.spent.toPrecision(3) + ' of ' + slot.budget.limit + ' ' + slot.budget.meter : '';
-      say(more, slot.ageMs === undefined ? '' : shown(slot.ageMs) + spent + (slot.taskId ? ' · ' + slot.taskId : ''));
-      tile.title = slot.taskId || '';
+      const { budget, taskId } = slot;
+      const spent = budget ? ' · ' + figure(budget.spent) + ' of ' + figure(budget.limit) + ' ' + budget.meter : '';
+      say(more, slot.ageMs === undefined ? '' : shown(slot.ageMs) + spent + (taskId ? ' · ' + taskId : ''));
+      // What does not fit into the tile.
+      tile.title = more.textContent;
     });
   };
 
@@ -157,15 +168,13 @@ export const LIVE_PAGE_SCRIPT = `
     say(label, 'at most ' + state.requests.limit);
   };
 
-  const KEY = { ready: ['ready', ''], 'half-open': ['half-open', 'wait'], cooldown: ['cooldown', 'wait'], exhausted: ['exhausted', 'bad'], quarantined: ['quarantined', 'bad'] };
+  const KEY_LOOK = { 'half-open': 'wait', cooldown: 'wait cooldown', exhausted: 'bad', quarantined: 'bad' };
   const makeGate = () => {
     const card = make('section', 'card gate');
     const head = make('div', 'top');
     const title = make('h3');
     title.append(make('span'), make('small'));
     head.append(title, make('span', 'pill'));
-    const bar = make('div', 'bar');
-    bar.append(make('i'));
     const figures = make('dl');
     for (const name of ['running', 'waiting', 'a minute', 'retried']) {
       const pair = make('div');
@@ -174,62 +183,64 @@ export const LIVE_PAGE_SCRIPT = `
     }
     const keys = make('div', 'keys');
     keys.append(make('p', '', 'Capacity left per key'), make('div'));
-    card.append(head, bar, figures, keys, make('p', 'fleet'));
+    card.append(head, makeBar(), figures, keys, make('p', 'fleet'));
     return card;
+  };
+  const makeKey = () => {
+    const row = make('div', 'key');
+    const bar = makeBar();
+    bar.title = 'capacity left in its rate windows';
+    row.append(make('span', 'label'), bar, make('span', 'state'));
+    return row;
+  };
+  const drawKey = (row, { key, state, free }) => {
+    const [label, bar, word] = row.children;
+    look(row, 'key ' + (KEY_LOOK[state] || ''));
+    say(label, key);
+    fill(bar, 100 * free);
+    say(word, state);
   };
   const drawGate = (card, gate) => {
     const [head, bar, figures, keys, fleet] = card.children;
-    const last = history[history.length - 1];
-    const then = since(RATE_MS);
-    const before = then.gates.find(({ name }) => name === gate.name) || gate;
-    const minutes = (last.atMs - then.atMs) / 60000;
-    say(head.children[0].children[0], gate.name);
+    const [title, pill] = head.children;
+    const [name, note] = title.children;
+    say(name, gate.name);
+    const cached = gate.calls > 0 ? Math.round((100 * gate.cached) / gate.calls) : 0;
+    say(note, cached > 0 ? cached + ' % cached' : '');
+
     const free = Math.max(0, ...gate.keys.map((key) => (key.state === 'ready' || key.state === 'half-open' ? key.free : 0)));
     const used = gate.limit === null ? 1 - free : gate.running / gate.limit;
     const [word, kind] = gate.retryAfterMs === null ? ['no key left', 'bad']
       : gate.retryAfterMs > 0 ? ['cooldown ' + shown(gate.retryAfterMs), 'wait']
       : gate.fleet && !gate.fleet.available ? ['limits unavailable', 'wait']
       : used >= 1 && gate.queued > 0 ? ['at its limit', 'wait'] : ['open', 'good'];
-    say(head.children[1], word);
-    look(head.children[1], 'pill ' + kind);
-    bar.children[0].style.width = Math.min(100, 100 * used) + '%';
+    say(pill, word);
+    look(pill, 'pill ' + kind);
+    fill(bar, 100 * used);
     look(bar, used >= 1 ? 'bar wait' : 'bar');
     bar.title = gate.limit === null ? 'share of the rate window in use' : 'share of the calls allowed at once';
+
+    const last = history[history.length - 1];
+    const then = since(RATE_MS);
+    const before = then.gates.find(({ name }) => name === gate.name) || gate;
+    const minutes = (last.atMs - then.atMs) / 60000;
     const values = [
       gate.limit === null ? String(gate.running) : gate.running + ' of ' + gate.limit,
       String(gate.queued + gate.backingOff),
       minutes > 0 ? brief((gate.calls - before.calls) / minutes) : '–',
       gate.attempts === before.attempts ? '0 %' : Math.round((100 * (gate.retries - before.retries)) / (gate.attempts - before.attempts)) + ' %',
     ];
-    say(fleet, fleetText(gate.fleet));
-    fleet.hidden = !gate.fleet;
-    const cached = gate.calls > 0 ? Math.round((100 * gate.cached) / gate.calls) : 0;
     values.forEach((value, i) => say(figures.children[i].children[1], value));
-    say(head.children[0].children[1], cached > 0 ? cached + ' % cached' : '');
+
     const named = gate.keys.filter(({ key, state }) => key !== 'service' || state !== 'ready');
     keys.hidden = named.length === 0;
-    list(keys.children[1], named, ({ key }) => key, () => {
-      const row = make('div', 'key');
-      const window = make('div', 'bar');
-      window.append(make('i'));
-      window.title = 'capacity left in its rate windows';
-      row.append(make('span', 'label'), window, make('span', 'state'));
-      return row;
-    }, (row, key) => {
-      const [state, kind] = KEY[key.state] || [key.state, ''];
-      const inCooldown = key.state === 'cooldown';
-      look(row, 'key ' + kind + (inCooldown ? ' cooldown' : ''));
-      say(row.children[0], key.key);
-      row.children[1].children[0].style.width = 100 * key.free + '%';
-      say(row.children[2], state);
-    });
+    list(keys.children[1], named, ({ key }) => key, makeKey, drawKey);
+    say(fleet, fleetText(gate.fleet));
+    fleet.hidden = !gate.fleet;
   };
-  const figure = (amount) => (+amount.toPrecision(3)).toLocaleString('en', { maximumFractionDigits: 9 });
   const makeRow = () => {
     const row = make('div', 'tenant');
-    const bar = make('div', 'bar');
-    bar.append(make('i'));
-    row.append(make('b'), bar, make('span'), make('em'));
+    row.append(make('b'), makeBar(), make('span'), make('em'));
     return row;
   };
   const drawTenants = (state) => {
@@ -240,13 +251,14 @@ export const LIVE_PAGE_SCRIPT = `
     const rows = [...state.tenants].sort((a, b) => work(b) - work(a) || b.running + b.queued - a.running - a.queued);
     list(byId('tenants'), rows, ({ name }) => name, makeRow, (row, tenant) => {
       const share = all > 0 ? Math.round((100 * work(tenant)) / all) : 0;
-      say(row.children[0], tenant.name);
+      const [name, bar, percent, more] = row.children;
+      say(name, tenant.name);
       row.title = tenant.name;
-      row.children[1].children[0].style.width = share + '%';
-      say(row.children[2], share + ' %');
+      fill(bar, share);
+      say(percent, share + ' %');
       const spent = tenant.spent.map(([meter, amount]) => figure(amount) + ' ' + meter).join(', ');
-      say(row.children[3], tenant.running + ' running, ' + tenant.queued + ' waiting' + (spent && ' · ' + spent));
-      row.children[3].title = spent && 'spent since the page was opened: ' + spent;
+      say(more, tenant.running + ' running, ' + tenant.queued + ' waiting' + (spent && ' · ' + spent));
+      more.title = spent && 'spent since the page was opened: ' + spent;
     });
   };
   const drawBudgets = (state) => {
@@ -256,12 +268,13 @@ export const LIVE_PAGE_SCRIPT = `
       const { meter, limit, spent, reserved, left } = budget;
       const used = limit > 0 ? Math.round(100 * (1 - left / limit)) : 0;
       const rejected = budget.rejected - (before.get(meter) || 0);
-      say(row.children[0], meter);
+      const [name, bar, percent, more] = row.children;
+      say(name, meter);
       row.title = meter;
-      row.children[1].children[0].style.width = used + '%';
-      look(row.children[1], rejected > 0 || used >= 90 ? 'bar wait' : 'bar');
-      say(row.children[2], used + ' %');
-      say(row.children[3], figure(spent) + ' spent, ' + figure(reserved) + ' reserved, ' + figure(left) + ' left of ' + figure(limit) + (rejected > 0 ? ' · ' + plural(rejected, 'call', 'calls') + ' rejected' : ''));
+      fill(bar, used);
+      look(bar, rejected > 0 || used >= 90 ? 'bar wait' : 'bar');
+      say(percent, used + ' %');
+      say(more, figure(spent) + ' spent, ' + figure(reserved) + ' reserved, ' + figure(left) + ' left of ' + figure(limit) + (rejected > 0 ? ' · ' + plural(rejected, 'call', 'calls') + ' rejected' : ''));
     });
   };
   const drawGates = (state) => {

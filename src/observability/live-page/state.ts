@@ -139,12 +139,8 @@ export class StateSource {
   /** Starts listening; a second call is a no-op. */
   attach(): void {
     if (this.#attachments.length > 0) return;
-    this.#attachments = [
-      this.#listenToRequests(),
-      this.#listenToInstances(),
-      this.#listenToTenants(),
-      ...this.#listenToGates(),
-    ];
+    this.#use = new TenantUse(SHOWN_TENANTS);
+    this.#attachments = [this.#listenToRequests(), this.#listenToInstances(), ...this.#listenToGates()];
     if (!hasRecording(this.#manager)) this.#recorder = new Recorder(this.#manager, DIAGNOSIS_WINDOW_MS);
   }
 
@@ -226,12 +222,8 @@ export class StateSource {
     const use = budgetUse(this.#manager.requests?.() ?? [], shown);
     const none: MeterFigures = { limit: 0, spent: 0, reserved: 0, left: 0 };
     return [...new Set([...use.keys(), ...this.#rejected.keys()])]
-      .map((meter) => ({
-        meter,
-        ...(use.get(meter) ?? none),
-        rejected: this.#rejected.get(meter) ?? 0,
-      }))
-      .sort((a, b) => a.left / a.limit - b.left / b.limit || b.rejected - a.rejected)
+      .map((meter) => ({ meter, ...(use.get(meter) ?? none), rejected: this.#rejected.get(meter) ?? 0 }))
+      .sort((a, b) => partLeft(a) - partLeft(b) || b.rejected - a.rejected)
       .slice(0, SHOWN_METERS);
   }
 
@@ -251,7 +243,7 @@ export class StateSource {
   #listenToRequests(): Attachment {
     const { name, hooks } = this.#manager;
     const totals = this.#totals;
-    return new Attachment(hooks)
+    const attachment = new Attachment(hooks)
       .on('request:started', ({ source, waitMs }) => {
         if (source !== name) return;
         totals.started++;
@@ -263,12 +255,6 @@ export class StateSource {
       .on('request:rejected', ({ source }) => {
         if (source === name) totals.rejected++;
       });
-  }
-
-  #listenToTenants(): Attachment {
-    const { name, hooks } = this.#manager;
-    this.#use = new TenantUse(SHOWN_TENANTS);
-    const attachment = new Attachment(hooks);
     this.#use.listen(attachment, name, this.#manager.requests?.());
     return attachment;
   }
@@ -335,6 +321,9 @@ export class StateSource {
 }
 
 const shown = (name: string): string => escapeControls(name).slice(0, 100);
+
+/** Of a meter that no current request has, the whole: it comes last. */
+const partLeft = ({ left, limit }: MeterFigures): number => (limit > 0 ? left / limit : 1);
 
 /** An abort by the client is not a failure of the service. */
 const isFailure = (outcome: RequestOutcome): boolean => outcome !== 'ok' && outcome !== 'aborted';

@@ -65,13 +65,8 @@ export function logTo(hooks: LifecycleHooks, logger: Logger, options: LogOptions
   if (typeof logger !== 'object' || logger === null)
     throw new TypeError(refusal('logger', 'a logger', logger));
   for (const level of LEVELS) callable(`logger.${level}`, logger[level]);
-  const { levels = {}, sampleEvery = {} } = readOptions('logTo', options, [
-    'level',
-    'levels',
-    'sampleEvery',
-    'format',
-  ]);
-  const { level: lowest = 'info', format = 'text' } = options;
+  readOptions('logTo', options, ['level', 'levels', 'sampleEvery', 'format']);
+  const { level: lowest = 'info', levels = {}, sampleEvery = {}, format = 'text' } = options;
   const threshold = LEVELS.indexOf(oneOf('level', lowest, LEVELS));
   const structured = oneOf('format', format, ['text', 'structured']) === 'structured';
   readOptions('levels', levels, LIFECYCLE_EVENTS);
@@ -83,7 +78,6 @@ export function logTo(hooks: LifecycleHooks, logger: Logger, options: LogOptions
     const chosen: LogLevel | 'off' | undefined = levels[event];
     const level = chosen ?? defaultLevelOf(event);
     const levelOf = chosen === undefined ? LEVEL_BY_PAYLOAD[event] : undefined;
-    // Of a level that depends on the payload, `HIGHEST_BY_PAYLOAD` is the highest.
     const highest = levelOf === undefined ? level : HIGHEST_BY_PAYLOAD;
     if (highest === 'off' || LEVELS.indexOf(highest) < threshold) return;
     const every = sampleEvery[event] ?? 1;

@@ -1,7 +1,5 @@
 import type { BudgetFigures } from '../../hooks/events.js';
-import { refusal } from '../../internal/validate.js';
-import { budgetUse, type MeterFigures } from '../budget-use.js';
-import { type FleetFigures, fleetFiguresOf } from '../fleet-figures.js';
+import { type Checks, refusal, wholeNumber } from '../../internal/validate.js';
 
 export interface PoolFigures {
   readonly size: number;
@@ -25,35 +23,28 @@ export interface MetricsSources {
   requests?(): readonly { readonly budget?: BudgetFigures }[];
 }
 
-/** Throws unless it is one object or an array of them. */
-export const sourcesOf = (
-  option: string,
-  value: MetricsSources | readonly MetricsSources[],
-): readonly MetricsSources[] => {
-  const all: readonly MetricsSources[] = Array.isArray(value) ? value : [value];
-  for (const sources of all) {
-    if (typeof sources !== 'object' || sources === null) {
-      throw new TypeError(refusal(option, 'an object or an array of objects', sources));
-    }
-  }
-  return all;
+/** What both exporters take. */
+export interface MeasuredOptions {
+  /**
+   * One manager or several, or objects with a pool, a limiter and gates. Their levels are read at each scrape or collection;
+   * those of components of one name are added up.
+   * Levels of a kind without a source show the state after the last event, and nothing before the first.
+   * @default none
+   */
+  readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
+  /**
+   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others become `other`. At most
+   * ten times as many names are ever used. Their names become label values or attributes. From 0 to 1,000.
+   * @default 0: nothing is exported by tenant
+   */
+  readonly tenants?: number | undefined;
+}
+
+export const MEASURED_CHECKS: Checks<MeasuredOptions> = {
+  sources: (option, value) => {
+    for (const sources of [value].flat())
+      if (typeof sources !== 'object' || sources === null)
+        throw new TypeError(refusal(option, 'an object or an array of objects', sources));
+  },
+  tenants: (option, value) => wholeNumber(option, value, 0, 1_000),
 };
-
-/** Of the limiters and gates that share their limits with other processes. */
-export const fleetFigures = (sources: readonly MetricsSources[]): FleetFigures[] =>
-  sources
-    .flatMap(({ limiter, gates = [] }) => [limiter ?? [], gates].flat())
-    .flatMap((source) => fleetFiguresOf(source.name, source.stats()) ?? []);
-
-/** Of the current requests, by meter. */
-export const budgetFigures = (
-  sources: readonly MetricsSources[],
-  nameOf: (meter: string) => string,
-): Map<string, MeterFigures> =>
-  budgetUse(
-    sources.flatMap((source) => source.requests?.() ?? []),
-    nameOf,
-  );
-
-/** The parts of a budget's caps. */
-export const BUDGET_STATES = ['spent', 'reserved', 'left'] as const;

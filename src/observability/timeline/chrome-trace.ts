@@ -1,4 +1,5 @@
-import type { TimelineData, TimelineRequest, TimelineSpan } from './data.js';
+import type { TimelineData, TimelineSpan } from './data.js';
+import { type DrawnRequest, type DrawnSpan, drawnRequests } from './times.js';
 
 /** An event of the Trace Event Format; times are in microseconds. */
 export interface ChromeTraceEvent {
@@ -20,8 +21,6 @@ export interface ChromeTrace {
   readonly otherData: Readonly<Record<string, unknown>>;
 }
 
-type Slice = TimelineSpan & { readonly endMs: number };
-
 /**
  * Converts a recording to a Chrome trace. Each pool is a process with a thread per slot; the requests are another process
  * with a thread per request and further threads for its concurrent spans, because slices of one thread must be nested or
@@ -31,9 +30,10 @@ type Slice = TimelineSpan & { readonly endMs: number };
  */
 export function toChromeTrace(data: TimelineData): ChromeTrace {
   const trace = new TraceWriter();
-  slots(data, trace);
-  requests(data, trace);
-  counters(data, trace);
+  const drawn = drawnRequests(data);
+  slots(data, drawn, trace);
+  requests(drawn, trace);
+  counters(drawn, trace);
   return {
     traceEvents: trace.events,
     displayTimeUnit: 'ms',
@@ -85,7 +85,7 @@ class TraceWriter {
   }
 }
 
-function slots({ instances, requests, endMs }: TimelineData, trace: TraceWriter): void {
+function slots({ instances, endMs }: TimelineData, drawn: readonly DrawnRequest[], trace: TraceWriter): void {
   const pools = new Map<string, Map<number, TraceSlice[]>>();
   const slot = (pool: string, lane: number): TraceSlice[] => {
     const lanes = pools.get(pool) ?? new Map<number, TraceSlice[]>();
@@ -99,11 +99,11 @@ function slots({ instances, requests, endMs }: TimelineData, trace: TraceWriter)
     const name = `create instance ${instanceId}`;
     slices.push({ name, cat: 'create', startMs, endMs: readyMs ?? goneMs ?? endMs, args: { instanceId } });
   }
-  for (const { taskId, requestId, tenant, outcome, spans } of requests) {
-    for (const { kind, name: pool, lane = 0, instanceId, startMs, endMs: toMs } of ended(spans, endMs)) {
+  for (const { name, taskId, requestId, tenant, outcome, spans } of drawn) {
+    for (const { kind, name: pool, lane = 0, instanceId, startMs, endMs } of spans) {
       if (kind !== 'lease') continue;
       const args = { taskId, requestId, tenant, outcome, instanceId };
-      slot(pool, lane).push({ name: taskId ?? 'unnamed', cat: 'lease', startMs, endMs: toMs, args });
+      slot(pool, lane).push({ name, cat: 'lease', startMs, endMs, args });
     }
   }
   for (const [pool, lanes] of pools) {
@@ -115,16 +115,15 @@ function slots({ instances, requests, endMs }: TimelineData, trace: TraceWriter)
   }
 }
 
-function requests({ requests, endMs }: TimelineData, trace: TraceWriter): void {
-  if (requests.length === 0) return;
+function requests(drawn: readonly DrawnRequest[], trace: TraceWriter): void {
+  if (drawn.length === 0) return;
   const pid = trace.process('requests');
-  for (const request of requests) {
-    const name = request.taskId ?? 'unnamed';
-    nested(request, endMs).forEach((track, i) => {
+  for (const { name, spans } of drawn) {
+    nested(spans).forEach((track, i) => {
       const thread = trace.thread(pid, i === 0 ? name : `${name} (${i + 1})`);
       for (const slice of track) {
-        const { kind: cat, startMs, endMs: toMs, name: source, ...rest } = slice;
-        trace.slice(thread, { name: titleOf(slice), cat, startMs, endMs: toMs, args: { source, ...rest } });
+        const { kind: cat, startMs, endMs, name: source, ...rest } = slice;
+        trace.slice(thread, { name: titleOf(slice), cat, startMs, endMs, args: { source, ...rest } });
       }
     });
   }
@@ -140,10 +139,10 @@ const titleOf = ({ kind, name, instanceId, attempt, reason }: TimelineSpan): str
 };
 
 /** Distributes a request's spans over tracks, so that spans of one track are nested or disjoint. */
-function nested({ spans }: TimelineRequest, nowMs: number): Slice[][] {
-  const tracks: { slices: Slice[]; enclosing: Slice[] }[] = [];
+function nested(spans: readonly DrawnSpan[]): DrawnSpan[][] {
+  const tracks: { slices: DrawnSpan[]; enclosing: DrawnSpan[] }[] = [];
   // Longer slices first, so that they enclose shorter ones with the same start.
-  const slices = ended(spans, nowMs).toSorted((a, b) => a.startMs - b.startMs || b.endMs - a.endMs);
+  const slices = spans.toSorted((a, b) => a.startMs - b.startMs || b.endMs - a.endMs);
   for (const slice of slices) {
     let track = tracks.find(({ enclosing }) => fits(enclosing, slice));
     if (track === undefined) {
@@ -157,19 +156,19 @@ function nested({ spans }: TimelineRequest, nowMs: number): Slice[][] {
 }
 
 /** Whether the slice lies within the innermost slice that is open at its start. */
-function fits(enclosing: Slice[], { startMs, endMs }: Slice): boolean {
+function fits(enclosing: DrawnSpan[], { startMs, endMs }: DrawnSpan): boolean {
   while (enclosing.length > 0 && (enclosing.at(-1)?.endMs ?? 0) <= startMs) enclosing.pop();
   const innermost = enclosing.at(-1);
   return innermost === undefined || endMs <= innermost.endMs;
 }
 
 /** The numbers of waiting and of running requests over time. */
-function counters({ requests, endMs }: TimelineData, trace: TraceWriter): void {
+function counters(drawn: readonly DrawnRequest[], trace: TraceWriter): void {
   const pid = trace.process('counts');
   const count = (name: string, kinds: readonly TimelineSpan['kind'][]): void => {
-    const steps = requests
-      .flatMap(({ spans }) => ended(spans, endMs).filter(({ kind }) => kinds.includes(kind)))
-      .flatMap(({ startMs, endMs: toMs }) => [[startMs, 1] as const, [toMs, -1] as const])
+    const steps = drawn
+      .flatMap(({ spans }) => spans.filter(({ kind }) => kinds.includes(kind)))
+      .flatMap(({ startMs, endMs }) => [[startMs, 1] as const, [endMs, -1] as const])
       .sort(([a, up], [b, down]) => a - b || up - down);
     let value = 0;
     for (const [atMs, change] of steps) {
@@ -180,8 +179,5 @@ function counters({ requests, endMs }: TimelineData, trace: TraceWriter): void {
   count('waiting', ['wait-permit', 'wait-lease']);
   count('leased', ['lease']);
 }
-
-const ended = (spans: readonly TimelineSpan[], nowMs: number): Slice[] =>
-  spans.map((span) => ({ ...span, endMs: span.endMs ?? nowMs }));
 
 const micros = (ms: number): number => Math.round(ms * 1_000);

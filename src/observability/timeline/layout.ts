@@ -1,5 +1,6 @@
 import { formatDuration } from '../../internal/format.js';
-import type { TimelineData, TimelineInstance, TimelineRequest, TimelineSpan } from './data.js';
+import type { TimelineData, TimelineInstance, TimelineSpan } from './data.js';
+import { type DrawnRequest, type DrawnSpan, drawnRequests, heldSpans } from './times.js';
 
 /** One row per slot of the pools, or one per request. */
 export type TimelineLanes = 'instances' | 'requests';
@@ -46,7 +47,7 @@ export interface Layout {
  * as long, the lane for them would look empty, and is omitted too.
  */
 export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0): Layout {
-  const requests = data.requests.map((request) => new RequestBars(request, data.endMs));
+  const requests = drawnRequests(data).map(barsOf);
   const common = { endMs: data.endMs, requests: requests.length };
   if (lanes === 'requests') {
     const rows = requests.map(({ name, waits, runs }) => ({
@@ -59,7 +60,7 @@ export function layOut(data: TimelineData, lanes: TimelineLanes, leastWaitMs = 0
     return { ...common, rows, waiting: [] };
   }
   const waits = requests.map((request) => request.waits.filter((bar) => lengthOf(bar) >= leastWaitMs));
-  const isVisible = waits.some((bars) => bars.some((bar) => lengthOf(bar) >= 8 * leastWaitMs));
+  const isVisible = waits.flat().some((bar) => lengthOf(bar) >= 8 * leastWaitMs);
   const loose = requests.flatMap(({ runs }) => runs.filter(({ span }) => span === undefined));
   return {
     ...common,
@@ -79,106 +80,97 @@ interface RunBar extends Bar {
 }
 
 /** The bars of one request. */
-class RequestBars {
+interface RequestBars {
   readonly name: string;
   readonly waits: readonly Bar[];
   /** Each with its lease, or without one if the request had no instance. */
-  readonly runs: readonly { readonly bar: RunBar; readonly span: TimelineSpan | undefined }[];
-  readonly #request: TimelineRequest;
-  readonly #endMs: number;
-
-  constructor(request: TimelineRequest, endMs: number) {
-    this.#request = request;
-    this.#endMs = endMs;
-    this.name = request.taskId ?? 'unnamed';
-    const { spans } = request;
-    const waits = spans
-      .filter(({ kind }) => kind === 'wait-permit' || kind === 'wait-lease')
-      .map((span) => this.#waitBar(span))
-      .sort(byStart);
-    const longest = waits.toSorted((a, b) => b.endMs - b.startMs - (a.endMs - a.startMs))[0];
-    this.waits = waits.map((bar) => (bar === longest ? bar : { ...bar, label: '' }));
-    const leases = spans.filter(({ kind }) => kind === 'lease');
-    const permits = spans.filter(({ kind }) => kind === 'permit');
-    if (leases.length > 0) {
-      this.runs = leases.map((span) => ({ span, bar: this.#runBar(span, `instance ${span.instanceId}`) }));
-    } else {
-      const held = permits.length > 0 ? permits : this.#callsAsOne();
-      this.runs = held.map((span) => ({ span: undefined, bar: this.#runBar(span, span.name) }));
-    }
-  }
-
-  /** If neither a lease nor a permit was observed, the request ran while its calls did. */
-  #callsAsOne(): TimelineSpan[] {
-    const work = this.#request.spans.filter(({ kind }) => kind === 'call' || kind === 'tool');
-    if (work.length === 0) return [];
-    const startMs = Math.min(...work.map((span) => span.startMs));
-    const endMs = Math.max(...work.map(({ endMs = this.#endMs }) => endMs));
-    return [{ kind: 'permit', name: 'calls', startMs, endMs }];
-  }
-
-  #waitBar(span: TimelineSpan): Bar {
-    const { kind, name, startMs, endMs = this.#endMs, outcome } = span;
-    const what = kind === 'wait-permit' ? `to be admitted by ${name}` : `for an instance of ${name}`;
-    const length = formatDuration(endMs - startMs);
-    return {
-      kind: kind as 'wait-permit' | 'wait-lease',
-      startMs,
-      endMs,
-      label: this.name,
-      tip: `${this.name} waited ${length} ${what}${outcome === undefined ? '' : `: ${outcome}`}`,
-      failed: outcome !== undefined,
-      strips: [],
-    };
-  }
-
-  #runBar({ startMs, endMs = this.#endMs }: TimelineSpan, place: string): RunBar {
-    const { outcome } = this.#request;
-    const strips = this.#strips(startMs, endMs);
-    const calls = this.#request.spans.filter(
-      (span) => span.kind === 'call' && span.startMs >= startMs && span.startMs < endMs,
-    ).length;
-    return {
-      kind: 'run',
-      startMs,
-      endMs,
-      label: this.name,
-      place,
-      tip: `${this.name} ran ${formatDuration(endMs - startMs)} on ${place}${calls === 0 ? '' : `, ${calls} calls`}${outcome === undefined ? '' : `: ${outcome}`}`,
-      failed: outcome !== undefined && outcome !== 'ok',
-      strips,
-    };
-  }
-
-  /** Attempts and waits of the calls, and tools without calls. */
-  #strips(fromMs: number, toMs: number): Strip[] {
-    const { spans } = this.#request;
-    const calls = spans.filter(({ kind }) => kind === 'call');
-    const shown = spans.filter((span) => {
-      if (span.kind === 'attempt' || span.kind === 'wait-call') return true;
-      return span.kind === 'tool' && !calls.some((call) => this.#within(call, span));
-    });
-    const inside = shown
-      .map((span) => ({ ...span, endMs: Math.min(span.endMs ?? this.#endMs, toMs) }))
-      .filter((span) => span.startMs >= fromMs && span.startMs < toMs)
-      .sort(byStart);
-    return packed(inside.map((span) => [span])).flatMap((track, i) =>
-      track.map((span) => ({
-        kind: stripKind(span),
-        startMs: span.startMs,
-        endMs: span.endMs,
-        track: i,
-        tip: stripTip(span),
-      })),
-    );
-  }
-
-  #within(call: TimelineSpan, tool: TimelineSpan): boolean {
-    if (call.toolCallId !== undefined) return call.toolCallId === tool.toolCallId;
-    const { endMs = this.#endMs } = tool;
-    return call.startMs >= tool.startMs && (call.endMs ?? this.#endMs) <= endMs;
-  }
+  readonly runs: readonly { readonly bar: RunBar; readonly span: DrawnSpan | undefined }[];
 }
+
+function barsOf(request: DrawnRequest): RequestBars {
+  const { name, spans } = request;
+  const waits = spans
+    .filter(({ kind }) => kind === 'wait-permit' || kind === 'wait-lease')
+    .map((span) => waitBar(name, span))
+    .sort(byStart);
+  const longest = waits.toSorted((a, b) => lengthOf(b) - lengthOf(a))[0];
+  const held = heldSpans(spans);
+  return {
+    name,
+    waits: waits.map((bar) => (bar === longest ? bar : { ...bar, label: '' })),
+    runs: (held.length > 0 ? held : callsAsOne(spans)).map((span) =>
+      span.kind === 'lease'
+        ? { span, bar: runBar(request, span, `instance ${span.instanceId}`) }
+        : { span: undefined, bar: runBar(request, span, span.name) },
+    ),
+  };
+}
+
+/** If neither a lease nor a permit was observed, the request ran while its calls did. */
+function callsAsOne(spans: readonly DrawnSpan[]): DrawnSpan[] {
+  const work = spans.filter(({ kind }) => kind === 'call' || kind === 'tool');
+  if (work.length === 0) return [];
+  const startMs = Math.min(...work.map((span) => span.startMs));
+  const endMs = Math.max(...work.map((span) => span.endMs));
+  return [{ kind: 'permit', name: 'calls', startMs, endMs }];
+}
+
+function waitBar(name: string, { kind, name: source, startMs, endMs, outcome }: DrawnSpan): Bar {
+  const what = kind === 'wait-permit' ? `to be admitted by ${source}` : `for an instance of ${source}`;
+  return {
+    kind: kind as 'wait-permit' | 'wait-lease',
+    startMs,
+    endMs,
+    label: name,
+    tip: `${name} waited ${formatDuration(endMs - startMs)} ${what}${outcome === undefined ? '' : `: ${outcome}`}`,
+    failed: outcome !== undefined,
+    strips: [],
+  };
+}
+
+function runBar(request: DrawnRequest, { startMs, endMs }: DrawnSpan, place: string): RunBar {
+  const { name, outcome, spans } = request;
+  const calls = spans.filter(
+    (span) => span.kind === 'call' && span.startMs >= startMs && span.startMs < endMs,
+  ).length;
+  return {
+    kind: 'run',
+    startMs,
+    endMs,
+    label: name,
+    place,
+    tip: `${name} ran ${formatDuration(endMs - startMs)} on ${place}${calls === 0 ? '' : `, ${calls} calls`}${outcome === undefined ? '' : `: ${outcome}`}`,
+    failed: outcome !== undefined && outcome !== 'ok',
+    strips: stripsOf(spans, startMs, endMs),
+  };
+}
+
+/** Attempts and waits of the calls, and tools without calls. */
+function stripsOf(spans: readonly DrawnSpan[], fromMs: number, toMs: number): Strip[] {
+  const calls = spans.filter(({ kind }) => kind === 'call');
+  const shown = spans.filter((span) => {
+    if (span.kind === 'attempt' || span.kind === 'wait-call') return true;
+    return span.kind === 'tool' && !calls.some((call) => isWithin(call, span));
+  });
+  const inside = shown
+    .map((span) => ({ ...span, endMs: Math.min(span.endMs, toMs) }))
+    .filter((span) => span.startMs >= fromMs && span.startMs < toMs)
+    .sort(byStart);
+  return packed(inside.map((span) => [span])).flatMap((pieces, track) =>
+    pieces.map((span) => ({
+      kind: stripKind(span),
+      startMs: span.startMs,
+      endMs: span.endMs,
+      track,
+      tip: stripTip(span),
+    })),
+  );
+}
+
+const isWithin = (call: DrawnSpan, tool: DrawnSpan): boolean =>
+  call.toolCallId === undefined
+    ? call.startMs >= tool.startMs && call.endMs <= tool.endMs
+    : call.toolCallId === tool.toolCallId;
 
 const stripKind = ({ kind, outcome }: TimelineSpan): Strip['kind'] => {
   if (kind === 'wait-call') return 'wait-call';
@@ -193,15 +185,7 @@ const HOLD_UPS = {
   backoff: 'before the next attempt',
 } as const;
 
-const stripTip = ({
-  kind,
-  name,
-  startMs,
-  endMs = startMs,
-  reason,
-  attempt,
-  outcome,
-}: TimelineSpan): string => {
+const stripTip = ({ kind, name, startMs, endMs, reason, attempt, outcome }: DrawnSpan): string => {
   const length = formatDuration(endMs - startMs);
   if (kind === 'wait-call') return `${name}: waited ${length} ${HOLD_UPS[reason ?? 'turn']}`;
   const which = attempt === undefined || attempt === 1 ? '' : `, attempt ${attempt}`;

@@ -303,10 +303,7 @@ function callFinished(record: RequestRecord, p: GateEvents['call:finished'], atM
 }
 
 function callSpan(record: RequestRecord, p: CallEvent, startMs: number): OpenSpan | undefined {
-  const known = record.open('call', p.source, p.callId);
-  if (known !== undefined) return known;
-  record.begin(part('call', p, startMs));
-  return record.open('call', p.source, p.callId);
+  return record.open('call', p.source, p.callId) ?? record.begin(part('call', p, startMs));
 }
 
 const part = (kind: 'call' | 'wait-call' | 'attempt', p: CallEvent, startMs: number): TimelineSpan => ({

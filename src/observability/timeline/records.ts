@@ -1,5 +1,6 @@
 import type { TaskIds } from '../../hooks/events.js';
 import type { TimelineInstance, TimelineRequest, TimelineSpan, TimelineSpanKind } from './data.js';
+import { withTimes } from './times.js';
 
 type Writable<T> = { -readonly [K in keyof T]: T[K] };
 /** A span that may not have ended yet. */
@@ -17,7 +18,7 @@ export class RequestRecord {
   readonly #startMs: number;
   readonly #maxSpans: number;
   readonly #spans: OpenSpan[] = [];
-  #open: OpenSpan[] = [];
+  readonly #open: OpenSpan[] = [];
   /** A manager emits events for this request, and decides when it ends. */
   #managed = false;
   #endMs: number | undefined;
@@ -53,21 +54,23 @@ export class RequestRecord {
     this.#outcome ??= reason;
   }
 
-  begin(span: TimelineSpan): void {
+  /** Records a span from its start, unless there are too many. */
+  begin(span: TimelineSpan): OpenSpan | undefined {
     if (this.#spans.length >= this.#maxSpans) {
       this.omittedSpans++;
-      return;
+      return undefined;
     }
     const open = { ...span };
     this.#spans.push(open);
     this.#open.push(open);
+    return open;
   }
 
   /** Adds a span that is known only at its end. */
   add(span: TimelineSpan & { readonly endMs: number }): void {
-    if (span.endMs <= span.startMs && span.kind.startsWith('wait-')) return;
-    if (this.#spans.length >= this.#maxSpans) this.omittedSpans++;
-    else this.#spans.push({ ...span });
+    if (isWait(span) && span.endMs <= span.startMs) return;
+    const open = this.begin(span);
+    if (open !== undefined) this.end(open, span.endMs);
   }
 
   /** The oldest open span of this kind and name, and of this id if several can be open at once. */
@@ -80,9 +83,7 @@ export class RequestRecord {
     if (outcome !== undefined) span.outcome = outcome;
     this.#open.splice(this.#open.indexOf(span), 1);
     // It took no time.
-    if (span.kind.startsWith('wait-') && endMs <= span.startMs) {
-      this.#spans.splice(this.#spans.lastIndexOf(span), 1);
-    }
+    if (isWait(span) && endMs <= span.startMs) this.#spans.splice(this.#spans.lastIndexOf(span), 1);
   }
 
   /** Ends the open span of this kind, name and id, if there is one. */
@@ -106,7 +107,7 @@ export class RequestRecord {
       startMs: this.firstMs + shiftMs,
       ...(endMs === undefined ? {} : { endMs: endMs + shiftMs }),
       ...(this.#outcome === undefined ? {} : { outcome: this.#outcome }),
-      spans: this.#spans.map((span) => moved(span, shiftMs)),
+      spans: this.#spans.map((span) => withTimes(span, (ms) => ms + shiftMs)),
     };
   }
 
@@ -116,20 +117,10 @@ export class RequestRecord {
   }
 }
 
+const isWait = ({ kind }: TimelineSpan): boolean => kind.startsWith('wait-');
+
 const idOf = (span: TimelineSpan): number | undefined =>
   span.kind === 'tool' ? span.toolCallId : (span.callId ?? span.instanceId);
-
-/** A copy, its times shifted by `shiftMs`. */
-function moved<T extends { startMs?: number; readyMs?: number; endMs?: number }>(
-  piece: T,
-  shiftMs: number,
-): T {
-  const copy = { ...piece };
-  for (const time of ['startMs', 'readyMs', 'endMs'] as const) {
-    if (copy[time] !== undefined) copy[time] += shiftMs;
-  }
-  return copy;
-}
 
 type InstanceRecord = { -readonly [K in keyof TimelineInstance]: TimelineInstance[K] };
 
@@ -161,8 +152,7 @@ export class InstanceRecords {
     if (record === undefined || record.endMs !== undefined) return;
     record.endMs = atMs;
     record.reason = reason;
-    const lanes = this.#lanes.get(pool) ?? [];
-    if (lanes[record.lane] === instanceId) lanes[record.lane] = undefined;
+    this.#lanes.get(pool)?.splice(record.lane, 1, undefined);
   }
 
   /** The lane of a leased instance, even if its creation was not observed. */
@@ -179,7 +169,7 @@ export class InstanceRecords {
   }
 
   data(shiftMs: number): TimelineInstance[] {
-    return [...this.#records.values()].map((record) => moved(record, shiftMs));
+    return [...this.#records.values()].map((record) => withTimes(record, (ms) => ms + shiftMs));
   }
 
   #add(pool: string, instanceId: number): InstanceRecord {

@@ -45,13 +45,14 @@ const DARK: Readonly<Record<Tone, string>> = {
 };
 
 /** Waits are hatched, so that they differ from work without color too. */
-export const HATCHED: readonly Tone[] = ['wait-permit', 'wait-lease', 'wait-call', 'creating'];
+const HATCHED: readonly Tone[] = ['wait-permit', 'wait-lease', 'wait-call', 'creating'];
 
 /** `class`, and the equivalent attribute for a viewer without CSS. */
 export const fill = (tone: Tone): string => `class="f-${tone}" fill="${LIGHT[tone]}"`;
 export const stroke = (tone: Line): string => `class="s-${tone}" stroke="${LIGHT[tone]}"`;
-/** A hatched area in the picture `id`. */
-export const hatch = (tone: Tone, id: string): string => `fill="url(#${id}-${tone})"`;
+/** An area in the picture `id`, hatched or plain. */
+export const paint = (tone: Tone, id: string): string =>
+  HATCHED.includes(tone) ? `fill="url(#${id}-${tone})"` : fill(tone);
 
 /** The style sheet and the hatch patterns of the picture `id`. */
 export function definitions(id: string): string {

@@ -7,8 +7,7 @@ import {
   escaped,
   fill,
   fitted,
-  HATCHED,
-  hatch,
+  paint,
   px,
   stroke,
   svgText,
@@ -69,7 +68,7 @@ class Picture {
     const nameWidth = Math.min(widest + 1, width / 4);
     const endMs = panels.reduce((last, { layout }) => Math.max(last, layout.endMs), 1);
     this.#axis = axisOf(endMs, MARGIN + nameWidth + 12, width - MARGIN, TICK);
-    this.#rows = new RowWriter(this.#axis, this.#id, MARGIN, nameWidth);
+    this.#rows = new RowWriter(this.#axis, this.#id, nameWidth);
   }
 
   draw(): string {
@@ -112,9 +111,8 @@ class Picture {
         x = MARGIN;
         y += 19;
       }
-      const paint = HATCHED.includes(tone) ? hatch(tone, this.#id) : fill(tone);
       const entry =
-        `<rect x="${px(x)}" y="${px(y + 2)}" width="16" height="11" rx="2.5" ${paint}/>` +
+        `<rect x="${px(x)}" y="${px(y + 2)}" width="16" height="11" rx="2.5" ${paint(tone, this.#id)}/>` +
         svgText(x + 22, y + 11.5, words, 'muted', 'font-size="11.5"');
       x += wide + 14;
       return entry;
@@ -162,12 +160,12 @@ class Picture {
     if (waiting.length === 0) return [];
     this.#y += 2;
     if (waiting.length <= MAX_WAIT_ROWS) return waiting.map((row) => this.#row(row, WAIT_ROW, WAIT_GAP));
-    const { svg, height } = this.#rows.waitingCurve(waiting, this.#y);
-    this.#y += height;
-    return [svg];
+    const curve = this.#rows.waitingCurve(waiting, this.#y);
+    this.#y += CURVE;
+    return [curve];
   }
 
-  #row(row: Layout['rows'][number], height: number, gap: number): string {
+  #row(row: Row, height: number, gap: number): string {
     const svg = this.#rows.row(row, this.#y, height);
     this.#y += height + gap;
     return svg;
@@ -201,20 +199,17 @@ class RowWriter {
   readonly used = new Set<Tone>();
   readonly #axis: Axis;
   readonly #id: string;
-  /** Position and maximum width of the row names. */
-  readonly #nameX: number;
   readonly #nameWidth: number;
 
-  constructor(axis: Axis, id: string, nameX: number, nameWidth: number) {
+  constructor(axis: Axis, id: string, nameWidth: number) {
     this.#axis = axis;
     this.#id = id;
-    this.#nameX = nameX;
     this.#nameWidth = nameWidth;
   }
 
   /** A row: its name, then its bars. */
   row({ label, bars }: Row, y: number, height: number): string {
-    const name = svgText(this.#nameX, y + height / 2 + 4, fitted(label, this.#nameWidth), 'muted', LABEL);
+    const name = svgText(MARGIN, y + height / 2 + 4, fitted(label, this.#nameWidth), 'muted', LABEL);
     const drawn = bars.map((bar, i) => {
       const next = bars[i + 1];
       return this.#bar(bar, y, height, next === undefined ? this.#axis.right : this.#axis.x(next.startMs));
@@ -230,26 +225,23 @@ class RowWriter {
     // Invisible bars would only enlarge the file.
     if (width < 0.4) return '';
     this.used.add(bar.kind);
-    const box = (top: number, tall: number, radius: number, paint: string): string =>
-      `<rect x="${px(x)}" y="${px(top)}" width="${px(width)}" height="${px(tall)}" rx="${px(Math.min(radius, width / 2))}" ${paint}/>`;
+    const box = (top: number, tall: number, radius: number): string =>
+      `<rect x="${px(x)}" y="${px(top)}" width="${px(width)}" height="${px(tall)}" rx="${px(Math.min(radius, width / 2))}" ${paint(bar.kind, this.#id)}/>`;
     const middle = y + height / 2;
     const tall = Math.min(height, 16);
     const drawn = (...parts: string[]): string =>
       `<g><title>${escaped(bar.tip)}</title>${parts.join('')}</g>`;
     switch (bar.kind) {
       case 'alive':
-        return drawn(box(y, height, 4, fill('alive')));
+        return drawn(box(y, height, 4));
       case 'creating':
-        return drawn(box(middle - 5, 10, 3, hatch('creating', this.#id)));
+        return drawn(box(middle - 5, 10, 3));
       case 'wait-permit':
       case 'wait-lease':
-        return drawn(
-          box(middle - tall / 2, tall, 3, hatch(bar.kind, this.#id)),
-          this.#waitLabel(bar.label, x, middle, width, nextX),
-        );
+        return drawn(box(middle - tall / 2, tall, 3), this.#waitLabel(bar.label, x, middle, width, nextX));
       case 'run':
         return drawn(
-          box(y, height, 4, fill('run')),
+          box(y, height, 4),
           this.#runLabel(bar, x, y, width, height),
           this.#strips(bar.strips, y, height),
           bar.failed ? this.#failedEnd(x + width, y, height) : '',
@@ -296,37 +288,35 @@ class RowWriter {
         drawnTo.set(`${kind} ${lane}`, to);
         this.used.add(kind);
         const gap = to - x > 3 ? 0.8 : 0;
-        const paint = kind === 'wait-call' ? hatch(kind, this.#id) : fill(kind);
-        return `<rect x="${px(x)}" y="${px(top + lane * step)}" width="${px(to - x - gap)}" height="${px(step - 1.5)}" rx="1" ${paint}><title>${escaped(tip)}</title></rect>`;
+        return `<rect x="${px(x)}" y="${px(top + lane * step)}" width="${px(to - x - gap)}" height="${px(step - 1.5)}" rx="1" ${paint(kind, this.#id)}><title>${escaped(tip)}</title></rect>`;
       })
       .join('');
   }
 
   /** A curve of the number of waiting requests, used when there are too many for rows of their own. */
-  waitingCurve(waiting: readonly Row[], y: number): { readonly svg: string; readonly height: number } {
+  waitingCurve(waiting: readonly Row[], y: number): string {
     const bars = waiting.flatMap((row) => row.bars);
     const all = this.#counts(bars);
     const most = Math.max(1, ...all.map(([, count]) => count));
     const bottom = y + CURVE;
-    const area = (counts: readonly (readonly [x: number, count: number])[], paint: string): string => {
+    const area = (counts: readonly (readonly [x: number, count: number])[], look: string): string => {
       const [first, last] = [counts[0], counts.at(-1)];
       if (first === undefined || last === undefined) return '';
       const steps = counts.map(([x, count]) => `H${px(x)}V${px(bottom - (count / most) * (CURVE - 4))}`);
-      return `<path d="M${px(first[0])} ${px(bottom)}${steps.join('')}H${px(last[0])}V${px(bottom)}Z" ${paint}/>`;
+      return `<path d="M${px(first[0])} ${px(bottom)}${steps.join('')}H${px(last[0])}V${px(bottom)}Z" ${look}/>`;
     };
     const forLease = this.#counts(bars.filter(({ kind }) => kind === 'wait-lease'));
-    const svg = [
+    for (const { kind } of bars) this.used.add(kind);
+    return [
       '<g>',
       `<title>Up to ${most} waiting at once</title>`,
-      area(all, hatch('wait-permit', this.#id)),
+      area(all, paint('wait-permit', this.#id)),
       area(forLease, fill('paper')),
-      area(forLease, hatch('wait-lease', this.#id)),
-      svgText(this.#nameX, bottom - CURVE / 2, 'waiting', 'muted', LABEL),
-      svgText(this.#nameX, bottom - CURVE / 2 + 15, `up to ${most}`, 'muted', 'font-size="10.5"'),
+      area(forLease, paint('wait-lease', this.#id)),
+      svgText(MARGIN, bottom - CURVE / 2, 'waiting', 'muted', LABEL),
+      svgText(MARGIN, bottom - CURVE / 2 + 15, `up to ${most}`, 'muted', 'font-size="10.5"'),
       '</g>',
-    ];
-    for (const { kind } of bars) this.used.add(kind);
-    return { svg: svg.join(''), height: CURVE };
+    ].join('');
   }
 
   /** The number of bars from each position on, at visible resolution. */

@@ -3,7 +3,7 @@
  *
  * - `timeline.ts`: `recordTimeline`, `drawTimelines` and the recorded `Timeline`.
  * - `recorder.ts`: listens to the events; `records.ts` keeps requests and instances in bounded memory.
- * - `data.ts`: the recorded data.
+ * - `data.ts`: the recorded data; `times.ts`: the same as it is drawn, scaled and without open ends.
  * - `layout.ts`: rows, bars and strips; `svg.ts` and `svg-primitives.ts` draw them.
  * - `text.ts`: the drawing for terminals. `chrome-trace.ts`: the export for Perfetto.
  *
@@ -13,7 +13,7 @@
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
 import { nowMs } from '../../internal/clock.js';
 import {
-  callable,
+  clock,
   finiteNumber,
   oneOf,
   options as readOptions,
@@ -26,6 +26,7 @@ import { layOut, type TimelineLanes } from './layout.js';
 import { TimelineRecorder } from './recorder.js';
 import { drawSvg } from './svg.js';
 import { drawText } from './text.js';
+import { withTimes } from './times.js';
 
 export type { ChromeTrace, ChromeTraceEvent } from './chrome-trace.js';
 export type * from './data.js';
@@ -157,7 +158,7 @@ export function recordTimeline(hooks: LifecycleHooks, options: TimelineOptions =
   const { maxRequests = 500, maxSpansPerRequest = 1_000, now = nowMs } = options;
   wholeNumber('maxRequests', maxRequests);
   wholeNumber('maxSpansPerRequest', maxSpansPerRequest);
-  callable('now', now);
+  clock('now', now);
   return new Timeline(new TimelineRecorder(hooks, maxRequests, maxSpansPerRequest, now));
 }
 
@@ -189,15 +190,9 @@ export function drawTimelines(panels: readonly TimelinePanel[], options: DrawOpt
 const timeScaleOf = ({ timeScale = 1 }: { readonly timeScale?: number }): number =>
   finiteNumber('timeScale', timeScale, 1e-6, 1e6);
 
-const TIMES = ['startMs', 'readyMs', 'endMs'] as const;
-
 function scaled(data: TimelineData, factor: number): TimelineData {
   if (factor === 1) return data;
-  const scale = <T extends object>(piece: T): T => {
-    const times = piece as Partial<Record<(typeof TIMES)[number], number>>;
-    const changed = TIMES.filter((time) => times[time] !== undefined);
-    return { ...piece, ...Object.fromEntries(changed.map((time) => [time, (times[time] ?? 0) * factor])) };
-  };
+  const scale = <T extends object>(piece: T): T => withTimes(piece, (ms) => ms * factor);
   return {
     ...data,
     endMs: data.endMs * factor,

@@ -5,13 +5,14 @@
  * @module pipeline-pool/opentelemetry
  */
 
-import { type Context, context, metrics, type Tracer, trace } from '@opentelemetry/api';
+import { type Context, context, type Meter, metrics, type Tracer, trace } from '@opentelemetry/api';
 import { Attachment } from '../../hooks/attachment.js';
 import type { TaskIds } from '../../hooks/events.js';
 import type { LifecycleHooks } from '../../hooks/lifecycle-hooks.js';
-import { callable, optional, options as readOptions, refusal, wholeNumber } from '../../internal/validate.js';
-import { type MeterLike, recordMetrics } from '../metrics/otel-metrics.js';
-import { type MetricsSources, sourcesOf } from '../metrics/sources.js';
+import { type Checks, callable, checkEach, refusal, wholeNumber } from '../../internal/validate.js';
+import { Measurements } from '../metrics/measurements.js';
+import { type MeterLike, OtelMetrics } from '../metrics/otel-metrics.js';
+import { MEASURED_CHECKS, type MeasuredOptions } from '../metrics/sources.js';
 import { RequestSpans } from './request-spans.js';
 
 /** The version of the package, as in package.json. */
@@ -26,7 +27,7 @@ export interface TracerLike {
 }
 
 /** Options of `traceTo`. */
-export interface TraceOptions {
+export interface TraceOptions extends MeasuredOptions {
   /**
    * Creates the spans.
    * @default the global provider's tracer `pipeline-pool`
@@ -37,18 +38,6 @@ export interface TraceOptions {
    * @default the global provider's meter `pipeline-pool`
    */
   readonly meter?: MeterLike | undefined;
-  /**
-   * One manager or several, or objects with a limiter and gates: their shares of limits over several processes are read at
-   * each collection.
-   * @default none
-   */
-  readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
-  /**
-   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others become `other`. At most
-   * ten times as many names are ever used. From 0 to 1,000.
-   * @default 0: nothing is recorded by tenant
-   */
-  readonly tenants?: number | undefined;
   /**
    * Maximum number of open spans; the oldest is ended to make room for a new one.
    * @default 10000
@@ -75,6 +64,19 @@ export interface Tracing extends Disposable {
   stop(): void;
 }
 
+const TRACE_CHECKS: Checks<TraceOptions> = {
+  ...MEASURED_CHECKS,
+  tracer: (option, value) => {
+    if (typeof (value as TracerLike)?.startSpan !== 'function')
+      throw new TypeError(refusal(option, 'a Tracer', value));
+  },
+  meter: (option, value) => {
+    if (typeof (value as MeterLike)?.createHistogram !== 'function')
+      throw new TypeError(refusal(option, 'a Meter', value));
+  },
+  maxOpenSpans: wholeNumber,
+};
+
 /**
  * Exports lifecycle events to OpenTelemetry: as spans (request, waits, lease, tool calls, calls, attempts) and as metrics.
  * Requires `@opentelemetry/api`, an optional peer dependency, and an SDK set up by the host.
@@ -89,20 +91,19 @@ export interface Tracing extends Disposable {
  * );
  */
 export function traceTo(hooks: LifecycleHooks, options: TraceOptions = {}): Tracing {
-  readOptions('traceTo', options, ['tracer', 'meter', 'sources', 'tenants', 'maxOpenSpans']);
-  const tracer = optional('tracer', options.tracer, tracerOf) ?? trace.getTracer('pipeline-pool', VERSION);
-  const meter = optional('meter', options.meter, meterOf) ?? metrics.getMeter('pipeline-pool', VERSION);
-  const sources = optional('sources', options.sources, sourcesOf) ?? [];
-  const tenants =
-    optional('tenants', options.tenants, (option, value) => wholeNumber(option, value, 0, 1_000)) ?? 0;
-  const maxSpans = optional('maxOpenSpans', options.maxOpenSpans, wholeNumber) ?? 10_000;
+  const {
+    tracer = trace.getTracer('pipeline-pool', VERSION),
+    meter = metrics.getMeter('pipeline-pool', VERSION),
+    maxOpenSpans = 10_000,
+  } = checkEach('traceTo', options, TRACE_CHECKS);
   const attachment = new Attachment(hooks);
-  const spans = new RequestSpans(tracer as Tracer, maxSpans);
+  const spans = new RequestSpans(tracer as Tracer, maxOpenSpans);
   spans.listen(attachment);
-  const stopMetrics = recordMetrics(meter, attachment, sources, tenants);
+  const instruments = new OtelMetrics(meter as Meter);
+  instruments.listen(attachment, new Measurements(options));
   const stop = (): void => {
     attachment.detach();
-    stopMetrics();
+    instruments.stop();
     spans.endAll();
   };
   return {
@@ -133,13 +134,3 @@ function runWithin<R>(within: Context, work: () => R): R {
 // Only native generators: another iterable may have methods of its own, which the wrapper would lack.
 const isAsyncGenerator = (value: unknown): value is AsyncGenerator =>
   Object.prototype.toString.call(value) === '[object AsyncGenerator]';
-
-const tracerOf = (option: string, value: TracerLike): TracerLike => {
-  if (typeof value?.startSpan !== 'function') throw new TypeError(refusal(option, 'a Tracer', value));
-  return value;
-};
-
-const meterOf = (option: string, value: MeterLike): MeterLike => {
-  if (typeof value?.createHistogram !== 'function') throw new TypeError(refusal(option, 'a Meter', value));
-  return value;
-};

@@ -12,6 +12,7 @@ import {
 import type { Attachment } from '../../hooks/attachment.js';
 import type { GateEvents, LifecycleEvents, TaskIds } from '../../hooks/events.js';
 import { describeError } from '../../internal/redaction.js';
+import type { Ending } from '../metrics/measurements.js';
 import { errorType, isFailure, modelCall } from '../metrics/otel-metrics.js';
 
 /** Attributes that are undefined are omitted. */
@@ -20,12 +21,6 @@ type SpanAttributes = Readonly<Record<string, string | number | boolean | undefi
 interface Emitted extends TaskIds {
   readonly source: string;
   readonly toolCallId?: number;
-}
-
-/** The outcome of an operation; `aborted` is no failure. */
-interface Ending {
-  readonly outcome: string;
-  readonly error?: unknown;
 }
 
 interface SpanStart {
@@ -48,6 +43,8 @@ interface OpenSpan {
 
 type CallEvent = GateEvents['call:started' | 'call:retried' | 'call:throttled' | 'call:finished'];
 
+/** The names of the spans of waits. */
+const WAITS = { permit: 'pipeline admission', lease: 'pipeline wait' } as const;
 /** A shorter wait gets no span of its own. */
 const SHORTEST_WAIT_MS = 1;
 
@@ -82,12 +79,12 @@ export class RequestSpans {
       .on('request:finished', (p) => this.#end(requestKey(p), outcomeOf(p), p))
       .on('request:rejected', (p) => this.#end(requestKey(p), outcomeOf(p), p))
 
-      .on('permit:queued', (p) => this.#waitStarted('permit', 'pipeline admission', p))
+      .on('permit:queued', (p) => this.#waitStarted('permit', p))
       .on('permit:acquired', (p) => this.#permitAcquired(p))
       .on('permit:released', (p) => this.#end(permitKey(p)))
-      .on('permit:rejected', (p) => this.#waitEnded('permit', 'pipeline admission', p, p))
+      .on('permit:rejected', (p) => this.#waitEnded('permit', p, p))
 
-      .on('lease:queued', (p) => this.#waitStarted('lease', 'pipeline wait', p))
+      .on('lease:queued', (p) => this.#waitStarted('lease', p))
       .on('lease:acquired', (p) => this.#leaseAcquired(p))
       .on('lease:released', (p) => this.#end(leaseKey(p), { 'pipeline_pool.lease.discarded': p.discarded }))
       .on('lease:revoked', (p) => this.#end(leaseKey(p), {}, { outcome: p.reason }))
@@ -96,7 +93,7 @@ export class RequestSpans {
           .get(leaseKey(p))
           ?.span.addEvent('pipeline_pool.leak', { 'pipeline_pool.leak.kind': p.kind }),
       )
-      .on('lease:rejected', (p) => this.#waitEnded('lease', 'pipeline wait', p, p))
+      .on('lease:rejected', (p) => this.#waitEnded('lease', p, p))
 
       .on('tool:started', (p) => this.#toolStarted(p))
       .on('tool:finished', (p) => this.#end(toolKey(p), outcomeOf(p), p))
@@ -123,36 +120,35 @@ export class RequestSpans {
   }
 
   #permitAcquired(p: LifecycleEvents['permit:acquired']): void {
-    this.#waitEnded('permit', 'pipeline admission', p);
+    this.#waitEnded('permit', p);
     // The request's span covers the permit; and without a task id the release could not be matched.
     if (this.#hasRequest(p) || p.taskId === undefined) return;
     this.#start(permitKey(p), 'pipeline permit', p, { taskId: p.taskId });
   }
 
   #leaseAcquired(p: LifecycleEvents['lease:acquired']): void {
-    this.#waitEnded('lease', 'pipeline wait', p);
+    this.#waitEnded('lease', p);
     this.#start(leaseKey(p), 'pipeline lease', p, {
       attributes: { 'pipeline_pool.instance.id': p.instanceId },
       taskId: this.#hasRequest(p) ? undefined : p.taskId,
     });
   }
 
-  #waitStarted(kind: 'permit' | 'lease', name: string, p: Emitted): void {
+  #waitStarted(kind: keyof typeof WAITS, p: Emitted): void {
     // Without ids, the waiter that is served cannot be matched: its span is created at the end of the wait.
-    if (idOf(p) !== '') this.#start(waitKey(kind, p), name, p);
+    if (idOf(p) !== '') this.#start(waitKey(kind, p), WAITS[kind], p);
   }
 
   /** Ends a wait. If its start was not observed, its span is created now, unless the wait was too short. */
   #waitEnded(
-    kind: 'permit' | 'lease',
-    name: string,
+    kind: keyof typeof WAITS,
     p: Emitted & { readonly waitMs: number },
     rejected?: { readonly reason: string; readonly error: unknown },
   ): void {
     const key = waitKey(kind, p);
     if (!this.#open.has(key)) {
       if (p.waitMs < SHORTEST_WAIT_MS && rejected === undefined) return;
-      this.#start(key, name, p, { agoMs: p.waitMs });
+      this.#start(key, WAITS[kind], p, { agoMs: p.waitMs });
     }
     if (rejected === undefined) this.#end(key);
     else {
@@ -197,10 +193,7 @@ export class RequestSpans {
     const call = this.#open.get(callKey(p));
     if (call === undefined) return;
     if (p.status !== undefined) call.attempt?.setAttribute('http.response.status_code', p.status);
-    if (call.attempt !== undefined) {
-      endSpan(call.attempt, { outcome: p.status === undefined ? p.class : String(p.status) });
-    }
-    call.attempt = undefined;
+    endAttempt(call, { outcome: String(p.status ?? p.class) });
     call.span.addEvent('pipeline_pool.retry', {
       'pipeline_pool.outcome': p.class,
       'pipeline_pool.retry_after_ms': p.retryAfterMs,
@@ -209,8 +202,7 @@ export class RequestSpans {
 
   #callFinished(p: LifecycleEvents['call:finished']): void {
     const call = this.#call(p, p.durationMs);
-    if (call.attempt !== undefined) endSpan(call.attempt, p);
-    call.attempt = undefined;
+    endAttempt(call, p);
     const attributes = {
       'pipeline_pool.attempts': p.attempts,
       'pipeline_pool.cache': p.cache,
@@ -280,6 +272,11 @@ export class RequestSpans {
   }
 }
 
+function endAttempt(call: OpenSpan, ending: Ending): void {
+  if (call.attempt !== undefined) endSpan(call.attempt, ending);
+  call.attempt = undefined;
+}
+
 function endSpan(span: Span, { outcome, error }: Ending = { outcome: 'ok' }): void {
   if (isFailure(outcome)) {
     span.setAttribute('error.type', errorType(error, outcome));
@@ -295,7 +292,7 @@ function endSpan(span: Span, { outcome, error }: Ending = { outcome: 'ok' }): vo
 const idOf = ({ requestId, taskId }: TaskIds): string => requestId ?? taskId ?? '';
 const requestKey = ({ requestId }: { readonly requestId: string }): string => `request ${requestId}`;
 const permitKey = (p: Emitted): string => `permit ${p.source} ${idOf(p)}`;
-const waitKey = (kind: 'permit' | 'lease', p: Emitted): string => `wait ${kind} ${p.source} ${idOf(p)}`;
+const waitKey = (kind: keyof typeof WAITS, p: Emitted): string => `wait ${kind} ${p.source} ${idOf(p)}`;
 const leaseKey = (p: Emitted & { readonly instanceId: number }): string =>
   `lease ${p.source} ${p.instanceId}`;
 const callKey = (p: CallEvent): string => `call ${p.source} ${p.callId}`;

@@ -4,10 +4,8 @@ import * as undici from 'undici';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { GateTimeoutError } from '../../../src/errors.js';
 import { bearer, type GateFetchOptions } from '../../../src/gate/fetch.js';
-import type { ServiceGateOptions } from '../../../src/gate/options.js';
-import { ServiceGate } from '../../../src/gate/service-gate.js';
 import { useFakeTimers } from '../../support/fake-timers.js';
-import { recorder } from '../../support/hooks.js';
+import { hastyGate, type LimitedGateOptions } from '../../support/gates.js';
 import { until } from '../../support/promises.js';
 import { seeded } from '../../support/random-numbers.js';
 import { type Answer, TestServer } from './server.js';
@@ -50,26 +48,13 @@ const breaks =
   };
 const echo: Answer = (response, { body }) => response.end(body);
 
-type GateOptions = Partial<Omit<ServiceGateOptions, 'adaptive' | 'limiter' | 'maxConcurrent'>> & {
-  readonly maxConcurrent?: number;
-};
-
 describe.each([
   ['the fetch of this Node', globalThis.fetch as GateFetchOptions['fetch'], globalThis.Request],
   ['the fetch of undici', undici.fetch, undici.Request as unknown as typeof Request],
 ])('gate.fetch over %s', (_, fetch, RequestClass) => {
   /** A gate with one permit, and its fetch. */
-  function gated(fetchOptions: GateFetchOptions = {}, options: GateOptions = {}) {
-    const { hooks, of } = recorder();
-    const gate = new ServiceGate({
-      name: 'llm',
-      maxConcurrent: 1,
-      hooks,
-      retry: { baseMs: 1, maxMs: 1 },
-      cooldown: { baseMs: 1 },
-      ...options,
-    });
-    const held = (): number => gate.stats().running;
+  function gated(fetchOptions: GateFetchOptions = {}, options: LimitedGateOptions = {}) {
+    const { gate, of, held } = hastyGate(options);
     /** Everything is free again, and each call has ended once. */
     const expectAllFree = async (): Promise<void> => {
       await until(() => held() === 0 && gate.stats().limiter?.active === 0);

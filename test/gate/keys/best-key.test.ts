@@ -89,6 +89,16 @@ describe('the choice of the best key', () => {
     expect([take(500), take(501), take(502)].map(({ key }) => key.index)).toEqual([0, 1, 1]);
   });
 
+  it('says whether a window or the state of a key delays a start', () => {
+    const ring = ringOf([1], 1_000, () => 0);
+    const first = ring.take(1, 0) as KeyReservation;
+    ring.begin(first, 0);
+    expect(ring.take(1, 1)).toEqual({ retryAfterMs: 999, reason: 'rate' });
+    ring.report(first, { ...OK, class: 'rate-limited', retryAfterMs: 2_000 });
+    ring.end(first);
+    expect(ring.take(1, 1_001)).toEqual({ retryAfterMs: 999, reason: 'cooldown' });
+  });
+
   it('reads the windows of a few of 1,000 keys for a start', () => {
     let now = 0;
     const ring = ringOf(new Array<number>(1_000).fill(1_000), 1_000, () => now);

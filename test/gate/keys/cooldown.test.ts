@@ -35,6 +35,56 @@ describe('a cooldown of all keys', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
+  describe('after a change of the rate', () => {
+    const rate = (limit: number) => [{ limit, perMs: 100, unit: 'weight' as const }];
+
+    /** Two keys, both refused, of which a change of the rate makes the second the smaller one; a call waits for either. */
+    const changed = async () => {
+      const keys = [{ key: 'key-of-its-own-rate', rate: rate(5) }, 'key-of-the-gate'];
+      const gate = new ServiceGate({ name: 'llm', keys, rate: rate(10), retry: { attempts: 1 } });
+      const refuse = (weight: number) => gate.run(() => Promise.reject(httpError(401)), { weight });
+      await refuse(10).catch(() => {});
+      await gate.run(() => refused(60), { weight: 1 }).catch(() => {});
+      const control = new AbortController();
+      const call = follow(gate.run(({ key }) => key, { weight: 3, signal: control.signal }));
+      await settled();
+      gate.setRate({ rate: rate(4) });
+      await vi.advanceTimersByTimeAsync(100);
+      return { gate, call, control };
+    };
+
+    it('ends for a call as soon as any key that can serve it is back', async () => {
+      const { gate, call } = await changed();
+      expect(call.now.is).toBe('pending');
+      gate.restoreKey('key-of-the-gate');
+      await settled();
+      expect(call.now).toEqual({ is: 'fulfilled', value: 'key-of-the-gate' });
+    });
+
+    it('leaves nothing of a call that leaves', async () => {
+      const { gate, call, control } = await changed();
+      control.abort('left');
+      await settled();
+      expect(call.now).toEqual({ is: 'rejected', reason: 'left' });
+      expect(gate.stats()).toMatchObject({ backingOff: 0 });
+      expect(vi.getTimerCount()).toBe(0);
+    });
+
+    it('rejects a call that now only a key could serve which does not come back', async () => {
+      const keys = ['key-of-the-gate', { key: 'key-of-its-own-rate', rate: rate(10) }];
+      const gate = new ServiceGate({ name: 'llm', keys, rate: rate(5), retry: { attempts: 1 } });
+      await gate.run(() => Promise.reject(httpError(401)), { weight: 10 }).catch(() => {});
+      await gate.run(() => refused(60), { weight: 1 }).catch(() => {});
+      const call = follow(gate.run(() => 1, { weight: 3 }));
+      await settled();
+      expect(call.now.is).toBe('pending');
+      gate.setRate({ rate: rate(2) });
+      await settled();
+      expect(call.now).toMatchObject({ is: 'rejected', reason: { code: 'ERR_KEYS_EXHAUSTED' } });
+      expect(vi.getTimerCount()).toBe(0);
+    });
+  });
+
   it('ends for waiting calls though the rate changed meanwhile', async () => {
     const rate = (limit: number) => [{ limit, perMs: 100, unit: 'weight' as const }];
     const gate = new ServiceGate({ name: 'llm', rate: rate(15), retry: { attempts: 1 } });

@@ -163,23 +163,24 @@ describe('the keys of a ServiceGate', () => {
       expect(second.now.is).toBe('fulfilled');
     });
 
-    it('puts a service without keys into cooldown like one with a single key', async () => {
-      const { faults, call } = service();
-      const { hooks, of } = recorder();
-      const gate = new ServiceGate({ name: 'llm', hooks });
-      faults.set('', () => httpError(503, { 'retry-after': '5' }));
-      const first = follow(gate.run(call));
-      await settled();
-      faults.clear();
-      const second = follow(gate.run(call));
-      await vi.advanceTimersByTimeAsync(4_999);
-      expect(call).toHaveBeenCalledTimes(1);
-      await vi.advanceTimersByTimeAsync(1_000);
-      expect([first.now.is, second.now.is]).toEqual(['fulfilled', 'fulfilled']);
-      expect(of('key:cooldown')).toEqual([
-        { source: 'llm', key: 'service', retryAfterMs: 5_000, status: 503 },
-      ]);
-    });
+    it.each([503, 500])(
+      'puts a service without keys into cooldown like one with a single key, with status %i',
+      async (status) => {
+        const { faults, call } = service();
+        const { hooks, of } = recorder();
+        const gate = new ServiceGate({ name: 'llm', hooks });
+        faults.set('', () => httpError(status, { 'retry-after': '5' }));
+        const first = follow(gate.run(call));
+        await settled();
+        faults.clear();
+        const second = follow(gate.run(call));
+        await vi.advanceTimersByTimeAsync(4_999);
+        expect(call).toHaveBeenCalledTimes(1);
+        await vi.advanceTimersByTimeAsync(1_000);
+        expect([first.now.is, second.now.is]).toEqual(['fulfilled', 'fulfilled']);
+        expect(of('key:cooldown')).toEqual([{ source: 'llm', key: 'service', retryAfterMs: 5_000, status }]);
+      },
+    );
 
     it.each([503, 529])('and a %i put the key into cooldown without a retry time', async (status) => {
       const { faults, call } = service();

@@ -1,35 +1,11 @@
-/** From a cached call to a request of more than half an hour, in seconds. */
-export const WORK_BUCKETS = [0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1_200, 1_800, 3_600];
-/** Finer at the low end, because most waits are short. */
-export const WAIT_BUCKETS = [0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800];
-
-/** More names than this become `other`. */
-const MAX_NAMES = 100;
-
-/**
- * Bounds the number of values of one label. Pools, gates and tools are usually few, but a host that creates a gate per
- * customer, or takes tool names from a model, must not exhaust the memory of its metrics store.
- */
-export class BoundedLabels {
-  readonly #known = new Set<string>();
-
-  /** Returns the name itself, or `other` for a new name beyond the bound. */
-  name(name: string): string {
-    if (this.#known.has(name)) return name;
-    if (this.#known.size >= MAX_NAMES) return 'other';
-    this.#known.add(name);
-    return name;
-  }
-}
-
-type MetricTable = Readonly<Record<string, readonly [name: string, help: string, ...labels: string[]]>>;
-
 /*
- * All Prometheus metrics: name after the prefix, help, labels. Durations are in seconds. No label contains a task, a request
- * or an API key.
+ * The instruments of both exporters: the name in Prometheus after the prefix, help, labels. Durations are in seconds. No
+ * label contains a task, a request or an API key.
  */
+export type Instrument = readonly [name: string, help: string, ...labels: string[]];
+type Table = Readonly<Record<string, Instrument>>;
 
-/** Counters. */
+/** Counters of events. */
 export const COUNTERS = {
   requests: ['requests_total', 'Requests that ended, by outcome', 'outcome'],
   permitsRejected: ['permits_rejected_total', 'Requests that a limiter rejected', 'limiter', 'reason'],
@@ -65,10 +41,10 @@ export const COUNTERS = {
   quarantines: ['key_quarantines_total', 'Quarantined API keys, by reason', 'gate', 'reason'],
   disconnectFailures: ['tool_disconnect_failures_total', 'Failed disconnections of tool clients', 'tool'],
   hookErrors: ['hook_errors_total', 'Errors of listeners, by event', 'event'],
-} as const satisfies MetricTable;
+} as const satisfies Table;
 
-/** Gauges, set at each scrape. */
-export const GAUGES = {
+/** Levels, read at each scrape or collection. */
+export const LEVELS = {
   activeRequests: ['active_requests', 'Requests whose code is running'],
   queuedRequests: ['queued_requests', 'Requests that wait for admission or for an instance'],
   limiterActive: ['limiter_active', 'Weight of the held permits', 'limiter'],
@@ -87,32 +63,32 @@ export const GAUGES = {
     'meter',
     'state',
   ],
-  // The same in each process that shares the limit: not to be added up.
+  tenantRunning: ['tenant_active_requests', 'Requests whose code is running, by tenant', 'tenant'],
+  tenantQueued: ['tenant_queued_requests', 'Requests that wait, by tenant', 'tenant'],
+} as const satisfies Table;
+
+/** Levels that are the same in each process that shares the limit: not to be added up. */
+export const FLEET_LEVELS = {
   fleetActive: ['fleet_active', 'Weight of the permits that all processes hold', 'limit'],
   fleetQueued: ['fleet_queued', 'Waiters of all processes', 'limit'],
   fleetMax: ['fleet_max_concurrent', 'The limit of all processes together', 'limit'],
   fleetMembers: ['fleet_members', 'Processes that share the limit', 'limit'],
   fleetAvailable: ['fleet_available', 'Whether the server of the limit answers: 1 or 0', 'limit'],
-} as const satisfies MetricTable;
+} as const satisfies Table;
 
-/** By tenant, read at each scrape. */
-export const TENANT_GAUGES = {
-  running: ['tenant_active_requests', 'Requests whose code is running, by tenant', 'tenant'],
-  queued: ['tenant_queued_requests', 'Requests that wait, by tenant', 'tenant'],
-} as const satisfies MetricTable;
-
-/** By tenant, read at each scrape. */
-export const TENANT_COUNTERS = {
-  started: ['tenant_requests_total', 'Requests that began, by tenant', 'tenant'],
-  runMs: ['tenant_run_seconds_total', 'How long the code of requests ran, by tenant', 'tenant'],
-  waitMs: ['tenant_wait_seconds_total', 'How long requests waited before, by tenant', 'tenant'],
-  spent: ['tenant_cost_total', 'What calls spent of budgets, by tenant and meter', 'tenant', 'meter'],
-} as const satisfies MetricTable;
-
-/** Counters that are read from the sources at each scrape. */
-export const SOURCE_COUNTERS = {
+/** Counters that are read at each scrape or collection. */
+export const TOTALS = {
   fleetLost: ['fleet_permits_lost_total', 'Permits that this process has lost before their release', 'limit'],
-} as const satisfies MetricTable;
+  tenantStarted: ['tenant_requests_total', 'Requests that began, by tenant', 'tenant'],
+  tenantRunTime: ['tenant_run_seconds_total', 'How long the code of requests ran, by tenant', 'tenant'],
+  tenantWaitTime: ['tenant_wait_seconds_total', 'How long requests waited before, by tenant', 'tenant'],
+  tenantCost: ['tenant_cost_total', 'What calls spent of budgets, by tenant and meter', 'tenant', 'meter'],
+} as const satisfies Table;
+
+/** From a cached call to a request of more than half an hour, in seconds. */
+export const WORK_BUCKETS = [0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1_200, 1_800, 3_600];
+/** Finer at the low end, because most waits are short. */
+export const WAIT_BUCKETS = [0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800];
 
 /** Histograms of waits. */
 export const WAIT_TIMES = {
@@ -120,7 +96,7 @@ export const WAIT_TIMES = {
   permitWait: ['permit_wait_seconds', 'How long requests waited for a permit', 'limiter'],
   leaseWait: ['lease_wait_seconds', 'How long requests waited for an instance', 'pool'],
   callWait: ['call_wait_seconds', 'How long calls waited in total', 'gate'],
-} as const satisfies MetricTable;
+} as const satisfies Table;
 
 /** Histograms of work. */
 export const WORK_TIMES = {
@@ -134,4 +110,4 @@ export const WORK_TIMES = {
     'outcome',
   ],
   toolDuration: ['tool_duration_seconds', 'How long tool calls took', 'tool', 'outcome'],
-} as const satisfies MetricTable;
+} as const satisfies Table;
