@@ -150,7 +150,7 @@ const otherResets = (): readonly string[] => [
     ['requests', 'tokens'].map((unit) => `x-ratelimit-reset-${unit}-${window}`),
   ),
 ];
-/** Whether it is any of that kind. Without a pattern, which would go back over a long name again and again. */
+/** Whether it is any of that kind. Not a regular expression: it would backtrack, in quadratic time, over a long hostile name. */
 const isReset = (name: string): boolean =>
   name.startsWith('x-ratelimit-reset-') ||
   (name.endsWith('-reset') && name.slice(0, -'-reset'.length).includes('ratelimit-'));

@@ -33,8 +33,9 @@ export interface MeasuredOptions {
    */
   readonly sources?: MetricsSources | readonly MetricsSources[] | undefined;
   /**
-   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others become `other`. At most
-   * ten times as many names are ever used. Their names become label values or attributes. From 0 to 1,000.
+   * How many tenants have metrics of their own: those whose requests took longest lately, running or waiting. All others
+   * become `other`. At most ten times as many names are ever used. Their names become label values or attributes. From 0 to
+   * 1,000.
    * @default 0: nothing is exported by tenant
    */
   readonly tenants?: number | undefined;
